@@ -1,0 +1,227 @@
+"""Label a corpus with a teacher's embeddings, reduced by PCA to the student's width.
+
+Reads: a corpus (mlm/create_dataset.py), a teacher, and the student's width.
+Writes: final/{train,held_out}/shard-*.parquet with `text` and `label` (fp16), final/labels.json,
+    final/reduced_teacher (a sentence-transformers folder) and final/projection.safetensors.
+
+    python create_distil_dataset.py
+    python create_distil_dataset.py --recipe offline --teacher assets/models/all-MiniLM-L6-v2
+
+Where the widths differ, the principal directions of the teacher's vectors become a Dense layer on
+the teacher: labels, student and reduced teacher then share one space. Shard i depends on nothing
+but its texts, the teacher and the projection, so a killed run goes on at the first missing shard.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from small_modernbert import settings, stages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy as np
+    from sentence_transformers import SentenceTransformer
+
+    from small_modernbert.guide import Projection
+
+# Inputs
+CORPUS: str = "mlm/create_dataset"  # a stage of this recipe, or its folder
+TEACHER: str = "Alibaba-NLP/gte-modernbert-base"  # a sentence-transformers folder or hub id
+TEACHER_REVISION: str = ""  # 40 hex digits pin a hub teacher; empty warns
+STUDENT: str = "build_and_save_small_modernbert"  # its hidden_size is the labels' width
+DIMENSION: int = 0  # width of the labels; 0 = the student's
+
+# Labelling
+PCA_TEXTS: int = 20_000  # texts that the projection is fitted on, from the shuffled corpus; 0 = all
+ROWS_PER_SHARD: int = 2_048  # what a kill can cost, and the window that is sorted by length
+TOKENS_PER_BATCH: int = 8_192  # padded tokens per forward pass
+
+# Output
+RECIPE: str = "small_v2"  # runs/<recipe>/create_distil_dataset
+VARIANT: str = ""  # a second run in the same recipe: runs/<recipe>/create_distil_dataset@<variant>
+OVERWRITE: bool = False  # redo a finished stage
+
+
+def main() -> None:
+    """Encode the sample, fit and save the projection, then label every shard."""
+    corpus = stages.need(CORPUS, RECIPE, "corpus", "run: python mlm/create_dataset.py")
+    teacher_place = stages.locate(TEACHER, RECIPE) or TEACHER
+    width = DIMENSION or student_width()
+    inputs = {"corpus": corpus, "teacher": teacher_place, "width": f"{width} dimensions"}
+    with stages.Stage(globals(), inputs) as stage:
+        if stage.finished:
+            return
+        from small_modernbert import labels, report, storage
+        from small_modernbert.teacher import load_teacher, reduce_teacher, save_teacher
+
+        teacher = load_teacher(teacher_place, TEACHER_REVISION or None)
+        work = Labelling(stage, corpus, teacher)
+        with report.progress(description="labelling", total=work.rows, unit="texts") as work.bar:
+            projection = work.fit(width)
+            reduced = teacher if projection is None else reduce_teacher(teacher, projection)
+            save_teacher(reduced, stage.building / "reduced_teacher")
+            shards = {split: work.label(split, projection) for split in work.splits}
+        storage.remove(work.cache)
+        storage.write_json(
+            stage.building / labels.INDEX,
+            {"dimension": width, "rows": work.splits, "shards": shards},
+        )
+        stage.record["rows"] = work.splits
+        stage.record["metrics"] = {"explained": work.explained}
+        stage.record["tokens_per_second"] = round(work.tokens / max(stage.seconds, 1e-9))
+        stage.finish(
+            f"{work.rows:,} labels of width {width}, {work.explained:.1%} of the teacher's second "
+            f"moment kept, {stage.record['tokens_per_second']:,} tokens/s",
+            verify=check_labels,
+        )
+
+
+def student_width() -> int:
+    """Read hidden_size from the student's config.json, without loading the model."""
+    from small_modernbert import storage
+
+    folder = stages.need(
+        STUDENT, RECIPE, "student", "run: python build_and_save_small_modernbert.py"
+    )
+    return storage.read_json(folder / "config.json", "build the student again")["hidden_size"]
+
+
+def check_labels(folder: Path) -> None:
+    """Read every shard back; a shard that does not read as it was written fails the stage."""
+    from small_modernbert.errors import UserError
+    from small_modernbert.labels import open_labels
+
+    found = open_labels(folder)
+    for split, rows in found.rows.items():
+        seen = sum(len(batch) for batch in found.batches(split, ["text", "label"]))
+        if seen != rows:
+            raise UserError(f"{folder}/{split}: {seen:,} rows came back out of {rows:,}")
+
+
+class Labelling:
+    """One corpus on its way through one teacher, slice by slice."""
+
+    def __init__(self, stage: stages.Stage, corpus: Path, teacher: SentenceTransformer) -> None:
+        from small_modernbert import corpora
+
+        self.stage, self.corpus, self.teacher = stage, corpus, teacher
+        self.cache = stage.building / "teacher_vectors"
+        self.splits = {split: corpora.count_rows(corpus, split) for split in ("train", "held_out")}
+        self.rows = sum(self.splits.values())
+        self.tokens = stage.record.get("tokens", 0)
+        self.explained = 1.0
+        self.bar = None
+
+    def slices(self, split: str) -> Iterator[list[str]]:
+        """Yield the split's texts in slices of ROWS_PER_SHARD."""
+        from small_modernbert.corpora import read_texts
+
+        waiting: list[str] = []
+        for batch in read_texts(self.corpus, split):
+            waiting.extend(batch.column(0).to_pylist())
+            while len(waiting) >= ROWS_PER_SHARD:
+                yield waiting[:ROWS_PER_SHARD]
+                waiting = waiting[ROWS_PER_SHARD:]
+        if waiting:
+            yield waiting
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        """Return the teacher's own vectors of a slice, counting its tokens."""
+        from small_modernbert.teacher import encode_ids, token_ids
+
+        ids = token_ids(self.teacher, texts)
+        vectors = encode_ids(
+            self.teacher, ids, tokens_per_batch=TOKENS_PER_BATCH, advance=self.bar.update
+        )
+        # Counted on disk, like the seconds, so that a resumed run reports the whole.
+        self.tokens += sum(map(len, ids))
+        self.stage.record["tokens"] = self.tokens
+        self.stage.save_record()
+        return vectors
+
+    def fit(self, width: int) -> Projection | None:
+        """Fit the projection on the first PCA_TEXTS texts; None where the widths agree.
+
+        The sample's vectors are kept on disk, so that labelling does not encode them again.
+        """
+        import numpy as np
+        import torch
+        from safetensors.torch import save_file
+
+        from small_modernbert.errors import UserError
+        from small_modernbert.guide import directions_of_moment
+
+        dimension = self.teacher.get_embedding_dimension()
+        if width == dimension:
+            stages.logger.info("the teacher is as wide as the student: no projection")
+            return None
+        if width > dimension:
+            raise UserError(
+                f"the student is {width} wide, its teacher {dimension}: choose a narrower student "
+                "(--hidden-size of build_and_save_small_modernbert.py) or a wider teacher"
+            )
+        self.cache.mkdir(exist_ok=True)
+        wanted = PCA_TEXTS or self.splits["train"]
+        moment, mean, seen = np.zeros((dimension, dimension)), np.zeros(dimension), 0
+        for index, texts in enumerate(self.slices("train")):
+            if seen >= wanted:
+                break
+            path = self.cache / f"{index:05d}.npy"
+            if path.exists():
+                vectors = np.load(path, allow_pickle=False)
+                self.bar.update(len(texts))
+            else:
+                vectors = self.encode(texts)
+                beside = path.with_name("partial.npy")
+                np.save(beside, vectors)
+                beside.replace(path)
+            moment += vectors.T.astype(np.float64) @ vectors
+            mean += vectors.sum(axis=0, dtype=np.float64)
+            seen += len(vectors)
+        projection = directions_of_moment(
+            torch.from_numpy(moment / seen), torch.from_numpy(mean / seen), width
+        )
+        self.explained = float(projection.explained.sum())
+        stages.logger.info(
+            "projection %d -> %d fitted on %s texts keeps %.2f %% of the second moment",
+            dimension, width, f"{seen:,}", 100 * self.explained,
+        )  # fmt: skip
+        save_file(
+            {
+                "directions": projection.directions.contiguous(),
+                "mean": projection.mean,
+                "explained": projection.explained,
+            },
+            self.stage.building / "projection.safetensors",
+        )
+        return projection
+
+    def label(self, split: str, projection: Projection | None) -> int:
+        """Write the missing shards of a split; return how many it has."""
+        import numpy as np
+
+        from small_modernbert import labels
+        from small_modernbert.teacher import normalise, project
+
+        count = 0
+        for index, texts in enumerate(self.slices(split)):
+            count += 1
+            path = labels.shard_path(self.stage.building, split, index)
+            cached = self.cache / f"{index:05d}.npy"
+            if split == "train" and cached.exists():
+                vectors = np.load(cached, allow_pickle=False)
+            elif path.exists():
+                self.bar.update(len(texts))
+                continue
+            else:
+                vectors = self.encode(texts)
+            reduced = normalise(vectors) if projection is None else project(vectors, projection)
+            labels.write_shard(path, texts, reduced)
+        return count
+
+
+if __name__ == "__main__":
+    settings.run(globals())

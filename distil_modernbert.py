@@ -1,0 +1,142 @@
+r"""Distil a teacher into the student: its embeddings (mse, cosine) or its ranking (kl).
+
+Reads: a student (any folder with a ModernBERT), label shards (create_distil_dataset.py).
+Writes: final/, a sentence-transformers folder; checkpoints/, metrics.jsonl.
+
+    python distil_modernbert.py
+    python distil_modernbert.py --recipe offline --student mlm/init_model_mlm@static \
+        --objective cosine --retrieval-folder assets/retrieval --validation-sets boolq-dev
+    python distil_modernbert.py --recipe offline --variant random --student \
+        build_and_save_small_modernbert
+
+Batches are packed: texts of near-equal length end to end, no padding. Held-out rows of the label
+shards are never trained on. The kept model is the best one by SELECT_BY, which is never a set that
+the benchmark reports.
+"""
+
+from typing import Literal
+
+from small_modernbert import settings, stages
+
+# Inputs
+STUDENT: str = "mlm/pre_train"  # a stage of this recipe, or a folder
+LABELS: str = "create_distil_dataset"  # the label shards, likewise
+
+# Objective
+OBJECTIVE: Literal["mse", "cosine", "kl"] = "mse"  # vectors, their directions, or their ranking
+TEMPERATURE: float = 0.05  # of the in-batch similarities; kl only
+
+# Training
+EPOCHS: int = 2  # passes over the labels
+MAX_STEPS: int = 0  # ends earlier; 0 = all the epochs
+ROWS_PER_BATCH: int = 64  # texts per step at most
+TOKENS_PER_BATCH: int = 16_384  # tokens per step at most
+ACCUMULATE: int = 1  # batches per optimizer step
+LEARNING_RATE: float = 1e-4  # of the plateau
+EMBEDDING_RATE: float = 1.0  # the embedding table's share of it
+WARMUP: float = 0.05  # share of the steps, linear from 0
+DECAY: float = 0.3  # share of the steps at the end, 1 - sqrt to 0
+WEIGHT_DECAY: float = 0.01  # matrices only
+OPTIMIZER: Literal["stable_adamw", "adamw"] = "stable_adamw"  # the paper's, or torch's fused one
+MAX_TOKENS: int = 0  # longer texts are cut; 0 = as many as the student takes
+POOLING: Literal["student", "mean", "cls"] = "student"  # how token vectors become one
+PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # auto measures which is faster here
+CHECKPOINT_EVERY: int = 500  # steps; what a kill can cost
+
+# Evaluation
+EVALUATE_EVERY: int = 1_000  # steps
+RETRIEVAL_FOLDER: str = ""  # local sets in the NanoBEIR layout; empty = NanoBEIR from the hub
+VALIDATION_SETS: list[str] = ["NanoMSMARCO", "NanoHotpotQA"]  # watched; not selected by
+HELD_OUT_ROWS: int = 1_000  # labels to measure the distance to the teacher on
+SELECT_BY: str = "held_out_cosine"  # figure that the kept model maximises; "" keeps the last
+
+# Output
+SEED: int = 42  # of the batches' order
+RECIPE: str = "small_v2"  # runs/<recipe>/distil_modernbert
+VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
+OVERWRITE: bool = False  # redo a finished stage
+
+
+def main() -> None:
+    """Load, tokenise once, train, keep the best, save, and say what changed."""
+    student_folder = stages.need(
+        STUDENT, RECIPE, "student", "run: python build_and_save_small_modernbert.py"
+    )
+    label_folder = stages.need(LABELS, RECIPE, "labels", "run: python create_distil_dataset.py")
+    set_folder = RETRIEVAL_FOLDER and stages.need(
+        RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", "run: python get_offline_assets.py"
+    )
+    inputs = {"student": student_folder, "labels": label_folder}
+    if set_folder:
+        inputs["retrieval"] = set_folder
+    with stages.Stage(globals(), inputs) as stage:
+        if stage.finished:
+            return
+        from small_modernbert import distillation, labels, precision, retrieval, students, training
+        from small_modernbert.tokenised import load_backend, store
+
+        found = labels.open_labels(label_folder)
+        model = students.load_student(student_folder)
+        model.to(precision.default_device())
+        found.check_width(model.config.hidden_size)
+        dtype = precision.settle(stage, PRECISION, model.device)
+        pooling = students.read_pooling(student_folder) if POOLING == "student" else POOLING
+        max_tokens = MAX_TOKENS or students.read_max_tokens(student_folder, model.config)
+        backend = load_backend(student_folder, max_tokens)
+        key = f"{stage.record['inputs']}{max_tokens}"
+        cache = stage.folder / "cache"
+        held_out_rows = min(HELD_OUT_ROWS, found.rows["held_out"])
+        tokens = {
+            split: store(found.texts(split), backend, cache / split, key)
+            for split in ("train", "held_out")
+        }
+        vectors = {split: found.vectors(split, cache / f"{split}.f16") for split in tokens}
+        sets = retrieval.load_named(VALIDATION_SETS, set_folder or None)
+        encoder = distillation.PackedEncoder(model, pooling, dtype)
+        held_out = tokens["held_out"].head(held_out_rows)
+        task = distillation.DistillationTask(
+            encoder,
+            tokens["train"],
+            vectors["train"],
+            distillation.loss_function(OBJECTIVE, TEMPERATURE),
+            lambda: distillation.held_out_figures(
+                encoder, held_out, vectors["held_out"][:held_out_rows], sets, backend
+            ),
+            tokens_per_batch=TOKENS_PER_BATCH,
+            rows_per_batch=ROWS_PER_BATCH,
+            seed=SEED,
+        )
+        optimizer = training.make_optimizer(
+            OPTIMIZER,
+            model,
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            embedding_rate=EMBEDDING_RATE,
+        )
+        plan = training.Plan(
+            epochs=EPOCHS,
+            max_steps=MAX_STEPS,
+            accumulate=ACCUMULATE,
+            learning_rate=LEARNING_RATE,
+            warmup=WARMUP,
+            decay=DECAY,
+            evaluate_every=EVALUATE_EVERY,
+            checkpoint_every=CHECKPOINT_EVERY,
+            select_by=SELECT_BY,
+        )
+        outcome = training.train(task, optimizer, plan, stage)
+        students.save_sentence_transformer(
+            stage.building,
+            model,
+            students.load_tokenizer(student_folder),
+            max_tokens=max_tokens,
+            pooling=pooling,
+        )
+        stage.record["rows"] = {"train": found.rows["train"], "held_out": held_out_rows}
+        training.finish(
+            stage, outcome, SELECT_BY, lambda folder: students.check_reload(folder, model)
+        )
+
+
+if __name__ == "__main__":
+    settings.run(globals())

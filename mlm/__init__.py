@@ -1,0 +1,1 @@
+"""The masked-language-modelling half of the pipeline: corpus, initialisation, pre-training."""

@@ -1,0 +1,220 @@
+r"""Flatten many sources of text to one corpus: cleaned, cut to size, without duplicates, shuffled.
+
+Reads: the SOURCES (datasets of the hub, streamed, or the offline text) and TOKENIZER.
+Writes: runs/<recipe>/mlm/create_dataset/final/: train/ and held_out/ Parquet shards with columns
+text, source, tokens; corpus.json with their checksums; corpus.md with what became of every row.
+
+    python mlm/create_dataset.py --recipe small_v2
+    python mlm/create_dataset.py --recipe offline --sources offline --max-texts 30000 \
+        --tokenizer assets/models/all-MiniLM-L6-v2 --max-tokens 256
+"""
+
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from small_modernbert import report, settings, stages, storage
+from small_modernbert.errors import UserError
+
+if TYPE_CHECKING:
+    from small_modernbert.corpora import Source
+    from small_modernbert.duplicates import MinHash
+    from small_modernbert.spills import Spill
+
+# Inputs
+SOURCES: list[str] = ["msmarco", "philosophy", "npr", "finewiki"]  # rows of the table in corpora.py
+OFFLINE_TEXT: str = "assets/text/train.parquet"  # the source "offline": any Parquet file like it
+TOKENIZER: str = "answerdotai/ModernBERT-base"  # counts tokens: a stage, a folder or a hub id
+TOKENIZER_REVISION: str = ""  # of a hub id; empty takes the newest
+
+# Texts
+MAX_TOKENS: int = 1024  # longer documents are cut between sentences; special tokens included
+MIN_CHARACTERS: int = 12  # shorter texts are fragments ("divide it."), not queries
+MAX_TEXTS: int = 0  # kept in all, held-out ones included: passages first; 0 keeps everything
+PASSAGE_TOKENS: int = 64  # a text of so many tokens is a passage
+PASSAGE_SHARE: float = 0.6  # of MAX_TEXTS; the rest are short: a student needs queries too (LEAF)
+HELD_OUT_ROWS: int = 1000  # never trained on, and near no training text
+
+# Near duplicates
+DEDUPLICATE_NEAR: bool = True  # by MinHash over runs of three tokens
+NEAR_THRESHOLD: float = 0.8  # Jaccard index from which two texts are one
+NUM_PERMUTATIONS: int = 64  # the index is estimated to about 0.05
+
+# Output
+SHARD_ROWS: int = 100_000  # what is held in memory at once while the shards are written
+RECIPE: str = "small_v2"  # folder below runs/
+VARIANT: str = ""  # a folder of its own for a run with other settings
+OVERWRITE: bool = False  # redo a finished run
+SEED: int = 42  # of the choice, the held-out part and the order
+
+logger = logging.getLogger("small_modernbert.create_dataset")
+
+
+def main() -> None:
+    """Clean and spill every source, drop duplicates, choose, shuffle, write shards."""
+    check_settings()
+    sources = resolve_sources()
+    # Files first: the tokenizer may have to be fetched.
+    inputs = {f"source {source.name}": reference(source) for source in sources}
+    inputs["tokenizer"] = tokenizer_file = find_tokenizer()
+    with stages.Stage(globals(), inputs=inputs) as stage:
+        if stage.finished:
+            storage.remove(stage.checkpoints)
+            return
+        from small_modernbert import corpora, duplicates, selection, spills
+
+        near = duplicates.MinHash(NUM_PERMUTATIONS, NEAR_THRESHOLD, SEED)
+        minhash = near if DEDUPLICATE_NEAR else None
+        spilled = spill_sources(sources, tokenizer_file, minhash, stage.checkpoints)
+        begun = time.monotonic()
+        choice = selection.choose(spilled, minhash, MAX_TEXTS, PASSAGE_TOKENS, PASSAGE_SHARE, SEED)
+        counts = selection.tabulate(spilled, choice, HELD_OUT_ROWS)
+        kept = sum(row["kept"] for row in counts.values())
+        if kept <= HELD_OUT_ROWS:
+            raise UserError(
+                f"{kept:,} texts are left, and {HELD_OUT_ROWS:,} are to be held out; "
+                f"lower --held-out-rows or --min-characters, or add sources"
+            )
+        logger.info("chose %s texts in %.1f s", f"{kept:,}", time.monotonic() - begun)
+        begun = time.monotonic()
+        storage.remove(stage.building)
+        shards = spills.write_shards(
+            spilled,
+            choice.place,
+            HELD_OUT_ROWS,
+            SHARD_ROWS,
+            stage.building,
+            stage.checkpoints / "scatter",
+        )
+        logger.info("wrote %d shards in %.1f s", len(shards), time.monotonic() - begun)
+        tokens = write_manifest(stage.building, sources, shards, counts, tokenizer_file)
+        stage.record["rows"] = counts
+        read = sum(row["read"] for row in counts.values())
+        stage.finish(f"{read:,} texts → {kept:,} of {tokens:,} tokens", corpora.verify)
+        storage.remove(stage.checkpoints)
+
+
+def check_settings() -> None:
+    """Refuse settings that make no sense, before anything is read.
+
+    Raises:
+        UserError: with the flag to change.
+    """
+    if not 0.0 < NEAR_THRESHOLD <= 1.0:
+        raise UserError(f"--near-threshold {NEAR_THRESHOLD} is not in (0, 1]")
+    if not 0.0 <= PASSAGE_SHARE <= 1.0:
+        raise UserError(f"--passage-share {PASSAGE_SHARE} is not in [0, 1]")
+    for flag, value, least in (
+        ("--shard-rows", SHARD_ROWS, 1),
+        ("--num-permutations", NUM_PERMUTATIONS, 1),
+        ("--held-out-rows", HELD_OUT_ROWS, 0),
+        ("--max-texts", MAX_TEXTS, 0),
+    ):
+        if value < least:
+            raise UserError(f"{flag} {value} is too small; at least {least}")
+
+
+def resolve_sources() -> "list[Source]":
+    """Return the rows of the table of sources, with the offline text's real path."""
+    from small_modernbert import corpora
+
+    sources = corpora.select(SOURCES)
+    text = Path(OFFLINE_TEXT).expanduser()
+    path = next((base / text for base in (stages.ROOT, Path.cwd()) if (base / text).exists()), text)
+    return [
+        dataclasses.replace(source, id=str(path)) if source.name == "offline" else source
+        for source in sources
+    ]
+
+
+def reference(source: "Source") -> Path | str:
+    """Return what the stage remembers of a source: a file, or a hub id with its revision.
+
+    Raises:
+        UserError: it is a file that is not there.
+    """
+    if source.id.endswith(".parquet"):
+        path = Path(source.id)
+        if not path.is_file():
+            raise UserError(f"{path} is not there; run: python get_offline_assets.py")
+        return path
+    return f"{source.id}@{source.revision or 'newest'}"
+
+
+def find_tokenizer() -> Path:
+    """Return the tokenizer.json of TOKENIZER, fetched if that is a hub id."""
+    folder = stages.locate(TOKENIZER, RECIPE)
+    if folder is not None:
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise UserError(f"{path} is not there; --tokenizer takes a folder that has one")
+        return path
+    from small_modernbert import hub
+
+    return hub.fetch_file(TOKENIZER, TOKENIZER_REVISION or None, "tokenizer.json")
+
+
+def spill_sources(
+    sources: "list[Source]", tokenizer_file: Path, minhash: "MinHash | None", folder: Path
+) -> "list[Spill]":
+    """Clean, cut and fingerprint every source; those that are done are taken up."""
+    from tokenizers import Tokenizer
+
+    from small_modernbert import spills
+    from small_modernbert.cleaning import Chunker
+
+    chunker = Chunker(Tokenizer.from_file(str(tokenizer_file)), MAX_TOKENS)
+    spilled = []
+    for source in sources:
+        begun = time.monotonic()
+        place = folder / source.name
+        done = "was read before" if (place / spills.COUNTS).exists() else "read"
+        spill = spills.write_spill(place, source, chunker, minhash, MIN_CHARACTERS, SEED)
+        spilled.append(spill)
+        logger.info(
+            "%s: %s, %s rows in %.1f s · %s",
+            *(source.name, done, f"{spill.rows:,}", time.monotonic() - begun, source.licence),
+        )
+    return spilled
+
+
+def write_manifest(
+    folder: Path,
+    sources: "list[Source]",
+    shards: dict[str, dict[str, object]],
+    counts: dict[str, dict[str, int]],
+    tokenizer_file: Path,
+) -> int:
+    """Write corpus.json and corpus.md, log the table; return the number of tokens kept."""
+    columns = list(next(iter(counts.values())))
+    total = {name: sum(row[name] for row in counts.values()) for name in columns}
+    # A column of zeros says nothing; the JSON has them all.
+    shown = [name for name in columns if total[name] or name in ("read", "kept", "tokens")]
+    rows = [[label, *(row[name] for name in shown)] for label, row in counts.items()]
+    table = report.table(["source", *shown], [*rows, ["all", *(total[name] for name in shown)]])
+    for line in table.splitlines():
+        logger.info("%s", line)
+    licences = "\n".join(f"- {source.name} ({source.id}): {source.licence}" for source in sources)
+    sizes = f"Texts of at most {MAX_TOKENS:,} tokens of {TOKENIZER}."
+    storage.write_text(
+        folder / "corpus.md", f"# Corpus\n\n{sizes}\n\n{table}\n\nLicences:\n\n{licences}\n"
+    )
+    storage.write_json(
+        folder / "corpus.json",
+        {
+            "rows": total["kept"] - total["held out"],
+            "held_out": total["held out"],
+            "tokens": total["tokens"],
+            "max_tokens": MAX_TOKENS,
+            "tokenizer_digest": storage.sha256_file(tokenizer_file),
+            "shards": shards,
+            "sources": counts,
+        },
+    )
+    return total["tokens"]
+
+
+if __name__ == "__main__":
+    settings.run(globals())

@@ -1,0 +1,218 @@
+r"""Start a student from something better than noise: carved out of a donor, or static.
+
+Reads: a blank student; a donor (guide), or a reduced teacher and its labels (static).
+Writes: final/, a student folder, with transfer.json (every tensor: copied, projected or fresh, and
+    why); for a static start also final/static_twin, the same model without layers (model2vec).
+
+    python mlm/init_model_mlm.py
+    python mlm/init_model_mlm.py --recipe offline --donor assets/models/all-MiniLM-L6-v2
+    python mlm/init_model_mlm.py --recipe offline --variant static --init static
+
+guide: GUIDE (arXiv 2510.06502): PCA of the donor's embedding table, folded through its layers.
+static: the teacher's vector of each vocabulary entry, fitted to the labels, as the embedding.
+random: the blank student with a language-modelling head.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from small_modernbert import settings, stages
+from small_modernbert.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Inputs
+STUDENT: str = "build_and_save_small_modernbert"  # the blank student: a stage, or a folder
+INIT: Literal["guide", "static", "random"] = "guide"  # what the student starts from
+
+# guide
+DONOR: str = "answerdotai/ModernBERT-base"  # ModernBERT, BERT or MPNet: folder or hub id
+DONOR_REVISION: str = ""  # 40 hex digits pin a hub donor
+LAYER_SELECTION: Literal["first", "uniform"] = "first"  # which donor layers feed the student's
+TRANSFER_LAYERS: int = 0  # student layers to carve, from the first; 0 = all, 1 = GUIDE's own choice
+
+# static
+TEACHER: str = "create_distil_dataset/reduced_teacher"  # its vectors must be as wide as the student
+LABELS: str = "create_distil_dataset"  # the table is fitted to these, and counts their tokens
+MAP_EPOCHS: int = 3  # passes of one linear map of the table over the labels; 0 = none
+MAP_LEARNING_RATE: float = 1e-3  # of that map, falling to 0
+FIT_EPOCHS: int = 1  # passes of the single rows after it; more memorise the texts (docs/LOG.md)
+FIT_LEARNING_RATE: float = 3e-3  # of the rows, falling to 0
+RESIDUAL_SCALE: float = 0.0  # on what the layers write; 0 = exactly the static model
+MAX_TOKENS: int = 0  # of the texts that the table is fitted to; 0 = as many as the student takes
+
+# Output
+SEED: int = 42  # of the fresh tensors
+RECIPE: str = "small_v2"  # runs/<recipe>/mlm/init_model_mlm
+VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
+OVERWRITE: bool = False  # redo a finished stage
+
+
+def main() -> None:
+    """Load the blank student, initialise it as asked, and list what became of every tensor."""
+    student_folder = stages.need(
+        STUDENT, RECIPE, "student", "run: python build_and_save_small_modernbert.py"
+    )
+    inputs: dict[str, Path | str] = {"student": student_folder}
+    if INIT == "guide":
+        inputs["donor"] = stages.locate(DONOR, RECIPE) or DONOR
+    if INIT == "static":
+        cure = "run: python create_distil_dataset.py"
+        inputs["labels"] = stages.need(LABELS, RECIPE, "labels", cure)
+        inputs["teacher"] = stages.need(TEACHER, RECIPE, "reduced teacher", cure)
+    with stages.Stage(globals(), inputs) as stage:
+        if stage.finished:
+            return
+        import torch
+
+        torch.manual_seed(SEED)
+        start = {"guide": start_guided, "static": start_from_table, "random": start_random}[INIT]
+        how = start(stage, inputs)
+        report_transfer(stage, how)
+
+
+def start_random(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str, tuple[str, str]]:
+    """Add a fresh language-modelling head to the blank student."""
+    from small_modernbert import students
+
+    model = students.load_student(inputs["student"], masked_lm=True)
+    save(stage, inputs, model)
+    return {name: ("fresh", "random start") for name in model.state_dict()}
+
+
+def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str, tuple[str, str]]:
+    """Carve the student out of the donor."""
+    import torch
+
+    from small_modernbert import donors, guide, students, vocabulary
+
+    place, revision = inputs["donor"], DONOR_REVISION or None
+    donor = donors.read_donor(donors.load_donor(place, revision))
+    model = students.load_student(inputs["student"], masked_lm=True)
+    config = model.config
+    rows = vocabulary.match(
+        students.load_tokenizer(inputs["student"]),
+        students.load_tokenizer(place, revision),
+        config.vocab_size,
+    )
+    layers = guide.choose_layers(LAYER_SELECTION, config.num_hidden_layers, len(donor.blocks))
+    if TRANSFER_LAYERS:
+        layers = layers[:TRANSFER_LAYERS]
+    stages.logger.info("donor layers %s feed student layers 0 to %d", layers, len(layers) - 1)
+    for index, source in enumerate(layers):
+        theirs, ours = donor.blocks[source].attention_type, config.layer_types[index]
+        if theirs != ours:
+            stages.logger.info("layer %d: %s in the donor, %s here", index, theirs, ours)
+    for reason in donor.left_behind:
+        stages.logger.info("not transferred: %s", reason)
+    try:
+        carved = guide.carve(
+            donor,
+            model.state_dict(),
+            heads=config.num_attention_heads,
+            layer_types=config.layer_types,
+            donor_layers=layers,
+            token_rows=torch.from_numpy(rows),
+        )
+    except ValueError as error:
+        raise UserError(
+            f"{place} is too small for this student ({error}); choose another donor, or build a "
+            "narrower student: python build_and_save_small_modernbert.py --help"
+        ) from error
+    first = "model.layers.0.attn.Wo.weight"
+    if carved.how[first][0] == "fresh":
+        stages.logger.info("not transferred: attention: %s", carved.how[first][1])
+    model.load_state_dict(carved.tensors, strict=False)
+    stage.record["donor_layers"] = layers
+    stage.record["left_behind"] = donor.left_behind
+    save(stage, inputs, model)
+    return carved.how
+
+
+def start_from_table(
+    stage: stages.Stage, inputs: dict[str, Path | str]
+) -> dict[str, tuple[str, str]]:
+    """Make the teacher's table, fit it to the labels, and start the student from it."""
+    import numpy as np
+
+    from small_modernbert import labels, report, static, storage, students, vocabulary
+    from small_modernbert.teacher import load_teacher
+    from small_modernbert.tokenised import load_backend, store
+
+    folder = inputs["student"]
+    student = students.load_student(folder)
+    tokenizer = students.load_tokenizer(folder)
+    found = labels.open_labels(inputs["labels"])
+    found.check_width(student.config.hidden_size)
+    max_tokens = MAX_TOKENS or students.read_max_tokens(folder, student.config)
+    cache = stage.building / "cache"
+    tokens = store(
+        found.texts("train"), load_backend(folder, max_tokens), cache / "train", "in one run"
+    )
+    table = vocabulary.teacher_table(load_teacher(inputs["teacher"]), tokenizer)
+    special = np.asarray(sorted(tokenizer.all_special_ids))
+    counts = np.bincount(tokens.ids, minlength=len(table))[: len(table)]
+    weights = static.zipf_weights(counts)
+    plain = table * weights[:, None]
+    plain[special] = 0
+    vocabulary.save_static(
+        stage.building / "static_untrained", static.scale_to_fit(plain), tokenizer
+    )
+    vectors = found.vectors("train", cache / "train.f16")
+    steps = static.fit_steps(len(tokens), MAP_EPOCHS + FIT_EPOCHS)
+    with report.progress(description="fitting the table", total=steps, unit="steps") as bar:
+        common = {"special": special, "seed": SEED, "advance": bar.update}
+        table = static.fit_map(
+            table, weights, tokens, vectors,
+            epochs=MAP_EPOCHS, learning_rate=MAP_LEARNING_RATE, **common,
+        )  # fmt: skip
+        table = static.fit_table(
+            table, tokens, vectors, epochs=FIT_EPOCHS, learning_rate=FIT_LEARNING_RATE, **common
+        )
+    content = static.scale_to_fit(table)
+    static.start_static(student, content, RESIDUAL_SCALE)
+    vocabulary.save_static(stage.building / "static_twin", content, tokenizer)
+    storage.remove(cache)
+    students.save_sentence_transformer(stage.building, student, tokenizer, max_tokens=max_tokens)
+    how: dict[str, tuple[str, str]] = {
+        name: ("fresh", f"residual branches x {RESIDUAL_SCALE:g}") for name in student.state_dict()
+    }
+    how["embeddings.tok_embeddings.weight"] = (
+        "projected",
+        f"{len(table):,} vocabulary entries through the teacher; a map fitted in {MAP_EPOCHS} "
+        f"passes over the labels, rows in {FIT_EPOCHS}",
+    )
+    return how
+
+
+def save(stage: stages.Stage, inputs: dict[str, Path | str], model: object) -> None:
+    """Write a student with its language-modelling head, and the tokenizer of the blank one."""
+    from small_modernbert import students
+
+    folder = inputs["student"]
+    students.save_model(
+        stage.building,
+        model,
+        students.load_tokenizer(folder),
+        students.read_max_tokens(folder, model.config),
+    )
+    students.check_reload(stage.building, model)
+
+
+def report_transfer(stage: stages.Stage, how: dict[str, tuple[str, str]]) -> None:
+    """Write transfer.json, log one line per kind, and finish the stage."""
+    from collections import Counter
+
+    from small_modernbert import report, storage
+
+    storage.write_json(stage.building / "transfer.json", how)
+    print(report.table(("tensor", "how", "from"), [(name, *entry) for name, entry in how.items()]))
+    counts = Counter(kind for kind, _ in how.values())
+    stage.record["metrics"] = {"tensors": counts}
+    stage.finish(f"{INIT}: " + ", ".join(f"{n} tensors {kind}" for kind, n in counts.items()))
+
+
+if __name__ == "__main__":
+    settings.run(globals())

@@ -1,0 +1,119 @@
+"""Train a student to predict hidden words: 30 % masking, packed sequences, StableAdamW, WSD.
+
+Reads: a student (mlm/init_model_mlm.py, or a blank one) and a corpus (mlm/create_dataset.py).
+Writes: final/, the model with its head (best by held-out loss); checkpoints/, metrics.jsonl.
+
+    python mlm/pre_train.py
+    python mlm/pre_train.py --recipe offline --max-steps 100 --sequence-tokens 512
+
+The recipe is the ModernBERT paper's (arXiv 2412.13663, section 2.2). Predictions are computed at
+masked positions only; the decoder is the embedding table.
+"""
+
+from typing import Literal
+
+from small_modernbert import settings, stages
+
+# Inputs
+STUDENT: str = "mlm/init_model_mlm"  # a stage of this recipe, or a folder
+CORPUS: str = "mlm/create_dataset"  # likewise
+
+# Data
+SEQUENCE_TOKENS: int = 1_024  # texts are packed into sequences of this many tokens
+MASKING: float = 0.3  # share of the tokens to predict; special tokens never
+HELD_OUT_ROWS: int = 1_000  # texts that the loss is watched on; never trained on
+
+# Training
+EPOCHS: int = 3  # passes over the corpus
+MAX_STEPS: int = 0  # ends earlier; 0 = all the epochs
+SEQUENCES_PER_BATCH: int = 16  # packed sequences per forward pass
+ACCUMULATE: int = 2  # forward passes per optimizer step
+LEARNING_RATE: float = 5e-4  # of the plateau
+WARMUP: float = 0.05  # share of the steps, linear from 0
+DECAY: float = 0.2  # share of the steps at the end, 1 - sqrt to 0
+WEIGHT_DECAY: float = 0.01  # matrices only
+CLIP: float = 1.0  # bound on the gradient's norm; 0 = none
+OPTIMIZER: Literal["stable_adamw", "adamw"] = "stable_adamw"  # the paper's, or torch's fused one
+PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # auto measures which is faster here
+CHECKPOINT_EVERY: int = 500  # steps; what a kill can cost
+EVALUATE_EVERY: int = 1_000  # steps; 0 = before and after only
+
+# Output
+SEED: int = 42  # of the order and of the masks
+RECIPE: str = "small_v2"  # runs/<recipe>/mlm/pre_train
+VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
+OVERWRITE: bool = False  # redo a finished stage
+
+
+def main() -> None:
+    """Tokenise once, pack, train, keep the best, save with the head."""
+    student_folder = stages.need(STUDENT, RECIPE, "student", "run: python mlm/init_model_mlm.py")
+    corpus = stages.need(CORPUS, RECIPE, "corpus", "run: python mlm/create_dataset.py")
+    with stages.Stage(globals(), {"student": student_folder, "corpus": corpus}) as stage:
+        if stage.finished:
+            return
+        import torch
+
+        from small_modernbert import corpora, precision, pretraining, students, training
+        from small_modernbert.tokenised import load_backend, store
+
+        torch.manual_seed(SEED)  # a bare student gets a fresh head
+        model = students.load_student(student_folder, masked_lm=True)
+        model.to(precision.default_device())
+        tokenizer = students.load_tokenizer(student_folder)
+        backend = load_backend(student_folder, SEQUENCE_TOKENS)
+        tokens = {
+            split: store(
+                corpora.texts(corpus, split),
+                backend,
+                stage.folder / "cache" / split,
+                f"{stage.record['inputs']}{SEQUENCE_TOKENS}",
+            )
+            for split in ("train", "held_out")
+        }
+        task = pretraining.MaskedTask(
+            model,
+            tokenizer,
+            tokens["train"],
+            tokens["held_out"].head(min(HELD_OUT_ROWS, len(tokens["held_out"]))),
+            sequence_tokens=SEQUENCE_TOKENS,
+            sequences_per_batch=SEQUENCES_PER_BATCH,
+            probability=MASKING,
+            precision=precision.settle(stage, PRECISION, model.device),
+            seed=SEED,
+        )
+        optimizer = training.make_optimizer(
+            OPTIMIZER, model, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY
+        )
+        plan = training.Plan(
+            epochs=EPOCHS,
+            max_steps=MAX_STEPS,
+            accumulate=ACCUMULATE,
+            learning_rate=LEARNING_RATE,
+            warmup=WARMUP,
+            decay=DECAY,
+            clip=CLIP,
+            evaluate_every=EVALUATE_EVERY,
+            checkpoint_every=CHECKPOINT_EVERY,
+            select_by="held_out_loss" if task.held_out_batches else "",
+            lower_is_better=True,
+        )
+        task.epoch(0)
+        stages.logger.info("packing fills %.2f %% of each sequence", 100 * task.fill)
+        outcome = training.train(task, optimizer, plan, stage)
+        students.save_model(
+            stage.building,
+            model,
+            tokenizer,
+            students.read_max_tokens(student_folder, model.config),
+        )
+        training.finish(
+            stage,
+            outcome,
+            "held_out_loss",
+            lambda folder: students.check_reload(folder, model),
+        )
+
+
+if __name__ == "__main__":
+    settings.run(globals())

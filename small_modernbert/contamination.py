@@ -1,0 +1,103 @@
+"""No text of an evaluation set may stand in a training file: the rule, and the counting.
+
+Two texts are the same when their normalised words are (case, Unicode form, punctuation and white
+space folded). A training text of 13 words or more also leaks when any 13 of its words in a row
+stand in an evaluation text. What leaks leaves training, never evaluation.
+"""
+
+import dataclasses
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+NGRAM_WORDS = 13
+SAME_TEXT = "same text"
+SAME_NGRAM = f"{NGRAM_WORDS} words in a row"
+
+# Letters and digits of any script; the underscore counts as punctuation.
+_WORD = re.compile(r"[^\W_]+")
+
+
+def words_of(text: str) -> list[str]:
+    """Return the normalised words of a text: compatibility form, case folded, no punctuation."""
+    if text.isascii():
+        return _WORD.findall(text.lower())
+    # Folding the case can undo the normal form, so it is taken twice.
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return _WORD.findall(folded)
+
+
+def ngrams_of(words: list[str]) -> Iterator[str]:
+    """Yield every run of 13 words, joined by blanks; none for a shorter text."""
+    for start in range(len(words) - NGRAM_WORDS + 1):
+        yield " ".join(words[start : start + NGRAM_WORDS])
+
+
+@dataclasses.dataclass(frozen=True)
+class Leak:
+    """Why a training text must go: the rule that it broke and the evaluation set it stands in."""
+
+    rule: str
+    evaluation_set: str
+
+    def __str__(self) -> str:
+        return f"{self.rule} as in {self.evaluation_set}"
+
+
+class LeakFilter:
+    """Finds training texts that stand in an evaluation set.
+
+    Holds the evaluation texts only, as plain strings, so that a match is never an accident of
+    hashing; memory does not grow with the training text that streams past.
+    """
+
+    def __init__(self) -> None:
+        self._texts: dict[str, str] = {}
+        self._ngrams: dict[str, str] = {}
+
+    def add(self, evaluation_set: str, texts: Iterable[str]) -> None:
+        """Add the texts of one evaluation set; a text in two sets counts for the first."""
+        for text in texts:
+            words = words_of(text)
+            if not words:
+                continue
+            self._texts.setdefault(" ".join(words), evaluation_set)
+            for ngram in ngrams_of(words):
+                self._ngrams.setdefault(ngram, evaluation_set)
+
+    def find(self, text: str) -> Leak | None:
+        """Return why a training text must go, or None when it may stay."""
+        words = words_of(text)
+        found = self._texts.get(" ".join(words))
+        if found is not None:
+            return Leak(SAME_TEXT, found)
+        for ngram in ngrams_of(words):
+            found = self._ngrams.get(ngram)
+            if found is not None:
+                return Leak(SAME_NGRAM, found)
+        return None
+
+
+class RowCounts:
+    """Rows read, kept and dropped, per source and reason; what the tables and manifests show."""
+
+    def __init__(self) -> None:
+        self.read: Counter[str] = Counter()
+        self.kept: Counter[str] = Counter()
+        self.dropped: dict[str, Counter[str]] = {}
+
+    def drop(self, source: str, reason: str) -> None:
+        """Count one row that was read and not kept."""
+        self.dropped.setdefault(source, Counter())[reason] += 1
+
+    def to_json(self) -> dict[str, dict[str, object]]:
+        """Return {source: {read, kept, dropped: {reason: rows}}}; read = kept + all dropped."""
+        return {
+            source: {
+                "read": self.read[source],
+                "kept": self.kept[source],
+                "dropped": dict(sorted(self.dropped.get(source, Counter()).items())),
+            }
+            for source in self.read
+        }

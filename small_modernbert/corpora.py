@@ -1,0 +1,323 @@
+"""Corpora: the sources they are made of, and the shards of texts they end up as."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from small_modernbert import hub, storage
+from small_modernbert.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+MANIFEST = "corpus.json"
+READ_ROWS = 2_000
+# Rows of a Parquet row group: what a reader must hold at once.
+GROUP_ROWS = 4_096
+REMAKE = "run: python mlm/create_dataset.py --overwrite"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One row of the table of sources.
+
+    Attributes:
+        name: what the corpus calls it.
+        id: a dataset of the hub, a folder in the hub's layout, or one Parquet file.
+        columns: the text columns.
+        config: of a hub dataset; None where there is only one.
+        split: of a hub dataset.
+        revision: a commit of a hub dataset; None takes the newest and says so.
+        join: "each": every column is a text (triplets); "joined": one text from all of them.
+        label: a column that says of each row where it is from; None for `name` itself.
+        cap: documents to read, 0 for all; a seeded choice, see `read_source`.
+        licence: of the texts.
+    """
+
+    name: str
+    id: str
+    columns: tuple[str, ...]
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    join: Literal["each", "joined"] = "each"
+    label: str | None = None
+    cap: int = 0
+    licence: str = "unknown: see the dataset's card"
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """The columns to read: those with text, then the label."""
+        return self.columns + ((self.label,) if self.label else ())
+
+
+# Revisions are not pinned: they could not be looked up where this was written.
+SOURCES = {
+    source.name: source
+    for source in (
+        Source(
+            name="msmarco",
+            id="sentence-transformers/msmarco-msmarco-MiniLM-L6-v3",
+            config="triplet",
+            columns=("query", "positive", "negative"),
+            licence="MS MARCO terms: non-commercial research",
+        ),
+        Source(
+            name="philosophy",
+            id="johnnyboycurtis/Philosophical-Triplets-Retrieval",
+            columns=("query", "positive", "negative", "text_chunk"),
+            licence="see the dataset's card; the entries are their authors'",
+        ),
+        Source(
+            name="npr",
+            id="sentence-transformers/npr",
+            columns=("title", "body"),
+            join="joined",
+            licence="see the dataset's card; the articles are NPR's",
+        ),
+        Source(
+            name="finewiki",
+            id="HuggingFaceFW/finewiki",
+            config="en",
+            columns=("text",),
+            # All of it is some seven million articles, most of them of no more use to a model
+            # of 40 million parameters than the first half million.
+            cap=500_000,
+            licence="CC BY-SA 4.0",
+        ),
+        Source(
+            name="offline",
+            id="assets/text/train.parquet",
+            columns=("text",),
+            label="source",
+            licence="boolq CC BY-SA 3.0, hellaswag MIT, socialiqa and winogrande CC BY, "
+            "piqa AFL 3.0, others: see their cards",
+        ),
+    )
+}
+
+
+def select(names: list[str]) -> list[Source]:
+    """Return the rows of the table that are named, in the order given.
+
+    Raises:
+        UserError: a name is unknown or given twice, or none is given.
+    """
+    unknown = [name for name in names if name not in SOURCES]
+    if unknown or not names or len(set(names)) < len(names):
+        wrong = f"no such source: {', '.join(unknown)}" if unknown else "name each source once"
+        raise UserError(f"{wrong}; --sources takes some of: {' '.join(SOURCES)}")
+    return [SOURCES[name] for name in names]
+
+
+def read_source(source: Source, seed: int) -> Iterator[dict[str, list[Any]]]:
+    """Yield the rows of a source, some thousands at a time, as lists by column.
+
+    Columns are checked before the first row is read. A cap is a seeded choice: of rows, for a
+    Parquet file; of the stream after the hub's shuffling (of its files, and in a window of
+    rows), for a dataset.
+
+    Raises:
+        UserError: the source is not there, or has other columns.
+    """
+    if source.id.endswith(".parquet"):
+        rows = _read_parquet(source, seed)
+    else:
+        rows = hub.stream_rows(
+            source.id,
+            source.config,
+            source.split,
+            source.revision,
+            source.all_columns,
+            shuffle_seed=seed if source.cap else None,
+        )
+    left = source.cap or None
+    for batch in rows:
+        if left is not None:
+            batch = {name: values[:left] for name, values in batch.items()}
+            left -= len(batch[source.columns[0]])
+        yield batch
+        if left == 0:
+            return
+
+
+def count_source(source: Source) -> int | None:
+    """Return the number of rows to come, for a progress bar; None if it is not known."""
+    import pyarrow.parquet as pq
+
+    if source.id.endswith(".parquet") and Path(source.id).is_file():
+        rows = pq.read_metadata(source.id).num_rows
+        return min(rows, source.cap) if source.cap else rows
+    return source.cap or None
+
+
+def flatten(source: Source, batch: dict[str, list[Any]]) -> Iterator[tuple[Any, str]]:
+    """Yield (cell, label) for every text in a batch of rows; cells are as they were found.
+
+    A joined row is one text, its parts on paragraphs of their own; parts that are blank or no
+    text are left out, and a row of nothing else is given as its first part.
+    """
+    columns = [batch[name] for name in source.columns]
+    labels = batch[source.label] if source.label else [source.name] * len(columns[0])
+    for cells, label in zip(zip(*columns, strict=True), labels, strict=True):
+        label = label if isinstance(label, str) and label else source.name
+        if source.join == "each":
+            for cell in cells:
+                yield cell, label
+        else:
+            parts = [cell for cell in cells if isinstance(cell, str) and cell.strip()]
+            yield ("\n\n".join(parts) if parts else cells[0]), label
+
+
+def _read_parquet(source: Source, seed: int) -> Iterator[dict[str, list[Any]]]:
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(source.id)
+    cure = f"run: python get_offline_assets.py (source {source.name!r})"
+    if not path.is_file():
+        raise UserError(f"{path} is not there; {cure}")
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        missing = [name for name in source.all_columns if name not in file.schema_arrow.names]
+        if missing:
+            raise UserError(
+                f"{path} has no column {', '.join(missing)}; it has: "
+                f"{', '.join(file.schema_arrow.names)}; {cure}"
+            )
+        keep = None
+        if 0 < source.cap < file.metadata.num_rows:
+            keep = np.zeros(file.metadata.num_rows, dtype=bool)
+            generator = np.random.default_rng(seed)
+            keep[generator.choice(len(keep), source.cap, replace=False)] = True
+        begin = 0
+        for batch in file.iter_batches(READ_ROWS, columns=list(source.all_columns)):
+            end = begin + batch.num_rows
+            if keep is not None:
+                batch = batch.filter(pa.array(keep[begin:end]))
+            begin = end
+            yield {name: _to_list(batch.column(name)) for name in source.all_columns}
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {cure}") from None
+
+
+def _to_list(column: "pa.Array") -> list[Any]:
+    import pyarrow as pa
+
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        # Bytes that are no UTF-8 stay bytes: cleaning counts them as no text.
+        cells = column.cast(pa.binary()).to_pylist()
+        return [_decode(cell) for cell in cells]
+
+
+def _decode(cell: bytes | None) -> str | bytes | None:
+    try:
+        return cell if cell is None else cell.decode()
+    except UnicodeDecodeError:
+        return cell
+
+
+def shard_schema() -> "pa.Schema":
+    """Return the columns of a corpus: the text, where it is from, its number of tokens."""
+    import pyarrow as pa
+
+    return pa.schema([("text", pa.string()), ("source", pa.string()), ("tokens", pa.int32())])
+
+
+def write_shard(path: Path, table: "pa.Table") -> dict[str, Any]:
+    """Write one shard with page checksums; return its entry in the manifest."""
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(
+        table, path, compression="zstd", row_group_size=GROUP_ROWS, write_page_checksum=True
+    )
+    return {"rows": table.num_rows, "sha256": storage.sha256_file(path)}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the corpus.json of a corpus.
+
+    Raises:
+        UserError: `folder` holds no corpus.
+    """
+    return storage.read_json(folder / MANIFEST, REMAKE)
+
+
+def count_rows(folder: Path, split: str = "train") -> int:
+    """Return the number of rows of one split of a corpus, from its manifest."""
+    return sum(entry["rows"] for _, entry in _shards(folder, split))
+
+
+def read_texts(
+    folder: Path,
+    split: str = "train",
+    columns: tuple[str, ...] = ("text",),
+    batch_rows: int = GROUP_ROWS,
+) -> Iterator["pa.RecordBatch"]:
+    """Yield the rows of one split of a corpus, in order, in batches.
+
+    Every shard's row count is compared with the manifest before the first batch, its sha256
+    before its own first batch, and every page's checksum as it is read.
+
+    Raises:
+        UserError: a shard is missing, damaged or not the one that was written.
+    """
+    shards = _shards(folder, split)
+    files = [_open_shard(folder / name, entry) for name, entry in shards]
+    for (name, entry), file in zip(shards, files, strict=True):
+        path = folder / name
+        if storage.sha256_file(path) != entry["sha256"]:
+            raise _damaged(path, f"its sha256 is not the one in {MANIFEST}")
+        try:
+            yield from file.iter_batches(batch_rows, columns=list(columns))
+        except OSError as error:
+            raise _damaged(path, error) from None
+        file.close()
+
+
+def verify(folder: Path) -> None:
+    """Read a whole corpus as a stage would.
+
+    Raises:
+        UserError: see `read_texts`.
+    """
+    for split in ("train", "held_out"):
+        rows = sum(batch.num_rows for batch in read_texts(folder, split, ("text", "tokens")))
+        if rows != count_rows(folder, split):
+            raise _damaged(folder / split, f"{rows:,} rows could be read")
+
+
+def _shards(folder: Path, split: str) -> list[tuple[str, dict[str, Any]]]:
+    shards = read_manifest(folder)["shards"]
+    return sorted((name, entry) for name, entry in shards.items() if name.startswith(f"{split}/"))
+
+
+def _open_shard(path: Path, entry: dict[str, Any]) -> "pq.ParquetFile":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise UserError(f"{path} is not there; {REMAKE}")
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+    if file.metadata.num_rows != entry["rows"]:
+        raise _damaged(path, f"{file.metadata.num_rows:,} rows, not {entry['rows']:,}")
+    return file
+
+
+def _damaged(path: Path, why: object) -> UserError:
+    return UserError(f"{path} is damaged ({why}); {REMAKE}")
+
+
+def texts(folder: Path, split: str = "train") -> Iterator[str]:
+    """Yield the texts of a split in order; see `read_texts`."""
+    for batch in read_texts(folder, split):
+        yield from batch.column(0).to_pylist()

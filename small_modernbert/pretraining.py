@@ -1,0 +1,115 @@
+"""Masked-language modelling over packed batches, with predictions at masked positions only."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch.nn import functional
+from transformers import ModernBertForMaskedLM, PreTrainedTokenizerFast
+
+from small_modernbert import attention, forward
+from small_modernbert.masking import IGNORED, mask_tokens
+from small_modernbert.packing import PackedBatch, fill, pack, pack_into_bins
+from small_modernbert.precision import autocast
+from small_modernbert.tokenised import TokenStore
+
+HELD_OUT_EPOCH = 2**31  # masks of the held-out texts: one fixed draw that no training pass uses
+
+
+class MaskedTask:
+    """A corpus and a ModernBERT with its head, as `training.train` wants a task."""
+
+    def __init__(
+        self,
+        model: ModernBertForMaskedLM,
+        tokenizer: PreTrainedTokenizerFast,
+        train: TokenStore,
+        held_out: TokenStore,
+        *,
+        sequence_tokens: int,
+        sequences_per_batch: int,
+        probability: float,
+        precision: str,
+        seed: int,
+    ) -> None:
+        """Prepare batches of `sequences_per_batch` packed sequences of `sequence_tokens` each."""
+        self.model, self.precision, self.seed = model, precision, seed
+        self.train, self.held_out = train, held_out
+        self.probability = probability
+        self.mask_id = tokenizer.mask_token_id
+        self.special = np.asarray(sorted(tokenizer.all_special_ids))
+        self.ordinary = np.setdiff1d(np.arange(len(tokenizer)), self.special)
+        attention.use_packed_attention(model)
+
+        def cut(tokens: TokenStore, epoch: int) -> list[tuple[int, np.ndarray]]:
+            lengths = tokens.lengths
+            bins = pack_into_bins(lengths, sequence_tokens, seed=seed, epoch=epoch)
+            self.fill = fill(bins, lengths, sequence_tokens)
+            groups = [
+                np.concatenate(bins[begin : begin + sequences_per_batch])
+                for begin in range(0, len(bins), sequences_per_batch)
+            ]
+            # Equal lengths side by side: attention runs once per stretch of them.
+            return [(epoch, rows[np.argsort(lengths[rows], kind="stable")]) for rows in groups]
+
+        self.epoch = lru_cache(maxsize=2)(lambda epoch: cut(train, epoch))
+        self.held_out_batches = cut(held_out, HELD_OUT_EPOCH)
+
+    def masked(self, tokens: TokenStore, batch: tuple[int, np.ndarray]) -> tuple[PackedBatch, ...]:
+        """Return the packed batch with tokens hidden, and the labels `(T,)`."""
+        epoch, rows = batch
+        packed = pack([tokens[row] for row in rows], rows)
+        ids, labels = mask_tokens(
+            packed.input_ids[0].numpy(),
+            rows[packed.sequence_of_token.numpy()],
+            packed.position_ids[0].numpy(),
+            probability=self.probability,
+            mask_id=self.mask_id,
+            special=self.special,
+            ordinary=self.ordinary,
+            seed=self.seed,
+            epoch=epoch,
+        )
+        packed.input_ids.copy_(torch.from_numpy(ids)[None])
+        return packed, torch.from_numpy(labels)
+
+    def logits(self, packed: PackedBatch, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the logits `(masked, vocabulary)` of the masked positions, and their labels."""
+        device = self.model.device
+        packed, labels = packed.to(device), labels.to(device)
+        with autocast(self.precision, device):
+            bare = self.model.model
+            if device.type == "cpu" and forward.supports(bare):
+                hidden = forward.hidden_states(bare, packed)
+            else:
+                hidden = attention.forward_packed(bare, packed).last_hidden_state
+            places = (labels != IGNORED).nonzero().squeeze(1)
+            chosen = hidden[0].index_select(0, places)
+            return self.model.decoder(self.model.head(chosen)).float(), labels[places]
+
+    def weight(self, batch: tuple[int, np.ndarray]) -> float:
+        """Return the batch's tokens, to which its masked ones are proportional."""
+        return float(self.train.lengths[batch[1]].sum())
+
+    def loss(self, batch: tuple[int, np.ndarray]) -> tuple[torch.Tensor, int]:
+        """Return the mean cross-entropy at the masked positions, and the batch's tokens."""
+        packed, labels = self.masked(self.train, batch)
+        logits, wanted = self.logits(packed, labels)
+        # Not the mean of torch: a small last batch may have no masked token, and 0 / 0 is NaN.
+        loss = functional.cross_entropy(logits, wanted, reduction="sum") / max(len(wanted), 1)
+        return loss, packed.tokens
+
+    @torch.inference_mode()
+    def evaluate(self) -> dict[str, float]:
+        """Return held-out loss (nats per masked token) and masked accuracy; {} without texts."""
+        if not self.held_out_batches:
+            return {}
+        self.model.eval()
+        loss, right, count = 0.0, 0, 0
+        for batch in self.held_out_batches:
+            logits, wanted = self.logits(*self.masked(self.held_out, batch))
+            loss += float(functional.cross_entropy(logits, wanted, reduction="sum"))
+            right += int((logits.argmax(dim=1) == wanted).sum())
+            count += len(wanted)
+        count = max(count, 1)
+        return {"held_out_loss": loss / count, "masked_accuracy": right / count}

@@ -1,0 +1,98 @@
+"""Texts tokenised once: token ids in one flat file on disk, memory-mapped, with their offsets."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from small_modernbert import storage
+from small_modernbert.errors import UserError
+
+TEXTS_PER_CALL = 2048
+
+
+@dataclass(frozen=True)
+class TokenStore:
+    """Token ids of many texts.
+
+    Attributes:
+        ids: `(tokens,)` int32, memory-mapped.
+        offsets: `(texts + 1,)` int64; text i is `ids[offsets[i]:offsets[i + 1]]`.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text, `(texts,)` int64, special tokens included."""
+        return np.diff(self.offsets)
+
+    def head(self, rows: int) -> "TokenStore":
+        """Return the first `rows` texts."""
+        return TokenStore(self.ids, self.offsets[: rows + 1])
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.ids[self.offsets[row] : self.offsets[row + 1]]
+
+
+def load_backend(folder: Path, max_tokens: int) -> Tokenizer:
+    """Load a folder's tokenizer.json with truncation to `max_tokens` and no padding.
+
+    Raises:
+        UserError: there is no tokenizer.json, or it cannot be read.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise UserError(f"{path} is not there; point at a folder with a fast tokenizer")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001  tokenizers raises bare Exception for bad files
+        raise UserError(f"{path} cannot be read: {error}") from None
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    return tokenizer
+
+
+def tokenise(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Yield each text's token ids, int32, special tokens included."""
+    for group in _groups(texts):
+        for encoding in tokenizer.encode_batch_fast(group):
+            yield np.asarray(encoding.ids, dtype=np.int32)
+
+
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    iterator = iter(texts)
+    while group := [text for _, text in zip(range(TEXTS_PER_CALL), iterator, strict=False)]:
+        yield group
+
+
+def store(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, key: str) -> TokenStore:
+    """Tokenise into `folder`, or open what an equal call left there.
+
+    Args:
+        texts: read once, in order.
+        tokenizer: from `load_backend`.
+        folder: the cache; rewritten when it holds another key.
+        key: fingerprint of texts and tokenizer; equal keys, equal tokens.
+    """
+    ready = folder / "tokens.json"
+    if not (ready.exists() and storage.read_json(ready, f"remove {folder}").get("key") == key):
+        storage.remove(folder)
+        folder.mkdir(parents=True)
+        offsets = [0]
+        with (folder / "ids.int32").open("wb") as stream:
+            for ids in tokenise(texts, tokenizer):
+                stream.write(ids.tobytes())
+                offsets.append(offsets[-1] + len(ids))
+        np.save(folder / "offsets.npy", np.asarray(offsets, dtype=np.int64))
+        storage.write_json(ready, {"key": key, "texts": len(offsets) - 1, "tokens": offsets[-1]})
+    offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+    if offsets[-1] == 0:
+        return TokenStore(np.zeros(0, dtype=np.int32), offsets)
+    return TokenStore(np.memmap(folder / "ids.int32", dtype=np.int32, mode="r"), offsets)

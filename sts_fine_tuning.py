@@ -1,0 +1,288 @@
+r"""Fine-tune the student on graded pairs, so that its cosines follow the scores.
+
+Reads: a student (distil_modernbert.py) and pairs: STS-B from the hub, a Parquet file or folder, or
+    pairs mined from the label shards (create_distil_dataset.py) and scored by the teacher.
+Writes: final/, a sentence-transformers folder, with the mined pairs in final/pairs.
+
+    python sts_fine_tuning.py
+    python sts_fine_tuning.py --recipe offline --pairs mined --epochs 1 --mine-words 60 \
+        --retrieval-folder assets/retrieval --validation-sets boolq-dev \
+        --sentence-pairs assets/sentence_pairs/mrpc.parquet
+
+The best model by the held-out pairs is kept. Pairs that a teacher scored give agreement with the
+teacher, never STS. If retrieval on the validation sets falls by more than MAX_RETRIEVAL_DROP, the
+student that came in is the result, and the closing line says so.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from small_modernbert import settings, stages
+
+if TYPE_CHECKING:
+    from small_modernbert.graded_pairs import PairSplits
+    from small_modernbert.retrieval import RetrievalSet, SentencePairs
+    from small_modernbert.training import Progress
+
+# Inputs
+STUDENT: str = "distil_modernbert"  # a stage of this recipe, or a folder
+PAIRS: str = "sentence-transformers/stsb"  # hub id (id@revision), Parquet file, folder, or "mined"
+LABELS: str = "create_distil_dataset"  # label shards that pairs are mined from; mined only
+
+# Pairs
+HELD_OUT_PAIRS: int = 500  # drawn where the pairs have no validation split of their own
+MINE_PAIRS: int = 4_000  # training pairs to mine
+MINE_TEXTS: int = 20_000  # seeded sample of the labels that they are mined from
+MINE_WORDS: int = 0  # longer texts are not mined, they cost the most; 0 = all lengths
+
+# Objective
+OBJECTIVE: Literal["cosent", "cosine"] = "cosent"  # the order of the scores, or the scores
+SCALE: float = 20.0  # inverse temperature of the cosines; cosent only
+
+# Training
+EPOCHS: int = 3  # passes over the pairs
+MAX_STEPS: int = 0  # ends earlier; 0 = all the epochs
+ROWS_PER_BATCH: int = 32  # pairs per step at most
+TOKENS_PER_BATCH: int = 16_384  # tokens of both sides per step at most
+ACCUMULATE: int = 1  # batches per optimizer step
+LEARNING_RATE: float = 2e-5  # of the plateau
+EMBEDDING_RATE: float = 1.0  # the embedding table's share of it
+WARMUP: float = 0.1  # share of the steps, linear from 0
+DECAY: float = 0.3  # share of the steps at the end, 1 - sqrt to 0
+WEIGHT_DECAY: float = 0.01  # matrices only
+OPTIMIZER: Literal["stable_adamw", "adamw"] = "stable_adamw"  # the paper's, or torch's fused one
+MAX_TOKENS: int = 0  # longer texts are cut; 0 = as many as the student takes
+PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # auto measures which is faster here
+CHECKPOINT_EVERY: int = 200  # steps; what a kill can cost
+
+# Evaluation
+EVALUATE_EVERY: int = 100  # steps; 0 = before and after only
+SENTENCE_PAIRS: str = ""  # Parquet of sentence1, sentence2, label; reported, never selected by
+RETRIEVAL_FOLDER: str = ""  # local sets in the NanoBEIR layout; empty = NanoBEIR from the hub
+VALIDATION_SETS: list[str] = ["NanoNQ", "NanoFiQA2018"]  # must not suffer; never those reported
+MAX_RETRIEVAL_DROP: float = 0.01  # of their mean nDCG@10, absolute; beyond it the input is kept
+
+# Output
+SEED: int = 42  # of the mining, the held-out pairs and the batches' order
+RECIPE: str = "small_v2"  # runs/<recipe>/sts_fine_tuning
+VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
+OVERWRITE: bool = False  # redo a finished stage
+
+MINED = "mined"
+ASSETS = "run: python get_offline_assets.py"
+
+
+def main() -> None:
+    """Get the pairs, train on them, and keep what is better, or what came in."""
+    inputs = find_inputs()
+    student_folder = inputs["student"]
+    with stages.Stage(globals(), inputs) as stage:
+        if stage.finished:
+            return
+        from small_modernbert import distillation, graded_pairs, precision, students, training
+        from small_modernbert.tokenised import load_backend, store
+
+        sets, sentence_pairs = load_evaluation(inputs)
+        splits = load_pairs(stage, sets, sentence_pairs)
+        graded_pairs.check_range(splits, OBJECTIVE)
+        model = students.load_student(student_folder)
+        model.to(precision.default_device())
+        pooling = students.read_pooling(student_folder)
+        dtype = precision.settle(stage, PRECISION, model.device)
+        max_tokens = MAX_TOKENS or students.read_max_tokens(student_folder, model.config)
+        backend = load_backend(student_folder, max_tokens)
+        key = f"{stage.record['inputs']}{max_tokens}"
+        train_tokens, held_out_tokens = (
+            store(pairs.texts(), backend, stage.folder / "cache" / split, key)
+            for split, pairs in (("train", splits.train), ("held_out", splits.held_out))
+        )
+        encoder = distillation.PackedEncoder(model, pooling, dtype)
+        task = graded_pairs.PairTask(
+            encoder,
+            train_tokens,
+            splits.train.scores,
+            graded_pairs.loss_function(OBJECTIVE, SCALE),
+            lambda: graded_pairs.figures(
+                encoder, held_out_tokens, splits, sentence_pairs, sets, backend
+            ),
+            tokens_per_batch=TOKENS_PER_BATCH,
+            rows_per_batch=ROWS_PER_BATCH,
+            seed=SEED,
+        )
+        optimizer = training.make_optimizer(
+            OPTIMIZER,
+            model,
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            embedding_rate=EMBEDDING_RATE,
+        )
+        plan = training.Plan(
+            epochs=EPOCHS,
+            max_steps=MAX_STEPS,
+            accumulate=ACCUMULATE,
+            learning_rate=LEARNING_RATE,
+            warmup=WARMUP,
+            decay=DECAY,
+            evaluate_every=EVALUATE_EVERY,
+            checkpoint_every=CHECKPOINT_EVERY,
+            select_by=splits.figure,
+        )
+        outcome = training.train(task, optimizer, plan, stage)
+        stage.record["rows"] = {
+            "train": len(splits.train),
+            "held_out": len(splits.held_out),
+            "scored_by": splits.scored_by,
+            "dropped": splits.dropped,
+        }
+        if reason := why_keep_input(outcome, splits.figure):
+            keep_input(stage, student_folder, outcome, splits.figure, reason)
+            return
+        stage.record["result"] = "the fine-tuned model"
+        students.save_sentence_transformer(
+            stage.building,
+            model,
+            students.load_tokenizer(student_folder),
+            max_tokens=max_tokens,
+            pooling=pooling,
+        )
+        training.finish(
+            stage, outcome, splits.figure, lambda folder: students.check_reload(folder, model)
+        )
+
+
+def find_inputs() -> dict[str, Path | str]:
+    """Resolve every reference before anything is loaded."""
+    from small_modernbert.errors import UserError
+
+    inputs: dict[str, Path | str] = {
+        "student": stages.need(STUDENT, RECIPE, "student", "run: python distil_modernbert.py")
+    }
+    if PAIRS == MINED:
+        inputs["labels"] = stages.need(
+            LABELS, RECIPE, "labels", "run: python create_distil_dataset.py"
+        )
+    else:
+        found = stages.find_file(PAIRS, "PAIRS", "give a Parquet file, a hub id, or: --pairs mined")
+        inputs["pairs"] = found or stages.locate(PAIRS, RECIPE) or PAIRS
+    if SENTENCE_PAIRS:
+        found = stages.find_file(SENTENCE_PAIRS, "SENTENCE_PAIRS", ASSETS)
+        if found is None:
+            raise UserError(f"SENTENCE_PAIRS: {SENTENCE_PAIRS} is not a file; {ASSETS}")
+        inputs["sentence pairs"] = found
+    if RETRIEVAL_FOLDER:
+        inputs["retrieval"] = stages.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", ASSETS)
+    return inputs
+
+
+def load_evaluation(
+    inputs: dict[str, Path | str],
+) -> "tuple[list[RetrievalSet], SentencePairs | None]":
+    """Load the validation sets and the sentence pairs."""
+    from small_modernbert import retrieval
+
+    sets = retrieval.load_named(VALIDATION_SETS, inputs.get("retrieval"))
+    place = inputs.get("sentence pairs")
+    return sets, place and retrieval.load_sentence_pairs(SENTENCE_PAIRS, place)
+
+
+def load_pairs(
+    stage: stages.Stage, sets: "list[RetrievalSet]", sentence_pairs: "SentencePairs | None"
+) -> "PairSplits":
+    """Read or mine the pairs, keep evaluation texts out of them, and write them down.
+
+    A resumed run reads what was written: it goes on with the very same pairs.
+    """
+    from small_modernbert import graded_pairs, labels
+
+    mined = PAIRS == MINED
+    folder = stage.building / "pairs" if mined else stage.folder / "cache" / "pairs"
+    if (stored := graded_pairs.reopen(folder)) is not None:
+        return stored
+    place = stage.record["inputs"]["labels" if mined else "pairs"]["path"]
+    if mined:
+        splits = graded_pairs.mine_splits(
+            labels.open_labels(Path(place)),
+            pairs=MINE_PAIRS,
+            held_out=HELD_OUT_PAIRS,
+            texts=MINE_TEXTS,
+            max_words=MINE_WORDS,
+            seed=SEED,
+        )
+    elif Path(place).exists():
+        splits = graded_pairs.read_folder(Path(place), HELD_OUT_PAIRS, SEED)
+    else:
+        splits = graded_pairs.read_hub(place)
+    texts = {one.name: [*one.queries, *one.documents] for one in sets}
+    if sentence_pairs is not None:
+        texts[sentence_pairs.name] = [*sentence_pairs.first, *sentence_pairs.second]
+    splits = graded_pairs.keep_apart(splits, texts)
+    graded_pairs.write_pairs(folder, splits)
+    return splits
+
+
+def why_keep_input(outcome: "Progress", figure: str) -> str:
+    """Say why the student that came in is the better one; "" if the fine-tuned one is."""
+    if outcome.best_step == 0:
+        return f"no evaluated step raised {figure}"
+    before, after = (
+        figures.get("retrieval_ndcg@10") for figures in (outcome.before, outcome.latest)
+    )
+    if before is None or after is None:
+        stages.logger.info("VALIDATION_SETS is empty: nothing says what retrieval lost")
+        return ""
+    if before - after <= MAX_RETRIEVAL_DROP:
+        return ""
+    return (
+        f"nDCG@10 on {', '.join(VALIDATION_SETS)} fell from {before:.4f} to {after:.4f}, by more "
+        f"than {MAX_RETRIEVAL_DROP:g}"
+    )
+
+
+def keep_input(
+    stage: stages.Stage, student: Path, outcome: "Progress", figure: str, reason: str
+) -> None:
+    """Publish a copy of the student that came in, and record the figures of both."""
+    import shutil
+
+    from small_modernbert import students
+
+    model = students.load_student(student)
+    if (student / "modules.json").exists():
+        # Its own mined pairs, if any, are not ours.
+        ignored = shutil.ignore_patterns("pairs")
+        shutil.copytree(student, stage.building, dirs_exist_ok=True, ignore=ignored)
+    else:
+        students.save_sentence_transformer(
+            stage.building,
+            model,
+            students.load_tokenizer(student),
+            max_tokens=students.read_max_tokens(student, model.config),
+            pooling=students.read_pooling(student),
+        )
+    fine_tuned = outcome.latest if outcome.best_step else last_figures(stage, figure)
+    stage.record["result"] = "kept the input model"
+    stage.record["reason"] = reason
+    stage.record["metrics"] = {
+        "before": outcome.before,
+        "after": outcome.before,
+        "fine_tuned": fine_tuned,
+        "best_step": outcome.best_step,
+    }
+    stage.finish(
+        f"kept the input model: {reason} ({figure} {outcome.before[figure]:.4f} -> "
+        f"{fine_tuned[figure]:.4f} after {outcome.step:,} steps)",
+        lambda folder: students.check_reload(folder, model),
+    )
+
+
+def last_figures(stage: stages.Stage, figure: str) -> dict[str, float]:
+    """Return the last evaluation in metrics.jsonl: of weights that were not the best ones."""
+    import json
+
+    lines = (stage.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [values for values in map(json.loads, lines) if figure in values][-1]
+    return {name: value for name, value in found.items() if name != "step"}
+
+
+if __name__ == "__main__":
+    settings.run(globals())

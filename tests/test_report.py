@@ -1,0 +1,55 @@
+"""Promises of report.py: what a person sees."""
+
+import pytest
+
+from small_modernbert import report
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (True, "yes"),
+        (1234567, "1,234,567"),
+        (0.12345, "0.1235"),
+        (12345.6, "12,346"),
+        ("name", "name"),
+    ],
+)
+def test_cell(value: object, text: str) -> None:
+    """Numbers have separators and four places, what is missing is a dash."""
+    assert report.cell(value) == text
+
+
+def test_table_lines_up() -> None:
+    """Columns line up, numbers (gaps among them included) to the right, text to the left."""
+    lines = report.table(
+        ("model", "texts", "score"), [("teacher", 1000, 0.5), ("a", 7, None)]
+    ).splitlines()
+    assert lines == [
+        "| model   | texts |  score |",
+        "|---------|------:|-------:|",
+        "| teacher | 1,000 | 0.5000 |",
+        "| a       |     7 |      – |",
+    ]
+
+
+def test_table_without_rows() -> None:
+    """A table without rows is its header."""
+    assert report.table(("a", "longer"), []).splitlines() == [
+        "| a   | longer |",
+        "|-----|--------|",
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (150, "2.5 min")])
+def test_minutes(seconds: float, text: str) -> None:
+    """Short durations are seconds, long ones minutes."""
+    assert report.minutes(seconds) == text
+
+
+def test_progress_is_silent_for_short_work(capsys: pytest.CaptureFixture[str]) -> None:
+    """Work of less than five seconds shows no bar; the items come through unchanged."""
+    assert list(report.progress(range(5), description="counting")) == [0, 1, 2, 3, 4]
+    printed = capsys.readouterr()
+    assert "counting" not in printed.out + printed.err
