@@ -109,7 +109,8 @@ def check_script(words: list[str]) -> None:
 def check_path(text: str) -> None:
     """Check that a path exists, or is an output that a script of ours makes."""
     plain = re.sub(r"<[^>]*>", "x", text).rstrip("/")
-    if plain in YOUR_OWN or plain in FILES_OF_A_STAGE or (ROOT / plain).exists():
+    known = YOUR_OWN | FILES_OF_A_STAGE | {made.rstrip("/") for made in MADE}
+    if plain in known or (not text.startswith(MADE) and (ROOT / plain).exists()):
         return
     if plain.startswith("assets/"):
         check_asset(plain)
