@@ -16,7 +16,7 @@ from small_modernbert import attention, forward, losses
 from small_modernbert.evaluation import collapse, retrieval_metrics
 from small_modernbert.packing import PackedBatch, cls_pool, cut_by_tokens, mean_pool, pack
 from small_modernbert.packing import plan_batches as plan
-from small_modernbert.precision import autocast
+from small_modernbert.precision import DTYPES, autocast
 from small_modernbert.retrieval import RetrievalSet
 from small_modernbert.tokenised import TokenStore, tokenise
 
@@ -52,10 +52,10 @@ class PackedEncoder:
         """Return `(sequences, hidden_size)` fp32, not normalised; differentiable."""
         device = self.model.device
         batch = batch.to(device)
-        with autocast(self.precision, device):
-            if device.type == "cpu" and forward.supports(self.model):
-                hidden = forward.hidden_states(self.model, batch)
-            else:
+        if device.type == "cpu" and forward.supports(self.model):
+            hidden = forward.hidden_states(self.model, batch, DTYPES[self.precision])
+        else:
+            with autocast(self.precision, device):
                 hidden = attention.forward_packed(self.model, batch).last_hidden_state
         return (mean_pool if self.pooling == "mean" else cls_pool)(hidden, batch)
 

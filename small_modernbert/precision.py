@@ -12,6 +12,7 @@ from small_modernbert.stages import Stage
 
 logger = logging.getLogger(__name__)
 Precision = Literal["auto", "fp32", "bf16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def decide(wanted: Precision, device: torch.device) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from transformers import ModernBertForMaskedLM, PreTrainedTokenizerFast
 from small_modernbert import attention, forward
 from small_modernbert.masking import IGNORED, mask_tokens
 from small_modernbert.packing import PackedBatch, fill, pack, pack_into_bins
-from small_modernbert.precision import autocast
+from small_modernbert.precision import DTYPES, autocast
 from small_modernbert.tokenised import TokenStore
 
 HELD_OUT_EPOCH = 2**31  # masks of the held-out texts: one fixed draw that no training pass uses
@@ -77,12 +77,13 @@ class MaskedTask:
         """Return the logits `(masked, vocabulary)` of the masked positions, and their labels."""
         device = self.model.device
         packed, labels = packed.to(device), labels.to(device)
-        with autocast(self.precision, device):
-            bare = self.model.model
-            if device.type == "cpu" and forward.supports(bare):
-                hidden = forward.hidden_states(bare, packed)
-            else:
+        bare = self.model.model
+        if device.type == "cpu" and forward.supports(bare):
+            hidden = forward.hidden_states(bare, packed, DTYPES[self.precision])
+        else:
+            with autocast(self.precision, device):
                 hidden = attention.forward_packed(bare, packed).last_hidden_state
+        with autocast(self.precision, device):
             places = (labels != IGNORED).nonzero().squeeze(1)
             chosen = hidden[0].index_select(0, places)
             return self.model.decoder(self.model.head(chosen)).float(), labels[places]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import ModernBertModel
 
-from small_modernbert import attention, forward
+from small_modernbert import attention, forward, half_attention
 from small_modernbert.packing import PackedBatch, pack
 
 Make = Callable[..., ModernBertModel]
@@ -42,7 +42,22 @@ def by_own_pass(model: ModernBertModel, batch: PackedBatch) -> torch.Tensor:
     return forward.hidden_states(model, batch)[0]
 
 
-both_ways = pytest.mark.parametrize("run", [by_registered_attention, by_own_pass])
+def by_products(model: ModernBertModel, batch: PackedBatch) -> torch.Tensor:
+    """Run our own pass with the attention that bf16 takes, in fp32, in small blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forward, "_attend", half_attention.attend)
+        return forward.hidden_states(model, batch)[0]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let short sequences take every path: weights kept or not, many blocks, few rows at once."""
+    monkeypatch.setattr(half_attention, "KEEP", 2 * HALF)
+    monkeypatch.setattr(half_attention, "BLOCK", HALF)
+    monkeypatch.setattr(half_attention, "BUDGET", 100)
+
+
+both_ways = pytest.mark.parametrize("run", [by_registered_attention, by_own_pass, by_products])
 
 
 def make_sequences(lengths: list[int], seed: int = 0) -> list[np.ndarray]:
@@ -95,7 +110,7 @@ def test_window_counts(make_student: Make, monkeypatch: pytest.MonkeyPatch, run:
         return exact(length, length, device)
 
     for wrong in (wider, none):
-        for module in (attention, forward):
+        for module in (attention, forward, half_attention):
             monkeypatch.setattr(module, "band", wrong)
         error = (run(make_student(), pack(sequences)) - wanted).detach().abs().max()
         assert float(error) > 1e-2
@@ -246,3 +261,20 @@ def test_flash_attention_is_chosen_on_cuda(
     )
     assert outcome == ("output", None)
     assert seen == [(query, "k", "v", [2, 3], 0.5, 0.0, reach)]
+
+
+def test_half_precision_is_close(make_student: Make) -> None:
+    """In bf16 the outputs stay fp32, and outputs and gradients point where those of fp32 do."""
+    sequences = make_sequences(MIXES["around the window"])
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = make_student()
+        hidden = forward.hidden_states(model, pack(sequences), dtype)[0]
+        assert hidden.dtype == torch.float32
+        found[dtype] = {"outputs": hidden.detach()} | gradients(model, hidden)
+    for name, wanted in found[torch.float32].items():
+        half = found[torch.bfloat16][name]
+        assert half.dtype == torch.float32
+        cosine = nn.functional.cosine_similarity(half.flatten(), wanted.flatten(), dim=0)
+        assert float(cosine) > 0.999, name
+        assert not torch.equal(half, wanted), name
