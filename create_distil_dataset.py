@@ -14,7 +14,7 @@ but its texts, the teacher and the projection, so a killed run goes on at the fi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from small_modernbert import settings, stages
 
@@ -37,7 +37,11 @@ DIMENSION: int = 0  # width of the labels; 0 = the student's
 # Labelling
 PCA_TEXTS: int = 20_000  # texts that the projection is fitted on, from the shuffled corpus; 0 = all
 ROWS_PER_SHARD: int = 2_048  # what a kill can cost, and the window that is sorted by length
-TOKENS_PER_BATCH: int = 8_192  # padded tokens per forward pass
+TOKENS_PER_BATCH: int = 0  # tokens per forward pass; 0 = as many as suit the device
+PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where it is faster and faithful
+
+# A CPU is fastest while a batch's activations stay in its cache, a GPU when it is full.
+CPU_TOKENS, GPU_TOKENS = 2_048, 65_536
 
 # Output
 RECIPE: str = "small_v2"  # runs/<recipe>/create_distil_dataset
@@ -54,11 +58,12 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert import labels, report, storage
+        from small_modernbert import labels, precision, report, storage
         from small_modernbert.teacher import load_teacher, reduce_teacher, save_teacher
 
         teacher = load_teacher(teacher_place, TEACHER_REVISION or None)
-        work = Labelling(stage, corpus, teacher)
+        dtype = precision.settle(stage, PRECISION, teacher.device)
+        work = Labelling(stage, corpus, teacher, dtype)
         with report.progress(description="labelling", total=work.rows, unit="texts") as work.bar:
             projection = work.fit(width)
             reduced = teacher if projection is None else reduce_teacher(teacher, projection)
@@ -104,8 +109,11 @@ def check_labels(folder: Path) -> None:
 class Labelling:
     """One corpus on its way through one teacher, slice by slice."""
 
-    def __init__(self, stage: stages.Stage, corpus: Path, teacher: SentenceTransformer) -> None:
-        from small_modernbert import corpora
+    def __init__(
+        self, stage: stages.Stage, corpus: Path, teacher: SentenceTransformer, precision: str
+    ) -> None:
+        from small_modernbert import corpora, engines
+        from small_modernbert.teacher import token_ids
 
         self.stage, self.corpus, self.teacher = stage, corpus, teacher
         self.cache = stage.building / "teacher_vectors"
@@ -114,6 +122,15 @@ class Labelling:
         self.tokens = stage.record.get("tokens", 0)
         self.explained = 1.0
         self.bar = None
+        # The same texts on every resume, so the same decision.
+        probes = token_ids(teacher, next(self.slices("train"), [])[: engines.PROBES])
+        self.engine = engines.load_engine(teacher, precision, probes)
+        stage.record["dtype"], stage.record["fidelity"] = (
+            self.engine.precision,
+            self.engine.fidelity,
+        )
+        on_cpu = teacher.device.type == "cpu"
+        self.tokens_per_batch = TOKENS_PER_BATCH or (CPU_TOKENS if on_cpu else GPU_TOKENS)
 
     def slices(self, split: str) -> Iterator[list[str]]:
         """Yield the split's texts in slices of ROWS_PER_SHARD."""
@@ -130,11 +147,11 @@ class Labelling:
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Return the teacher's own vectors of a slice, counting its tokens."""
-        from small_modernbert.teacher import encode_ids, token_ids
+        from small_modernbert.teacher import token_ids
 
         ids = token_ids(self.teacher, texts)
-        vectors = encode_ids(
-            self.teacher, ids, tokens_per_batch=TOKENS_PER_BATCH, advance=self.bar.update
+        vectors = self.engine.encode(
+            ids, tokens_per_batch=self.tokens_per_batch, advance=self.bar.update
         )
         # Counted on disk, like the seconds, so that a resumed run reports the whole.
         self.tokens += sum(map(len, ids))

@@ -47,7 +47,7 @@ stage mlm/create_dataset.py --sources offline --offline-text "$assets/text/train
   --min-characters 20 --passage-share 0.45
 
 # 3  The teacher's vectors, projected 384 -> 256. [3]
-stage create_distil_dataset.py --teacher "$teacher" --pca-texts "$pca" --tokens-per-batch 2048
+stage create_distil_dataset.py --teacher "$teacher" --pca-texts "$pca"
 
 # 4  The main line: start as a static model of the teacher ... [0.4]
 #    Without the linear map: it makes a better static model, but not a better start (docs/LOG.md).

@@ -266,6 +266,9 @@ def _load_sentence_transformer(folder: Path, name: str) -> Encoder:
     import transformers
     from sentence_transformers import SentenceTransformer
 
+    from small_modernbert.engines import load_engine
+    from small_modernbert.teacher import token_ids
+
     transformers.utils.logging.disable_progress_bar()
     if not (folder / "modules.json").exists():
         logger.info("%s: %s has no pooling of its own; the mean is taken", name, folder)
@@ -278,11 +281,16 @@ def _load_sentence_transformer(folder: Path, name: str) -> Encoder:
         )
         return np.asarray(vectors)
 
-    if _packs(model):
+    engine = load_engine(model, "fp32")
+    if engine.packed and not model.default_prompt_name:
         padded = encode_batch
 
         def encode_batch(texts: list[str]) -> np.ndarray:
-            return _encode_packed(model, texts, padded)
+            ids = token_ids(model, texts)
+            # A tokenizer without special tokens makes nothing of an empty text.
+            if not all(ids):
+                return padded(texts)
+            return engine.encode(ids, tokens_per_batch=sum(map(len, ids)))
 
     tables = {
         id(parameter): parameter.numel()
@@ -302,52 +310,6 @@ def _load_sentence_transformer(folder: Path, name: str) -> Encoder:
         size_bytes=size_on_disk(folder),
         model=model,
     )
-
-
-def _packs(model: Any) -> bool:  # noqa: ANN401  a SentenceTransformer
-    """Say whether a model's pass can be our packed one: ours, or any ModernBERT like ours."""
-    from small_modernbert import forward
-
-    modules = list(model)
-    return (
-        len(modules) > 1
-        and type(modules[0]).__name__ == "Transformer"
-        and forward.supports(modules[0].model)
-        and type(modules[1]).__name__ == "Pooling"
-        and modules[1].pooling_mode in ("mean", "cls", ("mean",), ("cls",), ["mean"], ["cls"])
-        and not model.default_prompt_name
-    )
-
-
-def _encode_packed(
-    model: Any,  # noqa: ANN401  a SentenceTransformer
-    texts: list[str],
-    padded: Callable[[list[str]], np.ndarray],
-) -> np.ndarray:
-    """Encode without padding; the same numbers as `padded` gives, in fewer steps on a CPU."""
-    import torch
-
-    from small_modernbert import forward, packing
-
-    sequences = model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)
-    sequences = [np.asarray(ids) for ids in sequences["input_ids"]]
-    lengths = np.array([len(ids) for ids in sequences])
-    if lengths.min() == 0:
-        return padded(texts)
-    # Equal lengths side by side: attention runs once per stretch of them.
-    order = np.argsort(lengths, kind="stable")
-    batch = packing.pack([sequences[row] for row in order]).to(model.device)
-    transformer, pooling, *rest = model
-    pool = packing.cls_pool if "cls" in pooling.pooling_mode else packing.mean_pool
-    with torch.inference_mode():
-        pooled = pool(forward.hidden_states(transformer.model, batch), batch)
-        features = {"sentence_embedding": pooled}
-        for module in rest:
-            features = module(features)
-        found = features["sentence_embedding"].float().cpu().numpy()
-    vectors = np.empty_like(found)
-    vectors[order] = found
-    return vectors
 
 
 def _load_static(folder: Path, name: str) -> Encoder:

@@ -75,7 +75,7 @@ class _GeGLU(torch.autograd.Function):
         return result
 
 
-def _attend(
+def attend(
     qkv: torch.Tensor, runs: tuple[tuple[int, int], ...], reach: int | None, scaling: float
 ) -> torch.Tensor:
     """Attend inside each sequence: `(T, 3, heads, head_dim)` -> `(T, hidden_size)`."""
@@ -120,7 +120,7 @@ def hidden_states(
     if not supports(model):
         raise ValueError("the packed forward pass wants a ModernBERT with GELU and no dropout")
     runs = stretches(batch.lengths)
-    attend = half_attention.attend if dtype == torch.bfloat16 else _attend
+    inside = half_attention.attend if dtype == torch.bfloat16 else attend
     hidden = model.embeddings(batch.input_ids)[0]
     angles = {}
     for kind in set(model.config.layer_types):
@@ -135,7 +135,7 @@ def hidden_states(
         qkv = qkv.view(hidden.shape[0], 3, -1, attention.head_dim)
         qkv = _Rotate.apply(qkv, *angles[layer.attention_type])
         reach = None if window is None else window - 1
-        attended = attend(qkv, runs, reach, attention.head_dim**-0.5)
+        attended = inside(qkv, runs, reach, attention.head_dim**-0.5)
         hidden = hidden + _linear(attention.Wo, attended, dtype)
         both = _linear(layer.mlp.Wi, layer.mlp_norm(hidden), dtype)
         hidden = hidden + _linear(layer.mlp.Wo, _GeGLU.apply(both), dtype)

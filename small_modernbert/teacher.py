@@ -1,6 +1,6 @@
 """Teachers: sentence-transformers models that label text, and their reduction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,63 +51,6 @@ def token_ids(teacher: SentenceTransformer, texts: Sequence[str]) -> list[list[i
         return_token_type_ids=False,
     )
     return encoded["input_ids"]
-
-
-@torch.inference_mode()
-def encode_ids(
-    teacher: SentenceTransformer,
-    sequences: Sequence[Sequence[int]],
-    *,
-    tokens_per_batch: int,
-    advance: Callable[[int], None] = lambda rows: None,
-) -> np.ndarray:
-    """Encode token ids in batches of near-equal lengths and about `tokens_per_batch` tokens.
-
-    Args:
-        teacher: the model; all its modules run, so a reduced teacher gives reduced vectors.
-        sequences: token ids of each text, special tokens included.
-        tokens_per_batch: bound on the padded tokens of a batch.
-        advance: called with the number of rows done after each batch.
-
-    Returns:
-        `(texts, dimension)` float32, in the order given.
-    """
-    lengths = np.asarray([len(sequence) for sequence in sequences])
-    order = np.argsort(-lengths, kind="stable")
-    pad = teacher.tokenizer.pad_token_id
-    result: np.ndarray | None = None
-    begin = 0
-    while begin < len(order):
-        # Longest first: a batch's padded size is its first length times its rows, and too large a
-        # budget shows at once instead of at the end.
-        width = int(lengths[order[begin]])
-        rows = order[begin : begin + max(1, tokens_per_batch // width)]
-        begin += len(rows)
-        ids = np.full((len(rows), width), pad, dtype=np.int64)
-        for place, row in enumerate(rows):
-            ids[place, : lengths[row]] = sequences[row]
-        features = {
-            "input_ids": torch.from_numpy(ids).to(teacher.device),
-            "attention_mask": torch.from_numpy(
-                (np.arange(width) < lengths[rows, None]).astype(np.int64)
-            ).to(teacher.device),
-        }
-        vectors = teacher(features)["sentence_embedding"].float().cpu().numpy()
-        if result is None:
-            result = np.empty((len(order), vectors.shape[1]), dtype=np.float32)
-        result[rows] = vectors
-        advance(len(rows))
-    if result is None:
-        dimension = teacher.get_embedding_dimension()
-        return np.empty((0, dimension), dtype=np.float32)
-    return result
-
-
-def encode_texts(
-    teacher: SentenceTransformer, texts: Sequence[str], *, tokens_per_batch: int
-) -> np.ndarray:
-    """Encode texts; see `encode_ids`."""
-    return encode_ids(teacher, token_ids(teacher, texts), tokens_per_batch=tokens_per_batch)
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerFast
 
 from small_modernbert import report
-from small_modernbert.teacher import encode_ids, token_ids
+from small_modernbert.engines import load_engine
+from small_modernbert.teacher import token_ids
 
 WORD_MARKS = ("##", "Ġ", "▁")  # how WordPiece, byte-level BPE and SentencePiece mark pieces
 
@@ -54,7 +55,8 @@ def teacher_table(teacher: SentenceTransformer, student: PreTrainedTokenizerFast
     else:
         sequences = token_ids(teacher, [_plain(entry) or entry for entry in entries])
     with report.progress(description="teacher's table", total=len(entries), unit=" entries") as bar:
-        return encode_ids(teacher, sequences, tokens_per_batch=2_048, advance=bar.update)
+        engine = load_engine(teacher, "fp32")
+        return engine.encode(sequences, tokens_per_batch=2_048, advance=bar.update)
 
 
 def _plain(entry: str) -> str:

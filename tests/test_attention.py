@@ -45,7 +45,7 @@ def by_own_pass(model: ModernBertModel, batch: PackedBatch) -> torch.Tensor:
 def by_products(model: ModernBertModel, batch: PackedBatch) -> torch.Tensor:
     """Run our own pass with the attention that bf16 takes, in fp32, in small blocks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forward, "_attend", half_attention.attend)
+        patch.setattr(forward, "attend", half_attention.attend)
         return forward.hidden_states(model, batch)[0]
 
 

@@ -309,7 +309,7 @@ def test_packed_encoding_equals_sentence_transformers(tmp_path: Path, pooling: s
     from tokenizers.processors import TemplateProcessing
     from transformers import ModernBertConfig, ModernBertModel, PreTrainedTokenizerFast
 
-    from small_modernbert import students
+    from small_modernbert import engines, students
 
     backend = make_tokenizer()
     backend.add_special_tokens(["[CLS]", "[SEP]"])
@@ -340,7 +340,7 @@ def test_packed_encoding_equals_sentence_transformers(tmp_path: Path, pooling: s
         tmp_path, ModernBertModel(config), tokenizer, max_tokens=24, pooling=pooling
     )
     encoder = encoders.load_encoder(tmp_path, "mine")
-    assert encoders._packs(encoder.model)
+    assert engines.load_engine(encoder.model, "fp32").packed
     random = np.random.default_rng(5)
     texts = [" ".join(random.choice(WORDS, random.integers(1, 60))) for _ in range(40)] + [""]
     reference = SentenceTransformer(str(tmp_path), device="cpu").encode(texts)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from small_modernbert import storage
+from small_modernbert import engines, storage
 from small_modernbert import teacher as teachers
 from small_modernbert.errors import UserError
 from small_modernbert.guide import principal_directions
@@ -21,51 +21,11 @@ def teacher(teacher_folder: Path) -> SentenceTransformer:
     return teachers.load_teacher(teacher_folder)
 
 
-@pytest.mark.parametrize("tokens_per_batch", [64, 300, 100_000])
-def test_encode_equals_sentence_transformers(
-    teacher: SentenceTransformer, texts: list[str], tokens_per_batch: int
-) -> None:
-    """Whatever the batches, each text has the vector that the teacher itself gives, in order."""
-    ids = teachers.token_ids(teacher, texts)
-    lengths = [len(one) for one in ids]
-    assert min(lengths) == 3
-    assert max(lengths) == 64  # truncated, as the teacher truncates
-    done: list[int] = []
-    found = teachers.encode_ids(
-        teacher, ids, tokens_per_batch=tokens_per_batch, advance=done.append
-    )
-    np.testing.assert_allclose(found, teacher.encode(texts, batch_size=7), atol=1e-5)
-    assert found.dtype == np.float32
-    assert sum(done) == len(texts)
-
-
-def test_padding_stays_inside_the_budget(
-    teacher: SentenceTransformer, texts: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A batch's padded size, rows times its longest text, never exceeds the budget."""
-    shapes = []
-    forward = SentenceTransformer.forward
-
-    def watch(self: SentenceTransformer, features: dict, *rest: object) -> dict:
-        shapes.append(tuple(features["input_ids"].shape))
-        return forward(self, features, *rest)
-
-    monkeypatch.setattr(SentenceTransformer, "forward", watch)
-    teachers.encode_texts(teacher, texts, tokens_per_batch=256)
-    assert sum(rows for rows, _ in shapes) == len(texts)
-    assert all(rows * width <= 256 for rows, width in shapes), shapes
-
-
-def test_no_texts_no_vectors(teacher: SentenceTransformer) -> None:
-    """Nothing to encode is an empty array of the right width."""
-    assert teachers.encode_ids(teacher, [], tokens_per_batch=64).shape == (0, 48)
-
-
 def test_reduced_teacher_equals_projected_vectors(
     tmp_path: Path, teacher: SentenceTransformer, texts: list[str]
 ) -> None:
     """The reduced teacher, also saved and loaded, gives the labels: P x, at unit length."""
-    vectors = teachers.encode_texts(teacher, texts, tokens_per_batch=512)
+    vectors = engines.encode_texts(teacher, texts, tokens_per_batch=512)
     projection = principal_directions(torch.from_numpy(vectors), WIDTH)
     wanted = teachers.project(vectors, projection)
     naive = np.stack([projection.directions.numpy() @ one for one in vectors])
@@ -77,7 +37,7 @@ def test_reduced_teacher_equals_projected_vectors(
     for model in (reduced, loaded):
         np.testing.assert_allclose(model.encode(texts), wanted, atol=1e-5)
         np.testing.assert_allclose(
-            teachers.encode_texts(model, texts, tokens_per_batch=512), wanted, atol=1e-5
+            engines.encode_texts(model, texts, tokens_per_batch=512), wanted, atol=1e-5
         )
     assert teacher.encode(texts[:1]).shape == (1, 48)  # the teacher itself is as it was
 
@@ -107,7 +67,7 @@ def test_saved_teacher_does_not_depend_on_what_it_encoded(
 ) -> None:
     """A teacher is saved as the same files before and after encoding, and works as before."""
     teachers.save_teacher(teacher, tmp_path / "before")
-    vectors = teachers.encode_texts(teacher, texts, tokens_per_batch=300)
+    vectors = engines.encode_texts(teacher, texts, tokens_per_batch=300)
     teachers.save_teacher(teacher, tmp_path / "after")
     assert storage.digest_folder(tmp_path / "before") == storage.digest_folder(tmp_path / "after")
     again = SentenceTransformer(str(tmp_path / "after"), local_files_only=True)
