@@ -8,6 +8,7 @@ from torch.nn import functional
 from transformers import ModernBertForMaskedLM, PreTrainedTokenizerFast
 
 from small_modernbert import attention, forward
+from small_modernbert.cross_entropy import linear_cross_entropy
 from small_modernbert.masking import IGNORED, mask_tokens
 from small_modernbert.packing import PackedBatch, fill, pack, pack_into_bins
 from small_modernbert.precision import DTYPES, autocast
@@ -73,8 +74,12 @@ class MaskedTask:
         packed.input_ids.copy_(torch.from_numpy(ids)[None])
         return packed, torch.from_numpy(labels)
 
-    def logits(self, packed: PackedBatch, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the logits `(masked, vocabulary)` of the masked positions, and their labels."""
+    def chosen(self, packed: PackedBatch, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what the decoder reads at the masked positions, and their labels.
+
+        Returns:
+            `(masked, hidden_size)` fp32 and `(masked,)`.
+        """
         device = self.model.device
         packed, labels = packed.to(device), labels.to(device)
         bare = self.model.model
@@ -83,10 +88,9 @@ class MaskedTask:
         else:
             with autocast(self.precision, device):
                 hidden = attention.forward_packed(bare, packed).last_hidden_state
+        places = (labels != IGNORED).nonzero().squeeze(1)
         with autocast(self.precision, device):
-            places = (labels != IGNORED).nonzero().squeeze(1)
-            chosen = hidden[0].index_select(0, places)
-            return self.model.decoder(self.model.head(chosen)).float(), labels[places]
+            return self.model.head(hidden[0].index_select(0, places)).float(), labels[places]
 
     def weight(self, batch: tuple[int, np.ndarray]) -> float:
         """Return the batch's tokens, to which its masked ones are proportional."""
@@ -95,9 +99,13 @@ class MaskedTask:
     def loss(self, batch: tuple[int, np.ndarray]) -> tuple[torch.Tensor, int]:
         """Return the mean cross-entropy at the masked positions, and the batch's tokens."""
         packed, labels = self.masked(self.train, batch)
-        logits, wanted = self.logits(packed, labels)
+        hidden, wanted = self.chosen(packed, labels)
+        decoder = self.model.decoder
+        loss = linear_cross_entropy(
+            hidden, decoder.weight, decoder.bias, wanted, DTYPES[self.precision]
+        )
         # Not the mean of torch: a small last batch may have no masked token, and 0 / 0 is NaN.
-        loss = functional.cross_entropy(logits, wanted, reduction="sum") / max(len(wanted), 1)
+        loss = loss / max(len(wanted), 1)
         return loss, packed.tokens
 
     @torch.inference_mode()
@@ -108,7 +116,8 @@ class MaskedTask:
         self.model.eval()
         loss, right, count = 0.0, 0, 0
         for batch in self.held_out_batches:
-            logits, wanted = self.logits(*self.masked(self.held_out, batch))
+            hidden, wanted = self.chosen(*self.masked(self.held_out, batch))
+            logits = self.model.decoder(hidden)
             loss += float(functional.cross_entropy(logits, wanted, reduction="sum"))
             right += int((logits.argmax(dim=1) == wanted).sum())
             count += len(wanted)

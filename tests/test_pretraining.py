@@ -185,15 +185,16 @@ def test_without_held_out_texts_there_is_no_figure(
 
 
 def test_only_masked_positions_are_predicted(make_task: Callable[..., MaskedTask]) -> None:
-    """The decoder runs over masked positions only: `(masked, vocabulary)`."""
+    """Head and decoder run over masked positions only: `(masked, hidden_size)`."""
     task = make_task()
     packed = pack([np.array([2, 90, 4, 95, 3]), np.array([2, 4, 3])])
     labels = torch.full((8,), IGNORED)
     labels[[2, 6]] = torch.tensor([92, 91])
-    logits, wanted = task.logits(packed, labels)
-    assert logits.shape == (2, task.model.config.vocab_size)
+    hidden, wanted = task.chosen(packed, labels)
+    assert hidden.shape == (2, task.model.config.hidden_size)
     assert wanted.tolist() == [92, 91]
-    assert torch.isfinite(functional.cross_entropy(logits, wanted))
+    everywhere = forward.hidden_states(task.model.model, packed)[0]
+    torch.testing.assert_close(hidden, task.model.head(everywhere)[[2, 6]])
 
 
 def train(
