@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 from transformers import ModernBertForMaskedLM, PreTrainedTokenizerFast
 
 from small_modernbert import forward, pretraining, training
