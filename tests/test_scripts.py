@@ -32,6 +32,7 @@ MISSING = {
     ),
     "mlm/init_model_mlm.py": ([], "python build_and_save_small_modernbert.py --recipe empty"),
     "mlm/pre_train.py": ([], "python mlm/init_model_mlm.py --recipe empty"),
+    "relabel_triplets.py": ([], "make run"),
     "sts_fine_tuning.py": ([], "python distil_modernbert.py --recipe empty"),
     "try_it.py": ([], "make run"),
 }

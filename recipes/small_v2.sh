@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# The second generation: GUIDE from ModernBERT-base, masked language modelling, MSE distillation.
+#
+#   bash recipes/small_v2.sh                   hub and GPU, into runs/small_v2: 12 x 384, 1,024 tokens
+#   bash recipes/small_v2.sh --size small      offline assets, minutes on two cores, runs/small_v2_small
+#   bash recipes/small_v2.sh --overwrite       redo everything; any other flag also goes to every stage
+#
+# Killed? Run it again: finished stages are kept, the one that was cut goes on.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source recipes/options.sh
+
+case $size in
+  full)  # the scripts' own constants are this recipe
+    recipe=small_v2
+    shape=() corpus=() donor=() language=() labels=() vectors=() pairs=() table=() ;;
+  small)
+    recipe=small_v2_small
+    shape=(--preset offline --tokenizer "$teacher")
+    corpus=("${offline_corpus[@]}")
+    donor=(--donor mlm/pre_train@donor)
+    language=(--sequence-tokens 256 --sequences-per-batch 16 --accumulate 1 --epochs 1
+      --max-steps 30 --held-out-rows 200 --evaluate-every 0)
+    labels=(--teacher "$teacher" --pca-texts 2000)
+    vectors=(--rows-per-batch 32 --max-steps 80 --learning-rate 2e-3 --held-out-rows 200
+      --evaluate-every 0 "${offline_sets[@]}")
+    pairs=("${offline_pairs[@]}" "${offline_sets[@]}")
+    table=("${offline_benchmark[@]}") ;;
+  *) echo "error: --size is full or small, not $size" >&2; exit 2 ;;
+esac
+
+# 1  A blank student, and its corpus.
+stage build_and_save_small_modernbert.py "${shape[@]}"
+stage mlm/create_dataset.py "${corpus[@]}"
+
+# 2  No ModernBERT is to be had offline: the small size makes its own donor, wider and deeper.
+if [[ $size == small ]]; then
+  stage build_and_save_small_modernbert.py --variant donor --preset small-v2 --num-layers 8 \
+    --tokenizer "$teacher"
+  stage mlm/pre_train.py --variant donor --student build_and_save_small_modernbert@donor \
+    "${language[@]}"
+fi
+
+# 3  GUIDE, then 30 % masked language modelling.
+stage mlm/init_model_mlm.py "${donor[@]}"
+stage mlm/pre_train.py "${language[@]}"
+
+# 4  The teacher's vectors, reduced to the student's width, copied by squared distance.
+stage create_distil_dataset.py "${labels[@]}"
+stage distil_modernbert.py --objective mse "${vectors[@]}"
+
+# 5  Cosines that track graded similarity; then the table.
+stage sts_fine_tuning.py "${pairs[@]}"
+stage benchmark_hotpotqa.py --models sts=sts_fine_tuning distilled=distil_modernbert "${table[@]}"
+done_in

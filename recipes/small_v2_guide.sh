@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# The training guide: uniform layer selection, a judge's scores, MarginMSE inside Matryoshka.
+#
+#   bash recipes/small_v2_guide.sh                hub and GPU, into runs/small_v2_guide
+#   bash recipes/small_v2_guide.sh --size small   offline assets, minutes on two cores
+#   bash recipes/small_v2_guide.sh --overwrite    redo everything; any other flag goes to every stage
+#
+# Killed? Run it again: finished stages are kept, the one that was cut goes on.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source recipes/options.sh
+
+case $size in
+  full)
+    recipe=small_v2_guide
+    shape=() corpus=() donor=() language=() labels=() vectors=() triplets=() table=()
+    margins=(--rows-per-batch 64 --learning-rate 2e-5 --epochs 3 --precision bf16) ;;
+  small)
+    recipe=small_v2_guide_small
+    shape=(--preset offline --tokenizer "$teacher")
+    corpus=("${offline_corpus[@]}")
+    donor=(--donor mlm/pre_train@donor)
+    language=(--sequence-tokens 256 --sequences-per-batch 16 --accumulate 1 --epochs 1
+      --max-steps 30 --held-out-rows 200 --evaluate-every 0)
+    labels=(--teacher "$teacher" --pca-texts 2000)
+    vectors=(--rows-per-batch 32 --max-steps 80 --learning-rate 2e-3 --held-out-rows 200
+      --evaluate-every 0 "${offline_sets[@]}")
+    triplets=("${offline_triplets[@]}")
+    margins=(--rows-per-batch 32 --learning-rate 1e-4 --epochs 2 --dimensions 256 128 64
+      --evaluate-every 0 --sts "$assets/sentence_pairs/mrpc.parquet" "${offline_sets[@]}")
+    table=("${offline_benchmark[@]}") ;;
+  *) echo "error: --size is full or small, not $size" >&2; exit 2 ;;
+esac
+
+# 1  A blank student, and its corpus.
+stage build_and_save_small_modernbert.py "${shape[@]}"
+stage mlm/create_dataset.py "${corpus[@]}"
+
+# 2  No ModernBERT is to be had offline: the small size makes its own donor, wider and deeper.
+if [[ $size == small ]]; then
+  stage build_and_save_small_modernbert.py --variant donor --preset small-v2 --num-layers 8 \
+    --tokenizer "$teacher"
+  stage mlm/pre_train.py --variant donor --student build_and_save_small_modernbert@donor \
+    "${language[@]}"
+fi
+
+# 3  Every k-th layer of the donor instead of its first ones; then masked language modelling.
+stage mlm/init_model_mlm.py --layer-selection uniform "${donor[@]}"
+stage mlm/pre_train.py "${language[@]}"
+
+# 4  The teacher's vectors.
+stage create_distil_dataset.py "${labels[@]}"
+stage distil_modernbert.py --objective mse "${vectors[@]}"
+
+# 5  A judge scores, mends and drops triplets; its margins are learnt at several widths at once.
+stage relabel_triplets.py "${triplets[@]}"
+stage post_train_distilled_model.py --objective margin_mse "${margins[@]}"
+
+# 6  The table; quality against dimension is in post_train_distilled_model/final/dimensions.md.
+stage benchmark_hotpotqa.py --models margins=post_train_distilled_model \
+  distilled=distil_modernbert "${table[@]}"
+done_in
