@@ -28,6 +28,7 @@ EPOCHS: int = 3  # passes over the corpus
 MAX_STEPS: int = 0  # ends earlier; 0 = all the epochs
 SEQUENCES_PER_BATCH: int = 16  # packed sequences per forward pass
 ACCUMULATE: int = 2  # forward passes per optimizer step
+ACCUMULATE_WARMUP: float = 0.0  # share of the run over which that grows from 1 (batch-size warm-up)
 LEARNING_RATE: float = 5e-4  # of the plateau
 WARMUP: float = 0.05  # share of the steps, linear from 0
 DECAY: float = 0.2  # share of the steps at the end, 1 - sqrt to 0
@@ -89,6 +90,7 @@ def main() -> None:
             epochs=EPOCHS,
             max_steps=MAX_STEPS,
             accumulate=ACCUMULATE,
+            accumulate_warmup=ACCUMULATE_WARMUP,
             learning_rate=LEARNING_RATE,
             warmup=WARMUP,
             decay=DECAY,

@@ -51,6 +51,7 @@ class Plan:
         epochs: passes over the data.
         max_steps: stop the plan here; 0 = all the epochs. The schedule is laid over this length.
         accumulate: batches per optimizer step.
+        accumulate_warmup: share of all batches over which that grows from 1; 0 = from the start.
         learning_rate: the plateau's.
         warmup: share of the steps over which the rate rises linearly from 0.
         decay: share of the steps at the end over which it falls to 0 as 1 - sqrt.
@@ -65,6 +66,7 @@ class Plan:
     learning_rate: float
     max_steps: int = 0
     accumulate: int = 1
+    accumulate_warmup: float = 0.0
     warmup: float = 0.05
     decay: float = 0.2
     clip: float = 1.0
@@ -87,6 +89,8 @@ class Plan:
                 )
         if self.learning_rate <= 0 or min(self.warmup, self.decay) < 0:
             raise UserError("LEARNING_RATE must be positive, WARMUP and DECAY not negative")
+        if not 0 <= self.accumulate_warmup <= 1:
+            raise UserError("ACCUMULATE_WARMUP is a share of the run: between 0 and 1")
         if self.warmup + self.decay > 1:
             raise UserError(
                 f"WARMUP {self.warmup:g} and DECAY {self.decay:g} are shares of one run; "
@@ -122,6 +126,29 @@ def warmup_stable_decay(step: int, total: int, warmup: float, decay: float) -> f
     if step < total - cool:
         return 1.0
     return 1.0 - math.sqrt((step - (total - cool) + 1) / (cool + 1))
+
+
+def step_sizes(batches: Sequence[int], accumulate: int, warmup: float) -> list[int]:
+    """Return how many batches each optimizer step takes, epoch after epoch.
+
+    Batch-size warm-up by accumulation (ModernBERT, arXiv 2412.13663, section 2.2.2): over the
+    first `warmup` share of all batches a step grows linearly from one batch to `accumulate`. A
+    step does not reach over the end of an epoch.
+
+    Args:
+        batches: number of batches in each epoch.
+        accumulate: batches of a full step.
+        warmup: share of all batches; 0 = full steps from the start.
+    """
+    sizes, done, rising = [], 0, warmup * sum(batches)
+    for count in batches:
+        left = count
+        while left:
+            share = min(done / rising, 1.0) if rising else 1.0
+            size = min(1 + int(share * (accumulate - 1)), left)
+            sizes.append(size)
+            done, left = done + size, left - size
+    return sizes
 
 
 def make_optimizer(
@@ -172,7 +199,8 @@ def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage
         UserError: the loss or the gradient is not finite, or there is nothing to train on.
     """
     progress = _resume(task, optimizer, stage)
-    total = _total_steps(task, plan)
+    sizes = _plan_steps(task, plan)
+    total = len(sizes)
     if not progress.before:
         progress.before = progress.latest = task.evaluate()
         _note(stage, 0, progress.before)
@@ -180,7 +208,7 @@ def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage
     bar = report.progress(description="training", total=total, initial=progress.step, unit="steps")
     with bar:
         while progress.step < total:
-            _step(task, optimizer, plan, progress, total, stage)
+            _step(task, optimizer, plan, progress, sizes, stage)
             bar.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
             bar.update()
             last = progress.step == total
@@ -216,11 +244,12 @@ def finish(stage: Stage, progress: Progress, figure: str, verify: Callable[[Path
     )
 
 
-def _total_steps(task: Task, plan: Plan) -> int:
-    steps = sum(math.ceil(len(task.epoch(epoch)) / plan.accumulate) for epoch in range(plan.epochs))
-    if steps == 0:
+def _plan_steps(task: Task, plan: Plan) -> list[int]:
+    batches = [len(task.epoch(epoch)) for epoch in range(plan.epochs)]
+    sizes = step_sizes(batches, plan.accumulate, plan.accumulate_warmup)
+    if not sizes:
         raise UserError("there is nothing to train on: no batch in any epoch")
-    return min(steps, plan.max_steps) if plan.max_steps else steps
+    return sizes[: plan.max_steps] if plan.max_steps else sizes
 
 
 def _step(
@@ -228,14 +257,14 @@ def _step(
     optimizer: torch.optim.Optimizer,
     plan: Plan,
     progress: Progress,
-    total: int,
+    sizes: Sequence[int],
     stage: Stage,
 ) -> None:
     begin = time.perf_counter()
     batches = task.epoch(progress.epoch)
-    chosen = batches[progress.position : progress.position + plan.accumulate]
+    chosen = batches[progress.position : progress.position + sizes[progress.step]]
     weights = [task.weight(batch) for batch in chosen]
-    factor = warmup_stable_decay(progress.step, total, plan.warmup, plan.decay)
+    factor = warmup_stable_decay(progress.step, len(sizes), plan.warmup, plan.decay)
     for group in optimizer.param_groups:
         group["lr"] = plan.learning_rate * factor * group["scale"]
     value, tokens = 0.0, 0
@@ -269,6 +298,7 @@ def _step(
         gradient_norm=float(norm),
         learning_rate=plan.learning_rate * factor,
         tokens=tokens,
+        batches=len(chosen),
         seconds=round(seconds, 4),
     )
 

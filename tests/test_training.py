@@ -371,6 +371,7 @@ def test_accumulation_equals_one_batch(open_stage: Open) -> None:
     for name, tensor in accumulated.model.state_dict().items():
         torch.testing.assert_close(tensor, merged.model.state_dict()[name], atol=1e-6, rtol=1e-5)
     for mine, theirs in zip(one, two, strict=True):
+        mine.pop("batches", None), theirs.pop("batches", None)
         assert mine == pytest.approx(theirs, rel=1e-4)
 
 
@@ -437,3 +438,36 @@ def test_finish_closes_the_stage(open_stage: Open, capsys: pytest.CaptureFixture
     }  # fmt: skip
     assert stage.record["tokens"] == 3 * 20 * 10
     assert stage.record["steps"] == STEPS
+
+
+def test_step_sizes_grow_and_lose_nothing() -> None:
+    """Steps grow linearly from one batch to the full number over the share; none is lost."""
+    assert training.step_sizes([7, 7], 2, 0) == [2, 2, 2, 1, 2, 2, 2, 1]
+    sizes = training.step_sizes([400], 4, 0.5)
+    assert sum(sizes) == 400
+    assert sizes[0] == 1
+    done = 0
+    for size in sizes[:-1]:
+        assert size == min(1 + int(min(done / 200, 1) * 3), 4)
+        done += size
+    assert {1, 2, 3, 4} == set(sizes)
+    assert sum(training.step_sizes([5, 9, 1], 3, 1.0)) == 15
+
+
+def test_resume_inside_the_batch_warmup(open_stage: Open) -> None:
+    """Died while the batch still grows: the run goes on with the steps of one that did not."""
+    plan = replace(PLAN, accumulate=3, accumulate_warmup=0.8)
+    whole, cut = ToyTask(), ToyTask(calls=9)
+    with open_stage(VARIANT="whole") as stage:
+        training.train(whole, optimise(whole), plan, stage)
+        wanted = [line.get("batches") for line in read_metrics(stage.folder)]
+    assert {1, 2, 3} <= set(wanted)
+    with pytest.raises(KeyboardInterrupt), open_stage() as stage:
+        training.train(cut, optimise(cut), plan, stage)
+    task = ToyTask()
+    with open_stage() as stage:
+        assert stage.resumed
+        training.train(task, optimise(task), plan, stage)
+        assert [line.get("batches") for line in read_metrics(stage.folder)] == wanted
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, task.model.state_dict()[name]), name
