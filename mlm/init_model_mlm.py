@@ -10,6 +10,7 @@ Writes: final/, a student folder, with transfer.json (every tensor: copied, proj
 
 guide: GUIDE (arXiv 2510.06502): PCA of the donor's embedding table, folded through its layers.
 static: the teacher's vector of each vocabulary entry, fitted to the labels, as the embedding.
+tile: a smaller ModernBERT, the donor, repeated from the middle (ModernBERT paper, section 2.2.2).
 random: the blank student with a language-modelling head.
 """
 
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 
 # Inputs
 STUDENT: str = "build_and_save_small_modernbert"  # the blank student: a stage, or a folder
-INIT: Literal["guide", "static", "random"] = "guide"  # what the student starts from
+INIT: Literal["guide", "static", "tile", "random"] = "guide"  # what the student starts from
 
-# guide
-DONOR: str = "answerdotai/ModernBERT-base"  # ModernBERT, BERT or MPNet: folder or hub id
+# guide and tile
+DONOR: str = "answerdotai/ModernBERT-base"  # ModernBERT, BERT or MPNet: stage, folder, hub id
 DONOR_REVISION: str = ""  # 40 hex digits pin a hub donor
-LAYER_SELECTION: Literal["first", "uniform"] = "first"  # which donor layers feed the student's
-TRANSFER_LAYERS: int = 0  # student layers to carve, from the first; 0 = all, 1 = GUIDE's own choice
+LAYER_SELECTION: Literal["first", "uniform"] = "first"  # guide: layers that feed the student's
+TRANSFER_LAYERS: int = 0  # guide: student layers to carve; 0 = all, 1 = GUIDE's own choice
 
 # static
 TEACHER: str = "create_distil_dataset/reduced_teacher"  # its vectors must be as wide as the student
@@ -56,7 +57,7 @@ def main() -> None:
         STUDENT, RECIPE, "student", "run: python build_and_save_small_modernbert.py"
     )
     inputs: dict[str, Path | str] = {"student": student_folder}
-    if INIT == "guide":
+    if INIT in ("guide", "tile"):
         inputs["donor"] = stages.locate(DONOR, RECIPE) or DONOR
     if INIT == "static":
         cure = "run: python create_distil_dataset.py"
@@ -68,7 +69,12 @@ def main() -> None:
         import torch
 
         torch.manual_seed(SEED)
-        start = {"guide": start_guided, "static": start_from_table, "random": start_random}[INIT]
+        start = {
+            "guide": start_guided,
+            "static": start_from_table,
+            "tile": start_tiled,
+            "random": start_random,
+        }[INIT]
         how = start(stage, inputs)
         report_transfer(stage, how)
 
@@ -129,6 +135,44 @@ def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str
     stage.record["left_behind"] = donor.left_behind
     save(stage, inputs, model)
     return carved.how
+
+
+def start_tiled(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str, tuple[str, str]]:
+    """Fill the student with a smaller donor, repeated from the middle."""
+    import torch
+
+    from small_modernbert import donors, students, tiling
+
+    place = inputs["donor"]
+    donor = donors.load_donor(place, DONOR_REVISION or None)
+    model = students.load_student(inputs["student"], masked_lm=True)
+    cure = "build a larger student: python build_and_save_small_modernbert.py --help"
+    if donor.config.model_type != "modernbert":
+        raise UserError(f"{place} is a {donor.config.model_type} model; only ModernBERT is tiled")
+    own = students.load_tokenizer(inputs["student"]).get_vocab()
+    if own != students.load_tokenizer(place, DONOR_REVISION or None).get_vocab():
+        raise UserError(f"{place} has another vocabulary than the student; {cure}")
+    try:
+        tensors, sources = tiling.tile_model(donor.state_dict(), donor.config, model.config)
+    except ValueError as error:
+        raise UserError(f"{place} cannot be tiled to this student ({error}); {cure}") from None
+    stages.logger.info("donor layers %s fill student layers 0 to %d", sources, len(sources) - 1)
+    for index, source in enumerate(sources):
+        theirs, ours = donor.config.layer_types[source], model.config.layer_types[index]
+        if theirs != ours:
+            stages.logger.info("layer %d: %s in the donor, %s here", index, theirs, ours)
+    state = model.state_dict()
+    how = {}
+    for name, tensor in state.items():
+        kind = "fresh"
+        if name in tensors:
+            same = torch.equal(tensors[name], donor.state_dict().get(name, tensor.new_empty(0)))
+            kind = "copied" if same else "tiled"
+        how[name] = (kind, str(place) if name in tensors else "the donor has none")
+    model.load_state_dict(tensors, strict=False)
+    stage.record["donor_layers"] = sources
+    save(stage, inputs, model)
+    return how
 
 
 def start_from_table(

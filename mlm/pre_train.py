@@ -1,11 +1,15 @@
-"""Train a student to predict hidden words: 30 % masking, packed sequences, StableAdamW, WSD.
+r"""Train a student to predict hidden words: 30 % masking, packed sequences, StableAdamW, WSD.
 
 Reads: a student (mlm/init_model_mlm.py, or a blank one) and a corpus (mlm/create_dataset.py).
 Writes: final/, the model with its head (best by held-out loss); checkpoints/, metrics.jsonl.
 
     python mlm/pre_train.py
     python mlm/pre_train.py --recipe offline --max-steps 100 --sequence-tokens 512
+    python mlm/pre_train.py --variant long --student mlm/pre_train --sequence-tokens 8192 \
+        --global-rope-theta 160000 --learning-rate 3e-4 --mixture finewiki=2 msmarco=0.2
 
+The last line is context extension, a second phase: longer sequences, a slower global rope, a rate,
+a decay and a mixture of sources of its own.
 The recipe is the ModernBERT paper's (arXiv 2412.13663, section 2.2). Predictions are computed at
 masked positions only; the decoder is the embedding table.
 """
@@ -21,7 +25,11 @@ CORPUS: str = "mlm/create_dataset"  # likewise
 # Data
 SEQUENCE_TOKENS: int = 1_024  # texts are packed into sequences of this many tokens
 MASKING: float = 0.3  # share of the tokens to predict; special tokens never
+MIXTURE: list[str] = []  # source=weight: how often its texts come in a pass; others once
 HELD_OUT_ROWS: int = 1_000  # texts that the loss is watched on; never trained on
+
+# Context
+GLOBAL_ROPE_THETA: float = 0.0  # of the global layers; 0 = the student's; 160,000 at 8,192 tokens
 
 # Training
 EPOCHS: int = 3  # passes over the corpus
@@ -60,6 +68,7 @@ def main() -> None:
 
         torch.manual_seed(SEED)  # a bare student gets a fresh head
         model = students.load_student(student_folder, masked_lm=True)
+        students.extend_context(model, SEQUENCE_TOKENS, GLOBAL_ROPE_THETA)
         model.to(precision.default_device())
         tokenizer = students.load_tokenizer(student_folder)
         backend = load_backend(student_folder, SEQUENCE_TOKENS)
@@ -82,6 +91,9 @@ def main() -> None:
             probability=MASKING,
             precision=precision.settle(stage, PRECISION, model.device),
             seed=SEED,
+            weights=pretraining.mixture_weights(MIXTURE, corpora.sources(corpus))
+            if MIXTURE
+            else None,
         )
         optimizer = training.make_optimizer(
             OPTIMIZER, model, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY
@@ -107,7 +119,7 @@ def main() -> None:
             stage.building,
             model,
             tokenizer,
-            students.read_max_tokens(student_folder, model.config),
+            max(students.read_max_tokens(student_folder, model.config), SEQUENCE_TOKENS),
         )
         training.finish(
             stage,

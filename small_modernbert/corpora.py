@@ -321,3 +321,12 @@ def texts(folder: Path, split: str = "train") -> Iterator[str]:
     """Yield the texts of a split in order; see `read_texts`."""
     for batch in read_texts(folder, split):
         yield from batch.column(0).to_pylist()
+
+
+def sources(folder: Path, split: str = "train") -> list[str]:
+    """Return the source of each text of a split, in order; see `read_texts`."""
+    return [
+        name
+        for batch in read_texts(folder, split, columns=("source",))
+        for name in batch.column(0).to_pylist()
+    ]

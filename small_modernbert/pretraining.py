@@ -1,5 +1,6 @@
 """Masked-language modelling over packed batches, with predictions at masked positions only."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -9,6 +10,7 @@ from transformers import ModernBertForMaskedLM, PreTrainedTokenizerFast
 
 from small_modernbert import attention, forward
 from small_modernbert.cross_entropy import linear_cross_entropy
+from small_modernbert.errors import UserError
 from small_modernbert.masking import IGNORED, mask_tokens
 from small_modernbert.packing import PackedBatch, fill, pack, pack_into_bins
 from small_modernbert.precision import DTYPES, autocast
@@ -32,8 +34,12 @@ class MaskedTask:
         probability: float,
         precision: str,
         seed: int,
+        weights: np.ndarray | None = None,
     ) -> None:
-        """Prepare batches of `sequences_per_batch` packed sequences of `sequence_tokens` each."""
+        """Prepare batches of `sequences_per_batch` packed sequences of `sequence_tokens` each.
+
+        `weights`, `(texts,)`, says how often each training text comes in a pass; None = once.
+        """
         self.model, self.precision, self.seed = model, precision, seed
         self.train, self.held_out = train, held_out
         self.probability = probability
@@ -42,8 +48,11 @@ class MaskedTask:
         self.ordinary = np.setdiff1d(np.arange(len(tokenizer)), self.special)
         attention.use_packed_attention(model)
 
-        def cut(tokens: TokenStore, epoch: int) -> list[tuple[int, np.ndarray]]:
-            lengths = tokens.lengths
+        def cut(
+            tokens: TokenStore, epoch: int, weights: np.ndarray | None = None
+        ) -> list[tuple[int, np.ndarray]]:
+            drawn = draw(len(tokens), weights, seed, epoch)
+            lengths = tokens.lengths[drawn % max(len(tokens), 1)]
             bins = pack_into_bins(lengths, sequence_tokens, seed=seed, epoch=epoch)
             self.fill = fill(bins, lengths, sequence_tokens)
             groups = [
@@ -51,15 +60,17 @@ class MaskedTask:
                 for begin in range(0, len(bins), sequences_per_batch)
             ]
             # Equal lengths side by side: attention runs once per stretch of them.
-            return [(epoch, rows[np.argsort(lengths[rows], kind="stable")]) for rows in groups]
+            return [
+                (epoch, drawn[rows[np.argsort(lengths[rows], kind="stable")]]) for rows in groups
+            ]
 
-        self.epoch = lru_cache(maxsize=2)(lambda epoch: cut(train, epoch))
+        self.epoch = lru_cache(maxsize=2)(lambda epoch: cut(train, epoch, weights))
         self.held_out_batches = cut(held_out, HELD_OUT_EPOCH)
 
     def masked(self, tokens: TokenStore, batch: tuple[int, np.ndarray]) -> tuple[PackedBatch, ...]:
         """Return the packed batch with tokens hidden, and the labels `(T,)`."""
         epoch, rows = batch
-        packed = pack([tokens[row] for row in rows], rows)
+        packed = pack([tokens[row % len(tokens)] for row in rows], rows)
         ids, labels = mask_tokens(
             packed.input_ids[0].numpy(),
             rows[packed.sequence_of_token.numpy()],
@@ -94,7 +105,7 @@ class MaskedTask:
 
     def weight(self, batch: tuple[int, np.ndarray]) -> float:
         """Return the batch's tokens, to which its masked ones are proportional."""
-        return float(self.train.lengths[batch[1]].sum())
+        return float(self.train.lengths[batch[1] % len(self.train)].sum())
 
     def loss(self, batch: tuple[int, np.ndarray]) -> tuple[torch.Tensor, int]:
         """Return the mean cross-entropy at the masked positions, and the batch's tokens."""
@@ -123,3 +134,45 @@ class MaskedTask:
             count += len(wanted)
         count = max(count, 1)
         return {"held_out_loss": loss / count, "masked_accuracy": right / count}
+
+
+def mixture_weights(mixture: Sequence[str], sources: Sequence[str]) -> np.ndarray:
+    """Return how often each text comes in a pass, `(texts,)`.
+
+    Args:
+        mixture: "source=weight" each, weight at least 0; sources that are not named count once.
+        sources: the source of each text.
+
+    Raises:
+        UserError: an entry does not read, or names a source that is not there.
+    """
+    names = np.asarray(sources)
+    weights = np.ones(len(names))
+    for entry in mixture:
+        name, _, text = entry.partition("=")
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = -1.0
+        if not 0 <= weight < np.inf:
+            raise UserError(f"MIXTURE: {entry!r} is not source=weight; write for example {name}=2")
+        if not (names == name).any():
+            known = ", ".join(sorted(set(sources)))
+            raise UserError(f"MIXTURE: the corpus has no source {name!r}; it has {known}")
+        weights[names == name] = weight
+    return weights
+
+
+def draw(texts: int, weights: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
+    """Return the texts of a pass: text i's k-th copy is number i + k * texts.
+
+    A weight of 2.3 gives two copies and, in 3 passes of 10, a third. Copies have numbers of their
+    own, so that they are masked differently.
+    """
+    if weights is None:
+        return np.arange(texts)
+    random = np.random.default_rng((seed, epoch, 1))
+    copies = np.floor(weights).astype(int) + (random.random(texts) < weights % 1)
+    return np.concatenate(
+        [np.flatnonzero(copies > k) + k * texts for k in range(max(copies.max(initial=0), 1))]
+    )

@@ -76,6 +76,27 @@ def load_student(folder: Path, *, masked_lm: bool = False) -> ModernBertModel:
         raise load_error("student", folder, error) from None
 
 
+def extend_context(model: PreTrainedModel, tokens: int, global_rope_theta: float) -> None:
+    """Let a model take `tokens` tokens, and turn its global layers' queries and keys more slowly.
+
+    Context extension raises the base from 10,000 to 160,000 for 8,192 tokens (ModernBERT, arXiv
+    2412.13663, section 2.1.2 and 2.2.2). Weights stay as they are.
+
+    Args:
+        model: a ModernBERT, bare or with its head.
+        tokens: positions that it must take; fewer than it takes change nothing.
+        global_rope_theta: base of the global layers; 0 = as it is.
+    """
+    config = model.config
+    config.max_position_embeddings = max(config.max_position_embeddings, tokens)
+    if not global_rope_theta:
+        return
+    config.rope_parameters["full_attention"]["rope_theta"] = float(global_rope_theta)
+    bare = getattr(model, "model", model)
+    # The angles are computed once, when the module is made.
+    bare.rotary_emb = type(bare.rotary_emb)(config)
+
+
 def save_model(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, max_tokens: int
 ) -> None:

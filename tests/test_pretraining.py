@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import ModernBertForMaskedLM, PreTrainedTokenizerFast
 
-from small_modernbert import forward, pretraining, training
+from small_modernbert import forward, pretraining, students, training
+from small_modernbert.errors import UserError
 from small_modernbert.masking import IGNORED
 from small_modernbert.packing import pack
 from small_modernbert.pretraining import MaskedTask
@@ -259,3 +260,79 @@ def test_interrupted_pre_training_ends_equal(
 def test_held_out_masks_are_no_training_pass() -> None:
     """The held-out draw has an epoch number that training cannot reach."""
     assert pretraining.HELD_OUT_EPOCH >= 2**31
+
+
+def test_mixture_draws_by_weight() -> None:
+    """Copies come as often as their source's weight says, with numbers of their own."""
+    weights = pretraining.mixture_weights(["news=2.5", "web=0"], ["news", "web", "books"] * 40)
+    assert weights.tolist() == [2.5, 0.0, 1.0] * 40
+    passes = [pretraining.draw(120, weights, 42, epoch) for epoch in range(50)]
+    for drawn in passes:
+        assert len(set(drawn.tolist())) == len(drawn)
+        sources = drawn % 120 % 3
+        assert not (sources == 1).any()
+        assert (sources == 2).sum() == 40
+        assert 80 <= (sources == 0).sum() <= 120
+    assert np.mean([(drawn % 3 == 0).sum() for drawn in passes]) == pytest.approx(100, abs=3)
+    assert np.array_equal(passes[3], pretraining.draw(120, weights, 42, 3))
+    assert pretraining.draw(4, None, 42, 0).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("entry", ["news", "news=much", "news=-1", "papers=1"])
+def test_mixture_that_does_not_read_is_refused(entry: str) -> None:
+    """A weight that is none, or a source that is not there, is named."""
+    with pytest.raises(UserError, match=entry.partition("=")[0]):
+        pretraining.mixture_weights([entry], ["news", "web"])
+
+
+def test_context_extension(
+    open_stage: Callable[..., Stage],
+    make_task: Callable[..., MaskedTask],
+    make_student: Make,
+    tokenizer: PreTrainedTokenizerFast,
+    tokens: TokenStore,
+    tmp_path: Path,
+) -> None:
+    """A second phase starts from the first one's weights and lowers the loss on long sequences.
+
+    Its texts are joined to three times the length, its global layers turn more slowly, its
+    mixture leaves a part of the texts out.
+    """
+    first = make_task(deviation=0.02)
+    with open_stage() as stage:
+        train(first, stage, epochs=8)
+    students.save_model(tmp_path, first.model, tokenizer, 64)
+    model = students.load_student(tmp_path, masked_lm=True)
+    plain = forward.hidden_states(model.model, pack([tokens[0], tokens[1]]))
+    students.extend_context(model, 192, 160_000.0 / 7)
+    assert model.config.max_position_embeddings >= 192
+    slower = forward.hidden_states(model.model, pack([tokens[0], tokens[1]]))
+    assert not torch.allclose(plain, slower)
+    long = TokenStore(tokens.ids, tokens.offsets[::3])
+    assert long.lengths.max() > 64
+    weights = np.ones(15)
+    weights[:5] = [0, 2, 2, 2, 0]
+    task = MaskedTask(
+        model,
+        tokenizer,
+        long.head(15),
+        TokenStore(long.ids, long.offsets[15:]),
+        sequence_tokens=192,
+        sequences_per_batch=1,
+        probability=0.3,
+        precision="fp32",
+        seed=42,
+        weights=weights,
+    )
+    rows = np.concatenate([batch[1] for batch in task.epoch(0)])
+    assert sorted(rows % 15) == [1, 1, 2, 2, 3, 3, *range(5, 15)]
+    with open_stage(VARIANT="long") as stage:
+        progress = train(task, stage, epochs=8)
+    assert progress.latest["held_out_loss"] < progress.before["held_out_loss"] - 0.05
+    students.save_model(tmp_path / "long", model, tokenizer, 192)
+    again = students.load_student(tmp_path / "long", masked_lm=True)
+    assert again.config.rope_parameters["full_attention"]["rope_theta"] == 160_000.0 / 7
+    torch.testing.assert_close(
+        forward.hidden_states(again.model, pack([long[0]])),
+        forward.hidden_states(model.model, pack([long[0]])),
+    )

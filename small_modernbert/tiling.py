@@ -1,0 +1,110 @@
+"""Tiling initialisation: a larger ModernBERT filled with the weights of a smaller one.
+
+The small tensor stands in the middle of the large one and repeats to all sides; deeper models
+repeat layers in the same way, from the middle. What a layer writes to the residual stream is
+scaled by sqrt(small depth / large depth), as Megatron's initialisation scales with depth (centre
+tiling with Gopher's layer scaling: ModernBERT, arXiv 2412.13663, section 2.2.2). Whole heads and
+whole GeGLU units are repeated, and queries, keys and values, or the two GeGLU halves, never mix.
+
+Pure functions over tensors.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+import torch
+from transformers import ModernBertConfig
+
+Tensors = dict[str, torch.Tensor]
+
+
+def tiled_rows(large: int, small: int) -> torch.Tensor:
+    """Return for each of `large` places the small one that fills it, from the middle outwards.
+
+    Raises:
+        ValueError: there are more small places than large ones.
+    """
+    if small > large:
+        raise ValueError(f"{small} does not fit into {large}: tiling makes models larger")
+    return (torch.arange(large) - (large - small) // 2) % small
+
+
+def tile(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Tile every dimension of a tensor to `shape`."""
+    for dimension, size in enumerate(shape):
+        tensor = tensor.index_select(dimension, tiled_rows(size, tensor.shape[dimension]))
+    return tensor
+
+
+def tile_model(
+    small: Mapping[str, torch.Tensor],
+    small_config: ModernBertConfig,
+    large_config: ModernBertConfig,
+) -> tuple[Tensors, list[int]]:
+    """Return a larger ModernBERT's tensors, made of a smaller one's, and each layer's source.
+
+    Args:
+        small: state of a ModernBertModel or ModernBertForMaskedLM.
+        small_config: its configuration.
+        large_config: that of the model to fill; equal vocabularies and head widths.
+
+    Raises:
+        ValueError: vocabularies or head widths differ, or the large model is smaller somewhere.
+    """
+    pairs = (
+        ("vocabulary", "vocab_size"),
+        ("head width", lambda config: config.hidden_size // config.num_attention_heads),
+    )
+    for what, read in pairs:
+        ours, theirs = (
+            read(config) if callable(read) else getattr(config, read)
+            for config in (large_config, small_config)
+        )
+        if ours != theirs:
+            raise ValueError(f"{what} {ours} here, {theirs} in the smaller model")
+    width, units = large_config.hidden_size, large_config.intermediate_size
+    heads, small_heads = large_config.num_attention_heads, small_config.num_attention_heads
+    depth, small_depth = large_config.num_hidden_layers, small_config.num_hidden_layers
+    sources = tiled_rows(depth, small_depth).tolist()
+    quieter = math.sqrt(small_depth / depth)
+
+    def fill(kind: str, tensor: torch.Tensor) -> torch.Tensor:
+        if kind == "attn.Wqkv.weight":
+            parts = tensor.unflatten(0, (3, small_heads, -1))
+            return tile(parts, (3, heads, parts.shape[2], width)).flatten(0, 2)
+        if kind == "attn.Wo.weight":
+            parts = tensor.unflatten(1, (small_heads, -1))
+            return tile(parts, (width, heads, parts.shape[2])).flatten(1) * quieter
+        if kind == "mlp.Wi.weight":
+            return tile(tensor.unflatten(0, (2, -1)), (2, units, width)).flatten(0, 1)
+        if kind == "mlp.Wo.weight":
+            return tile(tensor, (width, units)) * quieter
+        return tile(tensor, (width,))
+
+    found: Tensors = {}
+    layers: dict[int, Tensors] = {}
+    for name, tensor in small.items():
+        layer = re.search(r"layers\.(\d+)\.(.+)", name)
+        if layer:
+            layers.setdefault(int(layer[1]), {})[layer[2]] = tensor
+            prefix = name[: layer.start()]
+        elif tensor.ndim == 2 and len(tensor) == small_config.vocab_size:
+            found[name] = tile(tensor, (len(tensor), width))
+        elif tensor.ndim == 2:
+            found[name] = tile(tensor, (width, width))
+        elif len(tensor) == small_config.vocab_size:
+            found[name] = tensor.clone()
+        else:
+            found[name] = tile(tensor, (width,))
+    for index, source in enumerate(sources):
+        for kind, tensor in layers[source].items():
+            found[f"{prefix}layers.{index}.{kind}"] = fill(kind, tensor)
+    # The first layer has no norm of its own: the embedding's serves.
+    missing = [i for i, source in enumerate(sources) if "attn_norm.weight" not in layers[source]]
+    for index in missing:
+        if index:
+            gain = small[next(n for n in small if n.endswith("embeddings.norm.weight"))]
+            found[f"{prefix}layers.{index}.attn_norm.weight"] = tile(gain, (width,))
+    found.pop(f"{prefix}layers.0.attn_norm.weight", None)
+    return found, sources
