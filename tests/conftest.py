@@ -4,6 +4,7 @@ Everything is made in process; pytest-socket keeps the network away. Heavy impor
 fixtures, so that a test that needs no model does not pay for them.
 """
 
+import os
 import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ import pytest
 from miniature import Language, make_bpe_tokenizer, make_teacher, make_wordpiece_tokenizer
 
 from small_modernbert import stages
+
+# Before torch is imported: tiny models gain nothing from a second thread, and on a busy machine
+# its threads wait for each other (a test of one second then takes fifty).
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from transformers import ModernBertModel, PreTrainedTokenizerFast
