@@ -1,0 +1,89 @@
+"""What the machine can do, and what a model needs: matrix-product rates and useful operations.
+
+Useful are the multiply-adds of matrix products that the mathematics asks for, two operations each:
+real tokens only, attention inside the window only, predictions at masked positions only. Norms,
+softmax, optimizer and everything done twice are not counted, so a share of the ceiling is honest.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from harness import Clock, Round, Work
+
+# (rows, inputs, outputs) of products in a small ModernBERT, and a square one that suits any kernel.
+SHAPES = ((4096, 384, 1536), (2048, 384, 8192), (2048, 1024, 1024))
+REPEATS = 8
+FORMATS = ("fp32", "bf16")
+# Backward takes the gradient of the inputs and that of the weights: twice the forward pass.
+TRAINING = 3
+
+
+def gemm() -> Round:
+    """Return a contender's round that measures the best matrix-product rate in each format."""
+    import torch
+    from torch.nn import functional
+
+    from small_modernbert.precision import default_device
+
+    device = default_device()
+    dtypes = dict(zip(FORMATS, (torch.float32, torch.bfloat16), strict=True))
+
+    def rate(dtype: torch.dtype, shape: tuple[int, int, int]) -> float:
+        rows, inputs, outputs = shape
+        left = torch.randn(rows, inputs, device=device).to(dtype)
+        right = torch.randn(outputs, inputs, device=device).to(dtype)
+        best = float("inf")
+        for _ in range(REPEATS):
+            clock = Clock()
+            clock.start()
+            functional.linear(left, right)
+            clock.stop()
+            best = min(best, clock.seconds)
+        return 2 * rows * inputs * outputs / best
+
+    def measure(number: int, clock: Clock) -> Work:
+        begun = time.perf_counter()
+        figures = {
+            name: max(rate(dtype, shape) for shape in SHAPES) for name, dtype in dtypes.items()
+        }
+        return Work(time.perf_counter() - begun, figures=figures)
+
+    return measure
+
+
+def visible_pairs(lengths: np.ndarray | Sequence[int], reach: int | None) -> float:
+    """Return how many (query, key) pairs attend, with keys at most `reach` tokens away (None: all).
+
+    A token at the edge sees fewer: n (2 r + 1) - r (r + 1) pairs for n > r tokens.
+    """
+    sizes = np.asarray(lengths, dtype=np.float64)
+    whole = sizes**2
+    if reach is None:
+        return float(whole.sum())
+    banded = sizes * (2 * reach + 1) - reach * (reach + 1)
+    return float(np.where(sizes <= reach + 1, whole, banded).sum())
+
+
+def encoder_flops(config: Any, lengths: np.ndarray | Sequence[int]) -> float:  # noqa: ANN401  a transformers configuration
+    """Return the operations of one forward pass of a BERT or a ModernBERT over some sequences.
+
+    Args:
+        config: of the model; ModernBERT's feed-forward has a gate, BERT's has not.
+        lengths: tokens of each sequence, without padding.
+    """
+    width, inner = config.hidden_size, config.intermediate_size
+    modern = config.model_type == "modernbert"
+    weights = 4 * width * width + (3 if modern else 2) * width * inner
+    kinds = config.layer_types if modern else ["full_attention"] * config.num_hidden_layers
+    total = 0.0
+    for kind in kinds:
+        reach = config.local_attention // 2 if kind == "sliding_attention" else None
+        total += 2 * weights * float(np.sum(lengths)) + 4 * width * visible_pairs(lengths, reach)
+    return total
+
+
+def prediction_flops(config: Any, predictions: float) -> float:  # noqa: ANN401  a transformers configuration
+    """Return the operations of the head and the decoder at so many masked positions."""
+    return 2 * predictions * config.hidden_size * (config.hidden_size + config.vocab_size)
