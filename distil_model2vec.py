@@ -1,0 +1,126 @@
+"""Distil a teacher into a static model: its vocabulary through it, PCA, Zipf weights (Model2Vec).
+
+Reads:  a teacher (MODERNBERT_BASE, MODERNBERT_LARGE, GTE_MODERNBERT_BASE, a stage, a folder or a
+        hub id); with --vocabulary a text file of words, one a line
+Writes: runs/<recipe>/distil_model2vec/final/, which model2vec and sentence-transformers both load;
+        on the hub only if --push says so and a token is there (HF_TOKEN, or hf auth login)
+
+    python distil_model2vec.py --base-model-name assets/models/all-MiniLM-L6-v2
+    python distil_model2vec.py --base_model_name MODERNBERT_BASE --pca_dims 256
+    python distil_model2vec.py --push --model-repository-name owner/name --commit-msg "feat: new"
+
+No data and no training: a minute on a CPU. A finished model is not made again to be pushed.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from small_modernbert import settings, stages
+from small_modernbert.errors import UserError
+
+# Teacher
+BASE_MODEL_NAME: str = "GTE_MODERNBERT_BASE"  # or another; owner/name@revision pins one of the hub
+POOLING: Literal["mean", "first", "last", "pooler"] = "mean"  # how an entry's tokens become one
+
+# Model
+PCA_DIMS: int = 256  # width of the vectors; 0 keeps the teacher's, without PCA
+SIF_COEFFICIENT: float = 1e-4  # a in a / (a + p): the smaller, the less frequent words weigh; 0: no
+VOCABULARY: str = ""  # file of words to know beside the teacher's tokens, one a line
+QUANTIZE_TO: Literal["float32", "float16", "int8"] = "float32"  # of the table; the card has limits
+
+# Hub
+MODEL_REPOSITORY_NAME: str = ""  # owner/name to push to
+COMMIT_MSG: str = "feat: add a static model distilled with Model2Vec"  # of that version
+PUSH: bool = False  # upload the finished model
+
+# Output
+RECIPE: str = "model2vec"  # runs/<recipe>/distil_model2vec
+VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
+OVERWRITE: bool = False  # redo a finished model
+
+TEACHERS = {
+    "MODERNBERT_BASE": "answerdotai/ModernBERT-base",
+    "MODERNBERT_LARGE": "answerdotai/ModernBERT-large",
+    "GTE_MODERNBERT_BASE": "Alibaba-NLP/gte-modernbert-base",
+}
+ON_THE_HUB = ("MODEL_REPOSITORY_NAME", "COMMIT_MSG", "PUSH")
+
+
+def main() -> None:
+    """Distil, save, reload, and push what is finished if that was asked for."""
+    teacher = TEACHERS.get(BASE_MODEL_NAME, BASE_MODEL_NAME)
+    found: Path | str = stages.locate(teacher, RECIPE) or teacher
+    inputs = {"teacher": found}
+    if words := find_vocabulary():
+        inputs["vocabulary"] = words
+    if PUSH:
+        from small_modernbert import model2vec_distil
+
+        model2vec_distil.need_push_access(MODEL_REPOSITORY_NAME)
+    # Where a model is pushed to is none of its properties: not recorded, so never a change.
+    recorded = {**globals(), **dict.fromkeys(ON_THE_HUB)}
+    with stages.Stage(recorded, inputs) as stage:
+        if not stage.finished:
+            build(stage, found, words)
+    if PUSH:
+        print(model2vec_distil.push(stage.final, MODEL_REPOSITORY_NAME, COMMIT_MSG))
+
+
+def find_vocabulary() -> Path | None:
+    """Return the file of words, if one was given.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if not VOCABULARY:
+        return None
+    found = stages.find_file(VOCABULARY, "VOCABULARY", "check the path")
+    if found is None:
+        raise UserError(f"VOCABULARY: {VOCABULARY} is not there; write one word a line into it")
+    return found
+
+
+def build(stage: stages.Stage, teacher: Path | str, words: Path | None) -> None:
+    """Load the teacher, distil it into the stage's folder, and finish the stage."""
+    from small_modernbert import encoders, model2vec_distil, retrieval
+    from small_modernbert.teacher import load_teacher
+
+    given = model2vec_distil.read_vocabulary(words) if words else []
+    if isinstance(teacher, Path):
+        folder, name = teacher, teacher.parent.name if teacher.name == "final" else teacher.name
+    else:
+        folder, name = encoders.fetch(teacher), retrieval.split_revision(teacher)[0]
+    distilled = model2vec_distil.distil(
+        load_teacher(folder),
+        name,
+        vocabulary=given,
+        pca_dims=PCA_DIMS,
+        sif_coefficient=SIF_COEFFICIENT,
+        quantize_to=QUANTIZE_TO,
+        pooling=POOLING,
+        card=find_card(teacher),
+    )
+    model2vec_distil.save(distilled, stage.building)
+    model, added = distilled.model, distilled.words_added
+    stage.record["rows"] = {"tokens": len(model.tokens), "words": len(given), "words_added": added}
+    stage.record["metrics"] = {"dimensions": model.dim, "table_bytes": model.embedding.nbytes}
+    stage.finish(
+        f"{len(model.tokens):,} tokens x {model.dim} {model.embedding_dtype} of {name}",
+        lambda final: model2vec_distil.check_reload(final, distilled),
+    )
+
+
+def find_card(teacher: Path | str) -> Path | None:
+    """Return the teacher's README.md, which names its licence; None where there is none."""
+    from small_modernbert import hub, retrieval
+
+    if isinstance(teacher, Path):
+        return teacher / "README.md"
+    try:
+        return hub.fetch_file(*retrieval.split_revision(teacher), "README.md")
+    except UserError:
+        return None
+
+
+if __name__ == "__main__":
+    settings.run(globals())
