@@ -1,0 +1,165 @@
+"""Export a trained student for other engines: ONNX, its int8 copy, OpenVINO, the portable folder.
+
+Reads:  a student (a stage, or a sentence-transformers folder of ours); texts to check the forms
+        with (Parquet files with a `text` column)
+Writes: runs/<recipe>/export_model/final/: the sentence-transformers files, onnx/model.onnx,
+        onnx/model_int8.onnx, openvino/ and export.json (shapes, digests, parity)
+
+    python export_model.py --recipe offline
+    python export_model.py --recipe offline --student sts_fine_tuning --variant sts --no-openvino
+    python export_model.py --student path/to/folder --texts my_text.parquet --max-tokens 256
+
+Every form encodes texts from one token to the maximum, and is compared with the torch model. To
+search on a CPU without torch: small_modernbert/onnx_encoder.py.
+"""
+
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from small_modernbert import settings, stages
+from small_modernbert.errors import UserError
+
+if TYPE_CHECKING:
+    from small_modernbert.exporting import Parity
+
+# Inputs
+STUDENT: str = "distil_modernbert"  # a stage of this recipe, or a folder
+TEXTS: str = ""  # Parquet file or folder; "" = the recipe's held-out texts, or a few of ours
+
+# Forms
+MAX_TOKENS: int = 0  # longer texts are cut; 0 = as many as the student takes
+INT8: bool = True  # a quarter of the size; loses a little, as the table says
+OPENVINO: bool = True  # its own form, where openvino is installed
+
+# Check
+TOLERANCE: float = 1e-4  # of a text's cosine to the torch model; fp32 forms beyond it are refused
+PROBES: int = 48  # texts of rising length
+CALIBRATION_TEXTS: int = 64  # others, that show int8 how large the activations are
+THREADS: int = 0  # of the engines; 0 leaves the number to them
+
+# Output
+SEED: int = 42  # draws the texts
+RECIPE: str = "small_v2"  # runs/<recipe>/export_model
+VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
+OVERWRITE: bool = False  # redo a finished export
+
+
+def main() -> None:
+    """Save the portable folder, write each form beside it, compare, and say what int8 loses."""
+    folder = stages.need(STUDENT, RECIPE, "student", "run: python distil_modernbert.py")
+    files = find_texts()
+    inputs = {"student": folder} | {f"texts {number}": path for number, path in enumerate(files)}
+    with stages.Stage(globals(), inputs) as stage:
+        if stage.finished:
+            return
+        from small_modernbert import exporting, int8, students
+        from small_modernbert.tokenised import load_backend
+
+        exporting.check_modules(folder)
+        model = students.load_student(folder).eval()
+        pooling = students.read_pooling(folder)
+        max_tokens = MAX_TOKENS or students.read_max_tokens(folder, model.config)
+        if max_tokens > model.config.max_position_embeddings:
+            limit = model.config.max_position_embeddings
+            raise UserError(f"MAX_TOKENS: the student takes {limit:,} tokens, not {max_tokens:,}")
+        final, card = stage.building, folder / "README.md"
+        students.save_sentence_transformer(
+            final,
+            model,
+            students.load_tokenizer(folder),
+            max_tokens=max_tokens,
+            pooling=pooling,
+            card=card.read_text(encoding="utf-8") if card.is_file() else "",
+        )
+        calibration, probes = draw_texts(files)
+        uncut = load_backend(final, 1 << 30)
+        probes = exporting.probes(probes, uncut, max_tokens, PROBES)
+        forms = [exporting.GRAPH]
+        exporting.export_onnx(model, pooling, final / exporting.GRAPH)
+        if INT8:
+            backend, pad = load_backend(final, max_tokens), model.config.pad_token_id
+            batches = exporting.token_batches(calibration, backend, pad)
+            int8.quantise(final / exporting.GRAPH, final / exporting.INT8, batches)
+            forms.append(exporting.INT8)
+        if OPENVINO:
+            made = exporting.export_openvino(final / exporting.GRAPH, final / exporting.OPENVINO)
+            forms += [exporting.OPENVINO] if made else []
+        numbers = {
+            "dimensions": model.config.hidden_size,
+            "max_tokens": max_tokens,
+            "pad_token_id": model.config.pad_token_id,
+            "pooling": pooling,
+        }
+        exporting.describe(final, {}, **numbers)
+        parity = measure(folder, final, forms, probes, max_tokens)
+        exporting.describe(final, parity, **numbers)
+        stage.record["rows"] = {"probes": len(probes), "calibration": len(calibration)}
+        stage.record["metrics"] = {form: vars(figures) for form, figures in parity.items()}
+        lost = f", int8 loses {1 - parity[exporting.INT8].mean_cosine:.0e}" if INT8 else ""
+        stage.finish(
+            f"{len(forms)} forms; ONNX within {1 - parity[forms[0]].min_cosine:.0e} of torch{lost} "
+            "(cosine)",
+            lambda built: students.check_reload(built, model),
+        )
+
+
+def find_texts() -> list[Path]:
+    """Return the Parquet files to check with, sorted; none where ours will have to do.
+
+    Raises:
+        UserError: TEXTS names none.
+    """
+    if not TEXTS:
+        try:
+            held_out = stages.locate("mlm/create_dataset/held_out", RECIPE)
+        except UserError:
+            return []
+        return sorted(held_out.glob("*.parquet")) if held_out else []
+    cure = "give a Parquet file with a text column, or a folder of them"
+    if file := stages.find_file(TEXTS, "TEXTS", cure):
+        return [file]
+    found = sorted(stages.need(TEXTS, RECIPE, "TEXTS", cure).rglob("*.parquet"))
+    if not found:
+        raise UserError(f"TEXTS: no Parquet file below {TEXTS}; {cure}")
+    return found
+
+
+def draw_texts(files: list[Path]) -> tuple[list[str], list[str]]:
+    """Return texts to calibrate with and texts to check with; the same few if there are few."""
+    from small_modernbert import exporting, retrieval
+
+    texts = retrieval.read_texts(files) if files else list(exporting.SENTENCES)
+    random.Random(SEED).shuffle(texts)
+    if len(texts) < 2 * CALIBRATION_TEXTS:
+        return texts[:CALIBRATION_TEXTS], texts
+    return texts[:CALIBRATION_TEXTS], texts[CALIBRATION_TEXTS:]
+
+
+def measure(
+    student: Path, final: Path, forms: list[str], probes: list[str], max_tokens: int
+) -> "dict[str, Parity]":
+    """Compare every form with the student that was given, print the table, refuse what is off.
+
+    Raises:
+        UserError: a form that should be exact is not.
+    """
+    from small_modernbert import exporting
+    from small_modernbert.onnx_encoder import OnnxEncoder
+
+    wanted = exporting.torch_encoder(student, max_tokens)(probes)
+    found = {exporting.TORCH: exporting.torch_encoder(final, max_tokens)(probes)}
+    found |= {form: OnnxEncoder(final, form, THREADS).encode(probes) for form in forms}
+    parity = {form: exporting.compare(wanted, vectors) for form, vectors in found.items()}
+    print(exporting.table(final, parity))
+    for form, figures in parity.items():
+        if form != exporting.INT8 and figures.min_cosine < 1 - TOLERANCE:
+            raise UserError(
+                f"{form} is off by {1 - figures.min_cosine:.1e} in cosine, more than TOLERANCE "
+                f"{TOLERANCE:g}; install the versions of requirements.txt and export again"
+            )
+    return parity
+
+
+if __name__ == "__main__":
+    settings.run(globals())
