@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup assets run test smoke search lint clean
+.PHONY: setup assets run run-main recipes bench test smoke search lint clean
 
 setup: $(VENV)/.ready
 
@@ -23,8 +23,20 @@ run: assets
 smoke: assets
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/offline.sh --size smoke $(ARGS)
 
+recipes: run
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/small_v1.sh --size small $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/small_v2.sh --size small $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/small_v2_guide.sh --size small $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/model2vec.sh $(ARGS)
+
+bench: assets
+	$(BIN)/python bench/run_all.py $(ARGS)
+
 search: setup
 	$(BIN)/python try_it.py $(ARGS)
+
+run-main: setup
+	$(BIN)/python distil_model2vec.py $(ARGS)
 
 test: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

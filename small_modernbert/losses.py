@@ -1,8 +1,11 @@
-"""Distillation losses over a batch of vectors; every one is a mean over rows.
+"""Losses over a batch of vectors or of their scores; every one is a mean over rows.
 
 Pure functions. `student` is what the student pools, before normalisation, `(rows, width)`;
-`teacher` the stored vectors, `(rows, width)`, unit length up to fp16 rounding.
+`teacher` the stored vectors, `(rows, width)`, unit length up to fp16 rounding. A *judge* scores
+pairs of texts, a *margin* is by how much an anchor's positive scores above a negative.
 """
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional
@@ -65,3 +68,116 @@ def cosent(similarities: torch.Tensor, scores: torch.Tensor, scale: float) -> to
     differences = scale * (similarities[None, :] - similarities[:, None])
     wrong = differences[scores[:, None] > scores[None, :]]
     return torch.logsumexp(torch.cat([wrong.new_zeros(1), wrong]), dim=0)
+
+
+def multiple_negatives(
+    anchors: torch.Tensor,
+    positives: torch.Tensor,
+    negatives: torch.Tensor,
+    scale: float,
+    *,
+    symmetric: bool = False,
+) -> torch.Tensor:
+    """Cross-entropy of finding an anchor's positive among all texts of the batch.
+
+    Candidates are every row's positive and every negative, whose ever it is (InfoNCE: van den Oord
+    et al., arXiv 1807.03748; MultipleNegativesRankingLoss in sentence-transformers). Symmetric: the
+    mean of that and of finding a positive's anchor among the anchors (Guenther et al., arXiv
+    2310.19923).
+
+    Args:
+        anchors: `(rows, width)`, any length.
+        positives: `(rows, width)`.
+        negatives: `(n, width)`; n may be 0, and rows need not have equally many.
+        scale: inverse temperature of the cosines; 20 is customary.
+        symmetric: ask in both directions.
+    """
+    rows = len(anchors)
+    anchors = functional.normalize(anchors)
+    candidates = functional.normalize(torch.cat([positives, negatives]))
+    scores = scale * (anchors @ candidates.T)
+    target = torch.arange(rows, device=scores.device)
+    forward = functional.cross_entropy(scores, target)
+    if not symmetric:
+        return forward
+    return (forward + functional.cross_entropy(scores[:, :rows].T, target)) / 2
+
+
+def margin_mse(
+    student_margins: torch.Tensor, judge_margins: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Squared difference of the student's margin to the judge's (Hofstaetter et al., 2010.02666).
+
+    A margin is score(anchor, positive) - score(anchor, negative). The student's come from cosines
+    and lie in -2 to 2, so the judge's are multiplied by `scale` first: a cross-encoder's raw
+    logits, of ten and more, could never be reached and would only push the student's cosines to
+    their ends.
+
+    Args:
+        student_margins: `(pairs,)`, one for each negative.
+        judge_margins: `(pairs,)`.
+        scale: of the judge's margins.
+    """
+    return functional.mse_loss(student_margins, scale * judge_margins)
+
+
+def score_kl(
+    student_scores: torch.Tensor,
+    judge_scores: torch.Tensor,
+    candidates: torch.Tensor,
+    temperature: float,
+    judge_temperature: float,
+) -> torch.Tensor:
+    """KL divergence from the judge's to the student's scores over each row's own candidates.
+
+    Each side's scores over its temperature make a distribution over the row's positive and
+    negatives (Lin et al., arXiv 2010.11386). Times the student's squared temperature, as in `kl`.
+
+    Args:
+        student_scores: `(rows, most candidates)` cosines.
+        judge_scores: `(rows, most candidates)`; what stands outside `candidates` does not matter.
+        candidates: `(rows, most candidates)` bool: where a row has a candidate; two at least.
+        temperature: of the student's scores.
+        judge_temperature: of the judge's; match it to their spread.
+    """
+    # A large finite number: log-softmax of -inf times probability 0 would be NaN.
+    absent = ~candidates
+    divergence = functional.kl_div(
+        functional.log_softmax((student_scores / temperature).masked_fill(absent, -1e4), dim=1),
+        functional.log_softmax((judge_scores / judge_temperature).masked_fill(absent, -1e4), dim=1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return divergence * temperature**2
+
+
+def matryoshka(
+    loss: Callable[..., torch.Tensor],
+    vectors: Sequence[torch.Tensor],
+    dimensions: Sequence[int],
+    weights: Sequence[float] = (),
+) -> torch.Tensor:
+    """Sum a loss over the first d numbers of every vector (Kusupati et al., arXiv 2205.13147).
+
+    Every vector is cut *and brought back to unit length*, stored labels too: the beginning of a
+    unit vector is shorter than 1, and a student that is compared with it at another length than
+    its own has an error left when it is perfect.
+
+    Args:
+        loss: takes the vectors, in their order.
+        vectors: `(n, width)` each; n may differ.
+        dimensions: the lengths d.
+        weights: of each dimension's loss; 1 each if empty.
+
+    Raises:
+        ValueError: a dimension exceeds the width, or there are not as many weights.
+    """
+    weights = weights or [1.0] * len(dimensions)
+    width = vectors[0].shape[1]
+    if not dimensions or min(dimensions) < 1 or max(dimensions) > width:
+        raise ValueError(f"dimensions {list(dimensions)} of vectors {width} wide")
+    total = vectors[0].new_zeros(())
+    for dimension, weight in zip(dimensions, weights, strict=True):
+        cut = [functional.normalize(one[:, :dimension]) for one in vectors]
+        total = total + weight * loss(*cut)
+    return total

@@ -34,13 +34,18 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = (
     "get_offline_assets",
     "build_and_save_small_modernbert",
+    "train_small_modernbert",
     "mlm/create_dataset",
     "mlm/init_model_mlm",
     "mlm/pre_train",
     "create_distil_dataset",
     "distil_modernbert",
+    "relabel_triplets",
+    "post_train_distilled_model",
     "sts_fine_tuning",
     "benchmark_hotpotqa",
+    "distil_model2vec",
+    "export_model",
 )
 LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "pyarrow", "numpy")
 logger = logging.getLogger(__name__)

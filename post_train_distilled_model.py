@@ -1,0 +1,226 @@
+r"""Sharpen the distilled student on judged triplets, at several dimensions at once (Matryoshka).
+
+Reads: a student (distil_modernbert.py), judged triplets (relabel_triplets.py).
+Writes: final/, a sentence-transformers folder with dimensions.{json,md,png}: quality against
+    dimension, before and after; checkpoints/, metrics.jsonl.
+
+    python post_train_distilled_model.py
+    python post_train_distilled_model.py --objective kl --negatives 4 --dimensions
+    python post_train_distilled_model.py --recipe offline --dimensions 256 128 64 \
+        --learning-rate 1e-4 --retrieval-folder assets/retrieval --validation-sets boolq-dev \
+        --sts assets/sentence_pairs/mrpc.parquet
+
+The student's cosines learn the judge's margins (margin_mse), the judge's ranking of each row's
+texts (kl), or only which text is the positive (mnrl). Any beginning of a vector that DIMENSIONS
+names is trained as a vector of its own: SentenceTransformer(folder, truncate_dim=64). The kept
+model is the best one by SELECT_BY.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from small_modernbert import settings, stages
+
+if TYPE_CHECKING:
+    from small_modernbert.contrastive import Loss
+    from small_modernbert.examples import Examples
+    from small_modernbert.held_out import HeldOut
+
+# Inputs
+STUDENT: str = "distil_modernbert"  # a stage of this recipe, or a folder
+TRIPLETS: str = "relabel_triplets"  # the judged triplets, likewise
+NEGATIVES: int = 0  # of a row at most, those that the judge scores highest; 0 = all
+
+# Objective
+OBJECTIVE: Literal["margin_mse", "mnrl", "kl"] = "margin_mse"  # margins, the positive, the ranking
+DIMENSIONS: list[int] = [384, 256, 128, 64]  # trained at once; none = the full width alone
+DIMENSION_WEIGHTS: list[float] = []  # of their losses; none = 1 each
+MARGIN_SCALE: float = 1.0  # cosine margin for a margin of 1 of the judge, who says 0 to 1
+SCALE: float = 20.0  # inverse temperature of the cosines; mnrl only
+SYMMETRIC: bool = False  # positives must find their anchors as well; mnrl only
+TEMPERATURE: float = 0.05  # of the student's cosines; kl only
+JUDGE_TEMPERATURE: float = 0.1  # of the judge's scores; kl only, 0.05 suits a bi-encoder's cosines
+
+# Training
+EPOCHS: int = 3  # passes over the triplets
+MAX_STEPS: int = 0  # ends earlier; 0 = all the epochs
+ROWS_PER_BATCH: int = 64  # triplets per step at most
+TOKENS_PER_BATCH: int = 65_536  # tokens of all their texts per step at most
+CACHED_TOKENS: int = 0  # tokens in memory at once, for large batches (GradCache); 0 = the batch
+LENGTH_WINDOW: int = 16  # batches whose rows are sorted by length together; 1 = lengths as drawn
+ACCUMULATE: int = 1  # batches per optimizer step
+LEARNING_RATE: float = 2e-5  # of the plateau
+EMBEDDING_RATE: float = 1.0  # the embedding table's share of it
+WARMUP: float = 0.1  # share of the steps, linear from 0
+DECAY: float = 0.3  # share of the steps at the end, 1 - sqrt to 0
+WEIGHT_DECAY: float = 0.01  # matrices only
+OPTIMIZER: Literal["stable_adamw", "adamw"] = "stable_adamw"  # the paper's, or torch's fused one
+MAX_TOKENS: int = 0  # longer texts are cut; 0 = as many as the student takes
+PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # auto measures which is faster here
+CHECKPOINT_EVERY: int = 500  # steps; what a kill can cost
+
+# Evaluation
+EVALUATE_EVERY: int = 500  # steps
+STS: str = "sentence-transformers/stsb"  # hub id (its validation split), Parquet file, "" for none
+RETRIEVAL_FOLDER: str = ""  # local sets in the NanoBEIR layout; empty = NanoBEIR from the hub
+VALIDATION_SETS: list[str] = ["NanoMSMARCO", "NanoHotpotQA"]  # retrieval sets to watch
+SELECT_BY: str = (
+    "triplet_accuracy"  # maximised by the kept model; also at a dimension: triplet_accuracy/64
+)
+
+# Output
+SEED: int = 42  # of the batches' order
+RECIPE: str = "small_v2"  # runs/<recipe>/post_train_distilled_model
+VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
+OVERWRITE: bool = False  # redo a finished stage
+
+ASSETS = "run: python get_offline_assets.py"
+
+
+def main() -> None:
+    """Load, train, keep the best, and show what it is worth at every dimension."""
+    inputs = find_inputs()
+    student_folder = inputs["student"]
+    with stages.Stage(globals(), inputs) as stage:
+        if stage.finished:
+            return
+        from small_modernbert import (
+            contrastive,
+            distillation,
+            held_out,
+            precision,
+            students,
+            training,
+        )
+        from small_modernbert.tokenised import load_backend, store
+
+        model = students.load_student(student_folder)
+        measured = held_out.check_dimensions(
+            DIMENSIONS, DIMENSION_WEIGHTS, model.config.hidden_size
+        )
+        train, watched = load_examples(stage, inputs)
+        model.to(precision.default_device())
+        dtype = precision.settle(stage, PRECISION, model.device)
+        pooling = students.read_pooling(student_folder)
+        max_tokens = MAX_TOKENS or students.read_max_tokens(student_folder, model.config)
+        backend = load_backend(student_folder, max_tokens)
+        key = f"{stage.record['inputs']}{max_tokens}"
+        tokens = store(train.texts, backend, stage.folder / "cache" / "tokens", key)
+        encoder = distillation.PackedEncoder(model, pooling, dtype)
+        task = contrastive.ContrastiveTask(
+            encoder,
+            train,
+            tokens,
+            loss_function(),
+            lambda: watched.measure(encoder, backend, measured),
+            weight_by="negatives" if OBJECTIVE == "margin_mse" else "rows",
+            mix="mixed",
+            # Only where the others' texts are negatives does a text that stands twice do harm.
+            distinct=OBJECTIVE == "mnrl",
+            tokens_per_batch=TOKENS_PER_BATCH,
+            rows_per_batch=ROWS_PER_BATCH,
+            window_batches=LENGTH_WINDOW,
+            cached_tokens=CACHED_TOKENS,
+            seed=SEED,
+        )
+        stage.record["rows"]["epoch"] = task.describe()
+        optimizer = training.make_optimizer(
+            OPTIMIZER,
+            model,
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            embedding_rate=EMBEDDING_RATE,
+        )
+        plan = training.Plan(
+            epochs=EPOCHS,
+            max_steps=MAX_STEPS,
+            accumulate=ACCUMULATE,
+            learning_rate=LEARNING_RATE,
+            warmup=WARMUP,
+            decay=DECAY,
+            evaluate_every=EVALUATE_EVERY,
+            checkpoint_every=CHECKPOINT_EVERY,
+            select_by=SELECT_BY,
+        )
+        outcome = training.train(task, optimizer, plan, stage)
+        students.save_sentence_transformer(
+            stage.building,
+            model,
+            students.load_tokenizer(student_folder),
+            max_tokens=max_tokens,
+            pooling=pooling,
+        )
+        table = held_out.write_dimensions(stage.building, measured, outcome.before, outcome.latest)
+        training.finish(
+            stage,
+            outcome,
+            SELECT_BY or "triplet_accuracy",
+            lambda folder: students.check_reload(folder, model),
+        )
+        print(table)
+
+
+def find_inputs() -> dict[str, Path | str]:
+    """Resolve every reference before anything is loaded."""
+    inputs: dict[str, Path | str] = {
+        "student": stages.need(STUDENT, RECIPE, "student", "run: python distil_modernbert.py"),
+        "triplets": stages.need(TRIPLETS, RECIPE, "triplets", "run: python relabel_triplets.py"),
+    }
+    if STS:
+        inputs["sentence pairs"] = stages.find_file(STS, "STS", ASSETS) or STS
+    if RETRIEVAL_FOLDER:
+        inputs["retrieval"] = stages.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", ASSETS)
+    return inputs
+
+
+def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[Examples, HeldOut]":
+    """Read the judged triplets, and what they are watched by; keep evaluation texts out of them."""
+    from small_modernbert import examples, held_out, retrieval, triplets
+    from small_modernbert.errors import UserError
+
+    place = inputs.get("sentence pairs")
+    pairs = held_out.load_pairs(STS, place if isinstance(place, Path) else None)
+    sets = retrieval.load_named(VALIDATION_SETS, inputs.get("retrieval"))
+    found = triplets.open_triplets(inputs["triplets"])
+    dev, _ = examples.collect(examples.from_judged(found.rows("dev")))
+    watched = held_out.HeldOut(dev.with_negatives(), pairs, sets)
+    rows = examples.from_judged(found.rows("train"))
+    train, dropped = examples.collect(rows, watched.texts())
+    read = len(train)
+    if NEGATIVES:
+        train = train.hardest(NEGATIVES)
+    if OBJECTIVE != "mnrl":
+        # Margins and rankings are of a row's own texts: without a negative there is none.
+        train = train.with_negatives()
+    if not len(train):
+        raise UserError(
+            f"{found.folder} has no row to train on (dropped: {dropped or 'none'}; without a "
+            f"negative: {read:,}); {triplets.REMAKE}"
+        )
+    stage.record["judge"] = {"name": found.judge, "scale": found.scale}
+    stage.record["rows"] = {
+        "train": len(train),
+        "negatives": len(train.negatives),
+        "without_negatives": read - len(train),
+        "dev": found.counts["dev"],
+        "dev_with_negatives": len(watched.triplets),
+        "dropped": dropped,
+    }
+    return train, watched
+
+
+def loss_function() -> "Loss":
+    """Return the objective, at every dimension."""
+    from small_modernbert import contrastive
+
+    if OBJECTIVE == "margin_mse":
+        loss = contrastive.margin_mse(scale=MARGIN_SCALE)
+    elif OBJECTIVE == "kl":
+        loss = contrastive.score_kl(temperature=TEMPERATURE, judge_temperature=JUDGE_TEMPERATURE)
+    else:
+        loss = contrastive.mnrl(scale=SCALE, symmetric=SYMMETRIC)
+    return contrastive.nested(loss, DIMENSIONS, DIMENSION_WEIGHTS)
+
+
+if __name__ == "__main__":
+    settings.run(globals())

@@ -1,0 +1,205 @@
+r"""Train the blank student on pairs and triplets of texts, as the first generation was.
+
+Reads: a student (build_and_save_small_modernbert.py); pairs by name from the hub (the table is in
+    small_modernbert/pair_sources.py), Parquet files or folders of them.
+Writes: final/, a sentence-transformers folder; checkpoints/, metrics.jsonl.
+
+    python train_small_modernbert.py --recipe small_v1
+    python train_small_modernbert.py --recipe small_v1 --mix round_robin --pairs all-nli gooaq \
+        quora-duplicates natural-questions trivia-qa msmarco
+    python train_small_modernbert.py --recipe offline --pairs assets/pairs/train.parquet --dev "" \
+        --sts assets/sentence_pairs/mrpc.parquet --select-by retrieval_ndcg@10 \
+        --retrieval-folder assets/retrieval --validation-sets boolq-dev
+
+An anchor must find its positive among all the positives and negatives of its batch (multiple
+negatives ranking). No text stands twice in a batch. The kept model is the best one by SELECT_BY.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from small_modernbert import settings, stages
+
+if TYPE_CHECKING:
+    from small_modernbert.examples import Examples
+    from small_modernbert.held_out import HeldOut
+
+# Inputs
+STUDENT: str = "build_and_save_small_modernbert"  # a stage of this recipe, or a folder
+PAIRS: list[str] = ["all-nli"]  # names in the table of pairs, Parquet files, folders
+ROWS: int = 50_000  # drawn from all the pairs; 0 = all of them
+MIX: Literal["mixed", "proportional", "round_robin"] = (
+    "proportional"  # batches of all sources; of one each, by size; of one each, in turn
+)
+
+# Objective
+SCALE: float = 20.0  # inverse temperature of the cosines
+SYMMETRIC: bool = False  # positives must find their anchors as well
+CACHED_TOKENS: int = 0  # tokens in memory at once, for large batches (GradCache); 0 = the batch
+
+# Training
+EPOCHS: int = 1  # passes over the rows
+MAX_STEPS: int = 0  # ends earlier; 0 = all the epochs
+ROWS_PER_BATCH: int = 32  # rows per step at most; each is a negative of the others
+TOKENS_PER_BATCH: int = 32_768  # tokens per step at most
+LENGTH_WINDOW: int = 16  # batches whose rows are sorted by length together; 1 = lengths as drawn
+ACCUMULATE: int = 1  # batches per optimizer step; adds no in-batch negatives
+LEARNING_RATE: float = 2e-5  # of the plateau
+EMBEDDING_RATE: float = 1.0  # the embedding table's share of it
+WARMUP: float = 0.1  # share of the steps, linear from 0
+DECAY: float = 0.3  # share of the steps at the end, 1 - sqrt to 0
+WEIGHT_DECAY: float = 0.01  # matrices only
+OPTIMIZER: Literal["stable_adamw", "adamw"] = "stable_adamw"  # the paper's, or torch's fused one
+MAX_TOKENS: int = 0  # longer texts are cut; 0 = as many as the student takes
+PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # auto measures which is faster here
+CHECKPOINT_EVERY: int = 500  # steps; what a kill can cost
+
+# Evaluation
+EVALUATE_EVERY: int = 500  # steps
+DEV: str = "all-nli"  # pairs whose dev split gives the triplet accuracy; "" = held out of PAIRS
+DEV_ROWS: int = 1_000  # of them
+STS: str = "sentence-transformers/stsb"  # hub id (its validation split), Parquet file, "" for none
+RETRIEVAL_FOLDER: str = ""  # local sets in the NanoBEIR layout; empty = NanoBEIR from the hub
+VALIDATION_SETS: list[str] = []  # retrieval sets to watch
+SELECT_BY: str = "sts-dev_spearman"  # figure that the kept model maximises; "" keeps the last
+
+# Output
+SEED: int = 42  # of the rows drawn and the batches' order
+RECIPE: str = "small_v1"  # runs/<recipe>/train_small_modernbert
+VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
+OVERWRITE: bool = False  # redo a finished stage
+
+ASSETS = "run: python get_offline_assets.py"
+
+
+def main() -> None:
+    """Read the pairs, hold some out, train on the rest, keep the best."""
+    inputs = find_inputs()
+    student_folder = inputs["student"]
+    with stages.Stage(globals(), inputs) as stage:
+        if stage.finished:
+            return
+        from small_modernbert import contrastive, distillation, precision, students, training
+        from small_modernbert.tokenised import load_backend, store
+
+        train, held_out = load_examples(stage, inputs)
+        model = students.load_student(student_folder)
+        model.to(precision.default_device())
+        dtype = precision.settle(stage, PRECISION, model.device)
+        pooling = students.read_pooling(student_folder)
+        max_tokens = MAX_TOKENS or students.read_max_tokens(student_folder, model.config)
+        backend = load_backend(student_folder, max_tokens)
+        key = f"{stage.record['inputs']}{max_tokens}"
+        tokens = store(train.texts, backend, stage.folder / "cache" / "tokens", key)
+        encoder = distillation.PackedEncoder(model, pooling, dtype)
+        task = contrastive.ContrastiveTask(
+            encoder,
+            train,
+            tokens,
+            contrastive.mnrl(scale=SCALE, symmetric=SYMMETRIC),
+            lambda: held_out.measure(encoder, backend),
+            mix=MIX,
+            tokens_per_batch=TOKENS_PER_BATCH,
+            rows_per_batch=ROWS_PER_BATCH,
+            window_batches=LENGTH_WINDOW,
+            cached_tokens=CACHED_TOKENS,
+            seed=SEED,
+        )
+        stage.record["rows"]["epoch"] = task.describe()
+        optimizer = training.make_optimizer(
+            OPTIMIZER,
+            model,
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            embedding_rate=EMBEDDING_RATE,
+        )
+        plan = training.Plan(
+            epochs=EPOCHS,
+            max_steps=MAX_STEPS,
+            accumulate=ACCUMULATE,
+            learning_rate=LEARNING_RATE,
+            warmup=WARMUP,
+            decay=DECAY,
+            evaluate_every=EVALUATE_EVERY,
+            checkpoint_every=CHECKPOINT_EVERY,
+            select_by=SELECT_BY,
+        )
+        outcome = training.train(task, optimizer, plan, stage)
+        students.save_sentence_transformer(
+            stage.building,
+            model,
+            students.load_tokenizer(student_folder),
+            max_tokens=max_tokens,
+            pooling=pooling,
+        )
+        training.finish(
+            stage,
+            outcome,
+            SELECT_BY or "triplet_accuracy",
+            lambda folder: students.check_reload(folder, model),
+        )
+
+
+def find_inputs() -> dict[str, Path | str]:
+    """Resolve every reference before anything is loaded."""
+    inputs: dict[str, Path | str] = {
+        "student": stages.need(
+            STUDENT, RECIPE, "student", "run: python build_and_save_small_modernbert.py"
+        )
+    }
+    for what, references in (("PAIRS", PAIRS), ("DEV", [DEV] if DEV else [])):
+        for reference in references:
+            found = stages.find_file(reference, what, ASSETS)
+            inputs[f"{what} {reference}"] = found or stages.locate(reference, RECIPE) or reference
+    if STS:
+        inputs["sentence pairs"] = stages.find_file(STS, "STS", ASSETS) or STS
+    if RETRIEVAL_FOLDER:
+        inputs["retrieval"] = stages.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", ASSETS)
+    return inputs
+
+
+def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[Examples, HeldOut]":
+    """Read, split and draw the rows, keep evaluation texts out of them, and write them down.
+
+    A resumed run reads what was written: it goes on with the very same rows.
+    """
+    from small_modernbert import assets, examples, held_out, retrieval, storage, triplets
+    from small_modernbert.errors import UserError
+
+    place = inputs.get("sentence pairs")
+    pairs = held_out.load_pairs(STS, place if isinstance(place, Path) else None)
+    sets = retrieval.load_named(VALIDATION_SETS, inputs.get("retrieval"))
+    folder = stage.folder / "cache" / "rows"
+    index = folder / examples.ROWS_INDEX
+    if not index.exists():
+        counts = triplets.PairCounts()
+        given = [inputs[f"PAIRS {reference}"] for reference in PAIRS]
+        found = list(triplets.read_pairs(*given, seed=SEED, counts=counts))
+        dev = []
+        if DEV:
+            place = inputs[f"DEV {DEV}"]
+            dev = list(triplets.read_pairs(place, seed=SEED, split="dev", cap=DEV_ROWS))
+        parted = examples.part(found, dev, DEV_ROWS, SEED)
+        sources = [pair.source for pair in parted[0]]
+        chosen = examples.draw(sources, ROWS, SEED, evenly=MIX == "round_robin")
+        rows = {"train": [parted[0][row] for row in chosen], "dev": parted[1]}
+        for line in assets.counts_table(counts.to_json()).splitlines():
+            stages.logger.info("%s", line)
+        splits = {split: list(examples.from_pairs(some)) for split, some in rows.items()}
+        examples.write_rows(folder, splits, {"read": counts.to_json()})
+    dev_rows, _ = examples.collect(examples.reopen_rows(folder, "dev"))
+    watched = held_out.HeldOut(dev_rows.with_negatives(), pairs, sets)
+    train, dropped = examples.collect(examples.reopen_rows(folder, "train"), watched.texts())
+    if not len(train):
+        raise UserError(f"PAIRS leave no row to train on (dropped: {dropped or 'none'}); give more")
+    stage.record["rows"] = storage.read_json(index, f"remove {folder}") | {
+        "train": len(train),
+        "dev": len(dev_rows),
+        "dev_with_negatives": len(watched.triplets),
+        "dropped": dropped,
+    }
+    return train, watched
+
+
+if __name__ == "__main__":
+    settings.run(globals())
