@@ -147,8 +147,8 @@ def figures(result: harness.Result) -> list[Any]:
     return [
         round(result.rate),
         round(tokens / seconds) if tokens else None,
-        None if padding is None else round(padding, 2),
-        round(result.peak_mib / 1024, 2),
+        "–" if padding is None else f"{padding:.2f}",
+        f"{result.peak_mib / 1024:.2f}",
     ]
 
 

