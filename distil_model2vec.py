@@ -24,9 +24,9 @@ POOLING: Literal["mean", "first", "last", "pooler"] = "mean"  # how an entry's t
 
 # Model
 PCA_DIMS: int = 256  # width of the vectors; 0 keeps the teacher's, without PCA
-SIF_COEFFICIENT: float = 1e-4  # a in a / (a + p): the smaller, the less frequent words weigh; 0: no
+SIF_COEFFICIENT: float = 1e-4  # a in a / (a + p); smaller turns frequent words down more; 0 = not
 VOCABULARY: str = ""  # file of words to know beside the teacher's tokens, one a line
-QUANTIZE_TO: Literal["float32", "float16", "int8"] = "float32"  # of the table; the card has limits
+QUANTIZE_TO: Literal["float32", "float16", "int8"] = "float32"  # int8 is read by model2vec only
 
 # Hub
 MODEL_REPOSITORY_NAME: str = ""  # owner/name to push to

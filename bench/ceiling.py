@@ -15,7 +15,7 @@ from harness import Clock, Round, Work
 # (rows, inputs, outputs) of products in a small ModernBERT, and a wider one that suits any kernel.
 SHAPES = ((4096, 384, 1536), (2048, 384, 8192), (2048, 1024, 1024))
 GPU_SHAPES = ((8192, 8192, 8192), (16384, 1024, 4096))  # a small product leaves a GPU idle
-REPEATS = 8
+REPEATS = 5
 FORMATS = ("fp32", "bf16")
 # Backward takes the gradient of the inputs and that of the weights: twice the forward pass.
 TRAINING = 3

