@@ -145,8 +145,6 @@ def fill(
             if len(batch) == rows_per_batch:
                 break
             clash = next((one for one in keys[row] if one in seen), None) if keys else None
-            if clash is not None and clash == key:
-                continue
             if clash is None and batch and used + lengths[row] > tokens_per_batch:
                 break
             queue.popleft()
