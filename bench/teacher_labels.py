@@ -54,8 +54,8 @@ REASONS = {
     ),
     "encode": "",
     "ceiling": (
-        "products of a 384 wide teacher are small; two thirds of the time is spent in them, a "
-        "fifth in attention"
+        "with torch's fused attention a profile had 65 % of the time in matrix products and 24 % "
+        "in attention; attention is faster since, but stays far from the products' rate"
     ),
 }
 
