@@ -39,7 +39,7 @@ stage mlm/create_dataset.py "${corpus[@]}"
 # 2  No ModernBERT is to be had offline: the small size makes its own donor, wider and deeper.
 if [[ $size == small ]]; then
   stage build_and_save_small_modernbert.py --variant donor --preset small-v2 --num-layers 8 \
-    --tokenizer "$teacher"
+    --head-dim 32 --tokenizer "$teacher"  # as many heads as the student, at least
   stage mlm/pre_train.py --variant donor --student build_and_save_small_modernbert@donor \
     "${language[@]}"
 fi
