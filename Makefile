@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup assets run run-main recipes bench test smoke search lint clean
+.PHONY: setup assets run run-main recipes bench test faults smoke search lint clean
 
 setup: $(VENV)/.ready
 
@@ -41,6 +41,9 @@ run-main: setup
 test: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+faults: setup
+	$(BIN)/python -m pytest tests/faults -m 'long or not long' --least-faults 60 $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
