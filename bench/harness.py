@@ -206,9 +206,8 @@ class _Worker:
         # Spawned, not forked: it must not inherit the parent's memory or its thread pools.
         context = multiprocessing.get_context("spawn")
         self.pipe, end = context.Pipe()
-        self.process = context.Process(
-            target=_serve, args=(end, contender, threads, log), daemon=True
-        )
+        # No daemon: a contender may have processes of its own.
+        self.process = context.Process(target=_serve, args=(end, contender, threads, log))
         self.process.start()
         end.close()
 
@@ -297,4 +296,9 @@ def _memory_mib(field: Literal["VmRSS", "VmHWM"]) -> float:
     status = Path("/proc/self/status")
     if not status.exists():
         return float(stages.peak_memory_mib())
-    return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text(encoding="ascii"))[1]) / 1024
+    own = int(re.search(rf"{field}:\s+(\d+) kB", status.read_text(encoding="ascii"))[1]) / 1024
+    if field == "VmRSS":
+        return own
+    # Of ended children only the largest is known: count all that the processors allow as large.
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return own + child * len(os.sched_getaffinity(0))

@@ -42,12 +42,18 @@ DEDUPLICATE_NEAR: bool = True  # by MinHash over runs of three tokens
 NEAR_THRESHOLD: float = 0.8  # Jaccard index from which two texts are one
 NUM_PERMUTATIONS: int = 64  # the index is estimated to about 0.05
 
+# Run
+WORKERS: int = 0  # processes that clean and cut; 0 = as many as there are processors
+
 # Output
 SHARD_ROWS: int = 100_000  # what is held in memory at once while the shards are written
 RECIPE: str = "small_v2"  # folder below runs/
 VARIANT: str = ""  # a folder of its own for a run with other settings
 OVERWRITE: bool = False  # redo a finished run
 SEED: int = 42  # of the choice, the held-out part and the order
+
+# Fewer are done before a process has started.
+FEW_ROWS = 10_000
 
 logger = logging.getLogger("small_modernbert.create_dataset")
 
@@ -160,23 +166,26 @@ def spill_sources(
     sources: "list[Source]", tokenizer_file: Path, minhash: "MinHash | None", folder: Path
 ) -> "list[Spill]":
     """Clean, cut and fingerprint every source; those that are done are taken up."""
-    from tokenizers import Tokenizer
+    from small_modernbert import corpora, spills, workers
 
-    from small_modernbert import spills
-    from small_modernbert.cleaning import Chunker
-
-    chunker = Chunker(Tokenizer.from_file(str(tokenizer_file)), MAX_TOKENS)
+    counted = [corpora.count_source(source) for source in sources]
+    few = None not in counted and sum(counted) < FEW_ROWS
+    processes = 1 if few else WORKERS or workers.processors()
     spilled = []
-    for source in sources:
-        begun = time.monotonic()
-        place = folder / source.name
-        done = "was read before" if (place / spills.COUNTS).exists() else "read"
-        spill = spills.write_spill(place, source, chunker, minhash, MIN_CHARACTERS, SEED)
-        spilled.append(spill)
-        logger.info(
-            "%s: %s, %s rows in %.1f s · %s",
-            *(source.name, done, f"{spill.rows:,}", time.monotonic() - begun, source.licence),
-        )
+    with workers.pool(processes) as executor:
+        for source in sources:
+            begun = time.monotonic()
+            place = folder / source.name
+            done = "was read before" if (place / spills.COUNTS).exists() else "read"
+            preparation = spills.Preparation(
+                source, tokenizer_file, MAX_TOKENS, minhash, MIN_CHARACTERS
+            )
+            spill = spills.write_spill(place, preparation, SEED, executor)
+            spilled.append(spill)
+            logger.info(
+                "%s: %s, %s rows in %.1f s · %s",
+                *(source.name, done, f"{spill.rows:,}", time.monotonic() - begun, source.licence),
+            )
     return spilled
 
 

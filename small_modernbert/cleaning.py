@@ -2,11 +2,12 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from small_modernbert.errors import UserError
+from small_modernbert.word_memo import WordMemo
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -138,15 +139,19 @@ def split_sentences(text: str) -> Iterator[str]:
 class Chunker:
     """Cuts texts into pieces of at most `max_tokens` tokens, special tokens included."""
 
-    def __init__(self, tokenizer: "Tokenizer", max_tokens: int) -> None:
+    def __init__(self, tokenizer: "Tokenizer", max_tokens: int, memo: bool = True) -> None:
         """Take over `tokenizer`, whose truncation and padding are switched off.
+
+        Args:
+            tokenizer: counts.
+            max_tokens: of a piece.
+            memo: count through a memo of words (word_memo.py), or every text anew.
 
         Raises:
             UserError: the limit leaves no room beside the special tokens.
         """
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        self.tokenizer = tokenizer
+        self.words = WordMemo(tokenizer)
+        self._count = self.words.counts if memo else self._count_anew
         self.max_tokens = max_tokens
         self.budget = max_tokens - tokenizer.num_special_tokens_to_add(False)
         self._surely_long = SURELY_LONG_CHARACTERS_PER_TOKEN * max_tokens
@@ -156,25 +161,26 @@ class Chunker:
                 f"at least {MIN_BUDGET} are needed: --max-tokens 128, say"
             )
 
-    def chunk(self, texts: list[str]) -> list[list[tuple[str, list[int]]]]:
-        """Return the pieces of every text, each with its token ids (special ones included).
+    def chunk(self, texts: list[str]) -> list[list[tuple[str, int]]]:
+        """Return the pieces of every text, each with its number of tokens (special ones included).
 
         A text that fits is one piece, unchanged. Others are cut between sentences into pieces of
         about equal length; a sentence that is too long by itself, at white space.
         """
-        pieces: list[list[tuple[str, list[int]]]] = [[] for _ in texts]
+        pieces: list[list[tuple[str, int]]] = [[] for _ in texts]
         short = [i for i, text in enumerate(texts) if len(text) <= self._surely_long]
-        for i, ids in zip(short, self._encode(texts[i] for i in short), strict=True):
-            if len(ids) <= self.max_tokens:
-                pieces[i].append((texts[i], ids))
+        for i, tokens in zip(short, self._count([texts[i] for i in short]), strict=True):
+            if tokens <= self.max_tokens:
+                pieces[i].append((texts[i], tokens))
         for i, text in enumerate(texts):
             if not pieces[i]:
                 pieces[i] = list(self._fit(self._pack(text)))
         return pieces
 
-    def _encode(self, texts: Iterable[str], special: bool = True) -> Iterator[list[int]]:
-        encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
-        return (encoding.ids for encoding in encoded)
+    def _count_anew(self, texts: list[str], special: bool = True) -> list[int]:
+        tokenizer = self.words.tokenizer
+        encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=special)
+        return [len(encoding.ids) for encoding in encoded]
 
     def _pack(self, text: str) -> list[str]:
         """Join sentences to pieces of even length, by the sum of their tokens."""
@@ -197,9 +203,9 @@ class Chunker:
         return tokens / max(1, -(-tokens // self.budget))
 
     def _units(self, texts: list[str]) -> Iterator[tuple[str, int]]:
-        for text, ids in zip(texts, self._encode(texts, special=False), strict=True):
-            if len(ids) <= self.budget or len(text) < 2:
-                yield text, len(ids)
+        for text, tokens in zip(texts, self._count(texts, special=False), strict=True):
+            if tokens <= self.budget or len(text) < 2:
+                yield text, tokens
             else:
                 yield from self._units(_halves(text))
 
@@ -211,13 +217,13 @@ class Chunker:
             for half in _halves(text):
                 yield from self._halve_to(half)
 
-    def _fit(self, packed: list[str]) -> Iterator[tuple[str, list[int]]]:
+    def _fit(self, packed: list[str]) -> Iterator[tuple[str, int]]:
         # The tokens of a whole can differ by a few from the sum of its parts': count, and halve
         # what is over.
         packed = [piece.strip() for piece in packed if not piece.isspace()]
-        for piece, ids in zip(packed, self._encode(packed), strict=True):
-            if len(ids) <= self.max_tokens:
-                yield piece, ids
+        for piece, tokens in zip(packed, self._count(packed), strict=True):
+            if tokens <= self.max_tokens:
+                yield piece, tokens
             elif len(piece) > 1:
                 yield from self._fit(_halves(piece))
 

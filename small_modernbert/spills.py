@@ -10,8 +10,10 @@ while the shards are. Disk: beside the texts, 2 × permutations + 8 × bands byt
 """
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from small_modernbert import corpora, report, storage
+from small_modernbert import corpora, report, storage, workers
 from small_modernbert.cleaning import Chunker, Reason, clean
 from small_modernbert.duplicates import MinHash, text_key
 from small_modernbert.errors import UserError
@@ -82,91 +84,121 @@ class Spill:
         return np.frombuffer(b"".join(parts), dtype=np.uint16).reshape(len(parts), width)
 
 
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """What becomes of a batch of a source's rows; it travels to the processes that do it.
+
+    Attributes:
+        source: where the rows are from.
+        tokenizer_file: a tokenizer.json, which cuts and counts.
+        max_tokens: of a text.
+        minhash: None for no fingerprints for near duplicates.
+        min_characters: see `cleaning.clean`.
+    """
+
+    source: corpora.Source
+    tokenizer_file: Path
+    max_tokens: int
+    minhash: MinHash | None
+    min_characters: int
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of a spill."""
+        fields = [*corpora.shard_schema(), pa.field("key", pa.uint64())]
+        if self.minhash is not None:
+            fields.append(pa.field("signature", pa.binary(2 * self.minhash.permutations)))
+            fields += [pa.field(f"band{band}", pa.uint64()) for band in range(self.minhash.bands)]
+        return pa.schema(fields)
+
+    def __call__(
+        self, batch: dict[str, list[Any]]
+    ) -> tuple[int, pa.RecordBatch, dict[str, Counter[str]]]:
+        """Return the number of rows given, what is left of them, and what became of each.
+
+        The counts are label -> "read", "extra chunks" and reasons -> texts.
+        """
+        counts: dict[str, Counter[str]] = {}
+        texts, labels = [], []
+        for cell, label in corpora.flatten(self.source, batch):
+            counter = counts.setdefault(label, Counter())
+            counter["read"] += 1
+            text = clean(cell, self.min_characters)
+            if isinstance(text, Reason):
+                counter[text] += 1
+            else:
+                texts.append(text)
+                labels.append(label)
+        chunker = _chunker(self.tokenizer_file, self.max_tokens)
+        chunked = chunker.chunk(texts)
+        for pieces, label in zip(chunked, labels, strict=True):
+            counts[label]["extra chunks"] += len(pieces) - 1
+        kept = [text for pieces in chunked for text, _ in pieces]
+        columns: list[Any] = [
+            pa.array(kept, pa.string()),
+            pa.array(
+                [label for pieces, label in zip(chunked, labels, strict=True) for _ in pieces],
+                pa.string(),
+            ),
+            pa.array([tokens for pieces in chunked for _, tokens in pieces], pa.int32()),
+            pa.array([text_key(text) for text in kept], pa.uint64()),
+        ]
+        if self.minhash is not None:
+            signatures = self.minhash.signatures(chunker.words.ids(kept))
+            columns.append(
+                pa.FixedSizeBinaryArray.from_buffers(
+                    pa.binary(2 * self.minhash.permutations),
+                    len(kept),
+                    [None, pa.py_buffer(np.ascontiguousarray(signatures))],
+                )
+            )
+            columns += [pa.array(hashes) for hashes in self.minhash.band_hashes(signatures).T]
+        rows = len(batch[self.source.columns[0]])
+        return rows, pa.RecordBatch.from_arrays(columns, schema=self.schema), counts
+
+
+@functools.lru_cache(maxsize=1)
+def _chunker(tokenizer_file: Path, max_tokens: int) -> Chunker:
+    from tokenizers import Tokenizer
+
+    return Chunker(Tokenizer.from_file(str(tokenizer_file)), max_tokens)
+
+
 def write_spill(
-    folder: Path,
-    source: corpora.Source,
-    chunker: Chunker,
-    minhash: MinHash | None,
-    min_characters: int,
-    seed: int,
+    folder: Path, preparation: Preparation, seed: int, executor: Executor | None = None
 ) -> Spill:
     """Clean, cut and fingerprint one source into `folder`, or take up what is done there.
 
     Args:
         folder: of this source alone.
-        source: what to read.
-        chunker: cuts and counts tokens.
-        minhash: None to write no fingerprints for near duplicates.
-        min_characters: see `cleaning.clean`.
+        preparation: of its rows.
         seed: of a capped source's choice of rows.
+        executor: the processes that prepare; see `workers.pool`.
     """
     done = folder / COUNTS
     if done.exists():
         return Spill(folder, storage.read_json(done, f"remove {folder} and run again"))
     storage.remove(folder)
     folder.mkdir(parents=True)
-    fields = [*corpora.shard_schema(), pa.field("key", pa.uint64())]
-    if minhash is not None:
-        fields.append(pa.field("signature", pa.binary(2 * minhash.permutations)))
-        fields += [pa.field(f"band{band}", pa.uint64()) for band in range(minhash.bands)]
     counts: dict[str, Counter[str]] = {}
+    source = preparation.source
     total = corpora.count_source(source)
+    batches = corpora.read_source(source, seed)
     with (
         pq.ParquetWriter(
-            folder / ROWS, pa.schema(fields), compression="lz4", write_page_checksum=True
+            folder / ROWS, preparation.schema, compression="lz4", write_page_checksum=True
         ) as writer,
         report.progress(description=f"read {source.name}", total=total, unit=" rows") as bar,
     ):
-        for batch in corpora.read_source(source, seed):
-            texts, labels = [], []
-            for cell, label in corpora.flatten(source, batch):
-                counter = counts.setdefault(label, Counter())
-                counter["read"] += 1
-                text = clean(cell, min_characters)
-                if isinstance(text, Reason):
-                    counter[text] += 1
-                else:
-                    texts.append(text)
-                    labels.append(label)
-            _write_rows(writer, chunker.chunk(texts), labels, minhash, counts)
-            bar.update(len(batch[source.columns[0]]))
+        for rows, prepared, found in workers.ordered_map(executor, preparation, batches):
+            for label, counter in found.items():
+                counts.setdefault(label, Counter()).update(counter)
+            if prepared.num_rows:
+                writer.write_batch(prepared)
+            bar.update(rows)
     storage.fsync_path(folder / ROWS)
     storage.write_json(done, counts)
     return Spill(folder, {label: dict(counter) for label, counter in counts.items()})
-
-
-def _write_rows(
-    writer: "pq.ParquetWriter",
-    chunked: list[list[tuple[str, list[int]]]],
-    labels: list[str],
-    minhash: MinHash | None,
-    counts: dict[str, Counter[str]],
-) -> None:
-    for pieces, label in zip(chunked, labels, strict=True):
-        counts[label]["extra chunks"] += len(pieces) - 1
-    rows = [
-        (text, label, ids)
-        for pieces, label in zip(chunked, labels, strict=True)
-        for text, ids in pieces
-    ]
-    if not rows:
-        return
-    columns: list[Any] = [
-        pa.array([text for text, _, _ in rows], pa.string()),
-        pa.array([label for _, label, _ in rows], pa.string()),
-        pa.array([len(ids) for _, _, ids in rows], pa.int32()),
-        pa.array([text_key(text) for text, _, _ in rows], pa.uint64()),
-    ]
-    if minhash is not None:
-        signatures = minhash.signatures([ids for _, _, ids in rows])
-        width = pa.binary(2 * minhash.permutations)
-        columns.append(
-            pa.FixedSizeBinaryArray.from_buffers(
-                width, len(rows), [None, pa.py_buffer(np.ascontiguousarray(signatures))]
-            )
-        )
-        columns += [pa.array(hashes) for hashes in minhash.band_hashes(signatures).T]
-    writer.write_table(pa.Table.from_arrays(columns, schema=writer.schema))
 
 
 def write_shards(

@@ -102,9 +102,9 @@ def test_chunks_fit_and_lose_nothing(tokenizer: Tokenizer, max_tokens: int) -> N
     assert len(pieces) == len(texts)
     for text, chunks in zip(texts, pieces, strict=True):
         assert " ".join(piece for piece, _ in chunks).split() == text.split()
-        for piece, ids in chunks:
-            assert ids == tokenizer.encode(piece).ids
-            assert len(ids) <= max_tokens
+        for piece, tokens in chunks:
+            assert tokens == len(tokenizer.encode(piece).ids)
+            assert tokens <= max_tokens
 
 
 def test_chunks_end_with_sentences_and_are_even(tokenizer: Tokenizer) -> None:
@@ -112,7 +112,14 @@ def test_chunks_end_with_sentences_and_are_even(tokenizer: Tokenizer) -> None:
     chunks = Chunker(tokenizer, 128).chunk([document(200)])[0]
     assert len(chunks) > 5
     assert all(piece[0].isupper() and piece.endswith(".") for piece, _ in chunks)
-    assert min(len(ids) for _, ids in chunks) > 40
+    assert min(tokens for _, tokens in chunks) > 40
+
+
+def test_counting_anew_cuts_alike(tokenizer: Tokenizer) -> None:
+    """The memo of words changes no cut."""
+    texts = [document(1), document(60, seed=1), document(400, seed=2), "river " * 500]
+    anew = Chunker(tokenizer, 40, memo=False).chunk(texts)
+    assert Chunker(tokenizer, 40).chunk(texts) == anew
 
 
 def test_text_that_fits_is_unchanged(tokenizer: Tokenizer) -> None:
@@ -128,7 +135,7 @@ def test_a_line_of_megabytes_does_not_stall(tokenizer: Tokenizer) -> None:
     for text in (spaced, solid):
         chunks = chunker.chunk([text])[0]
         assert "".join("".join(piece.split()) for piece, _ in chunks) == "".join(text.split())
-        assert max(len(ids) for _, ids in chunks) <= 256
+        assert max(tokens for _, tokens in chunks) <= 256
 
 
 def test_refuses_a_limit_without_room(tokenizer: Tokenizer) -> None:

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from miniature import make_wordpiece_tokenizer
 
-from small_modernbert import corpora, selection, settings, spills, storage
-from small_modernbert.cleaning import Reason
+from small_modernbert import corpora, selection, settings, spills, storage, workers
+from small_modernbert.cleaning import Chunker, Reason
 from small_modernbert.duplicates import MinHash, text_key
 from small_modernbert.errors import UserError
 
@@ -147,7 +147,7 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
     path = tmp_path / "other.parquet"
     pq.write_table(pa.table({"content": ["a"], "source": ["b"]}), path)
     source = dataclasses.replace(corpora.SOURCES["offline"], id=str(path))
-    with pytest.raises(UserError, match="no column text; it has: content, source"):
+    with pytest.raises(UserError, match="no column 'text'; it has: content, source"):
         next(corpora.read_source(source, 1))
 
 
@@ -340,26 +340,43 @@ def test_damaged_shards_are_named(
         list(corpora.read_texts(final))
 
 
-def test_memory_stays_flat(tmp_path: Path, tokenizer: Path, offline_text: Path) -> None:
+def test_memory_stays_flat(
+    tmp_path: Path, tokenizer: Path, offline_text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A source is spilled batch by batch: no more than one batch of texts is held at once."""
-    from tokenizers import Tokenizer
-
-    from small_modernbert.cleaning import Chunker
-
     held: list[int] = []
+    chunk = Chunker.chunk
 
-    class Watching(Chunker):
-        def chunk(self, texts: list[str]) -> list[list[tuple[str, list[int]]]]:
-            held.append(len(texts))
-            return super().chunk(texts)
+    def watch(self: Chunker, texts: list[str]) -> list[list[tuple[str, int]]]:
+        held.append(len(texts))
+        return chunk(self, texts)
 
+    monkeypatch.setattr(Chunker, "chunk", watch)
     table = pa.concat_tables([pq.read_table(offline_text)] * 20)
     path = tmp_path / "large.parquet"
     pq.write_table(table, path, row_group_size=1_000)
     source = dataclasses.replace(corpora.SOURCES["offline"], id=str(path))
-    chunker = Watching(Tokenizer.from_file(str(tokenizer / "tokenizer.json")), 64)
-    minhash = MinHash(16, 0.8, 1)
-    spill = spills.write_spill(tmp_path / "spill", source, chunker, minhash, 5, 1)
+    preparation = spills.Preparation(
+        source, tokenizer / "tokenizer.json", 64, MinHash(16, 0.8, 1), 5
+    )
+    spill = spills.write_spill(tmp_path / "spill", preparation, 1)
     assert max(held) <= corpora.READ_ROWS
     assert len(held) >= table.num_rows // corpora.READ_ROWS
     assert spill.rows == len(spill.numbers("key"))
+
+
+def test_several_processes_give_the_same_corpus(
+    tmp_path: Path, tokenizer: Path, offline_text: Path
+) -> None:
+    """Rows come back in order and counts add up, whoever prepared them."""
+    path = tmp_path / "large.parquet"
+    pq.write_table(pa.concat_tables([pq.read_table(offline_text)] * 20), path)
+    source = dataclasses.replace(corpora.SOURCES["offline"], id=str(path))
+    preparation = spills.Preparation(
+        source, tokenizer / "tokenizer.json", 64, MinHash(16, 0.8, 1), 5
+    )
+    alone = spills.write_spill(tmp_path / "alone", preparation, 1)
+    with workers.pool(2) as executor:
+        shared = spills.write_spill(tmp_path / "shared", preparation, 1, executor)
+    assert shared.counts == alone.counts
+    assert (shared.folder / spills.ROWS).read_bytes() == (alone.folder / spills.ROWS).read_bytes()
