@@ -23,11 +23,8 @@ run: assets
 smoke: assets
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/offline.sh --size smoke $(ARGS)
 
-recipes: run
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/small_v1.sh --size small $(ARGS)
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/small_v2.sh --size small $(ARGS)
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/small_v2_guide.sh --size small $(ARGS)
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/model2vec.sh $(ARGS)
+recipes: assets
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/all.sh $(ARGS)
 
 bench: assets
 	$(BIN)/python bench/run_all.py $(ARGS)

@@ -46,6 +46,7 @@ SPEED_QUERIES: int = 256  # and queries
 RECIPE: str = "small_v2"  # runs/<recipe>/ is where it reads and writes
 VARIANT: str = ""  # a folder of its own beside another run of this script
 OVERWRITE: bool = False  # redo a finished run
+VECTORS: str = ""  # folder in runs/ that keeps the vectors for other benchmarks; "" = not kept
 SEED: int = 42  # draws distractors and the texts that speed is measured on
 
 logger = logging.getLogger("small_modernbert.benchmark")
@@ -173,18 +174,21 @@ def encode_and_score(
 ) -> "list[Row]":
     """Make one row a model, and one for student queries over reduced-teacher documents.
 
-    Vectors and speeds are kept in `folder` by the model's digest, so a killed benchmark goes on
-    where it was, and a model under two labels is encoded once.
+    Vectors and speeds are kept in `folder` by the digest of model and texts, so a killed benchmark
+    goes on where it was, and a model under two labels is encoded once. VECTORS keeps the vectors,
+    never the speeds, beyond this run.
     """
     from small_modernbert import comparison, encoders, storage
 
+    kept = stages.runs_folder() / VECTORS if VECTORS else folder
+    texts = comparison.digest_texts(sets, pairs)
     sample = comparison.speed_sample(sets, SPEED_DOCUMENTS, SPEED_QUERIES, SEED)
     stores: dict[str, comparison.VectorStore] = {}
     rows: dict[str, comparison.Row] = {}
     teacher = None
     for label, reference in models.items():
-        digest = storage.digest_json(encoders.digest_model(reference))[:16]
-        store = stores[label] = comparison.VectorStore(folder / digest)
+        digest = storage.digest_json([encoders.digest_model(reference), texts])[:16]
+        store = stores[label] = comparison.VectorStore(kept / digest)
         place = reference if isinstance(reference, Path) else encoders.fetch(reference)
         encoder = encoders.load_encoder(place, label)
         if label == "reduced teacher" and teacher is not None:
@@ -195,7 +199,9 @@ def encode_and_score(
                 logger.info("the reduced teacher is not made of this teacher: encoded on its own")
         store.fill(encoder, sets, pairs)
         row = rows[label] = comparison.describe(encoder, str(reference))
-        row.documents_per_second, row.queries_per_second = comparison.speeds(store, encoder, sample)
+        row.documents_per_second, row.queries_per_second = comparison.speeds(
+            folder / digest / "speed.json", encoder, sample
+        )
         comparison.score(row, store, store, sets, pairs)
         logger.info("%s: %.4f", label, row.quality)
         teacher = encoder if label == "teacher" else None

@@ -43,7 +43,6 @@ TEACHERS = {
     "MODERNBERT_LARGE": "answerdotai/ModernBERT-large",
     "GTE_MODERNBERT_BASE": "Alibaba-NLP/gte-modernbert-base",
 }
-ON_THE_HUB = ("MODEL_REPOSITORY_NAME", "COMMIT_MSG", "PUSH")
 
 
 def main() -> None:
@@ -57,9 +56,7 @@ def main() -> None:
         from small_modernbert import model2vec_distil
 
         model2vec_distil.need_push_access(MODEL_REPOSITORY_NAME)
-    # Where a model is pushed to is none of its properties: not recorded, so never a change.
-    recorded = {**globals(), **dict.fromkeys(ON_THE_HUB)}
-    with stages.Stage(recorded, inputs) as stage:
+    with stages.Stage(globals(), inputs) as stage:
         if not stage.finished:
             build(stage, found, words)
     if PUSH:

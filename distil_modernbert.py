@@ -41,6 +41,7 @@ OPTIMIZER: Literal["stable_adamw", "adamw"] = "stable_adamw"  # the paper's, or 
 MAX_TOKENS: int = 0  # longer texts are cut; 0 = as many as the student takes
 POOLING: Literal["student", "mean", "cls"] = "student"  # how token vectors become one
 PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # auto measures which is faster here
+COMPILE: Literal["auto", "on", "off"] = "auto"  # auto: long runs on a GPU; a CPU gains nothing
 CHECKPOINT_EVERY: int = 500  # steps; what a kill can cost
 
 # Evaluation
@@ -72,7 +73,15 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert import distillation, labels, precision, retrieval, students, training
+        from small_modernbert import (
+            compiling,
+            distillation,
+            labels,
+            precision,
+            retrieval,
+            students,
+            training,
+        )
         from small_modernbert.tokenised import load_backend, store
 
         found = labels.open_labels(label_folder)
@@ -124,6 +133,8 @@ def main() -> None:
             checkpoint_every=CHECKPOINT_EVERY,
             select_by=SELECT_BY,
         )
+        steps = MAX_STEPS or EPOCHS * len(task.epoch(0)) // ACCUMULATE
+        encoder.compiled = compiling.settle(COMPILE, model, steps)
         outcome = training.train(task, optimizer, plan, stage)
         students.save_sentence_transformer(
             stage.building,

@@ -47,6 +47,7 @@ MINER_REVISION: str = ""  # likewise
 
 # Pairs
 SOURCES: list[str] = []  # only rows of these sources, as the rows name them; empty = all
+MAX_LOST_SHARE: float = 0.5  # of a source's rows that may be no use; beyond it the run is refused
 MAX_TRIPLETS: int = 0  # rows to judge, sources by turns, dev rows included; 0 = all
 DEV_ROWS: int = 1_000  # of them, held out: no text of theirs stands on the training side
 POOL: int = 100_000  # positives, by turns, to mine and to rank among; 0 = all of the training side
@@ -97,6 +98,7 @@ def main() -> None:
             dev_rows=DEV_ROWS,
             pool_texts=POOL,
             seed=SEED,
+            max_lost=MAX_LOST_SHARE,
         )
         relabeller = prepare(judge, encoder, found, work)
         total = sum(found.rows.values())

@@ -31,6 +31,7 @@ LABELS: str = "create_distil_dataset"  # label shards that pairs are mined from;
 
 # Pairs
 HELD_OUT_PAIRS: int = 500  # drawn where the pairs have no validation split of their own
+MAX_LOST_SHARE: float = 0.5  # of a source's rows that may be no use; beyond it the run is refused
 MINE_PAIRS: int = 4_000  # training pairs to mine
 MINE_TEXTS: int = 20_000  # seeded sample of the labels that they are mined from
 MINE_WORDS: int = 0  # longer texts are not mined, they cost the most; 0 = all lengths
@@ -209,7 +210,7 @@ def load_pairs(
             seed=SEED,
         )
     elif Path(place).exists():
-        splits = graded_pairs.read_folder(Path(place), HELD_OUT_PAIRS, SEED)
+        splits = graded_pairs.read_folder(Path(place), HELD_OUT_PAIRS, SEED, MAX_LOST_SHARE)
     else:
         splits = graded_pairs.read_hub(place)
     texts = {one.name: [*one.queries, *one.documents] for one in sets}

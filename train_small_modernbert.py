@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Inputs
 STUDENT: str = "build_and_save_small_modernbert"  # a stage of this recipe, or a folder
 PAIRS: list[str] = ["all-nli"]  # names in the table of pairs, Parquet files, folders
+SOURCES: list[str] = []  # only rows of these sources, as the rows name them; empty = all
+MAX_LOST_SHARE: float = 0.5  # of a source's rows that may be no use; beyond it the run is refused
 ROWS: int = 50_000  # drawn from all the pairs; 0 = all of them
 MIX: Literal["mixed", "proportional", "round_robin"] = (
     "proportional"  # batches of all sources; of one each, by size; of one each, in turn
@@ -47,7 +49,8 @@ ACCUMULATE: int = 1  # batches per optimizer step; adds no in-batch negatives
 LEARNING_RATE: float = 2e-5  # of the plateau
 EMBEDDING_RATE: float = 1.0  # the embedding table's share of it
 WARMUP: float = 0.1  # share of the steps, linear from 0
-DECAY: float = 0.3  # share of the steps at the end, 1 - sqrt to 0
+DECAY: float = 0.9  # share of the steps at the end, down to 0
+DECAY_SHAPE: Literal["sqrt", "linear"] = "linear"  # falls as 1 - sqrt, or as in the first log
 WEIGHT_DECAY: float = 0.01  # matrices only
 OPTIMIZER: Literal["stable_adamw", "adamw"] = "stable_adamw"  # the paper's, or torch's fused one
 MAX_TOKENS: int = 0  # longer texts are cut; 0 = as many as the student takes
@@ -120,6 +123,7 @@ def main() -> None:
             learning_rate=LEARNING_RATE,
             warmup=WARMUP,
             decay=DECAY,
+            decay_shape=DECAY_SHAPE,
             evaluate_every=EVALUATE_EVERY,
             checkpoint_every=CHECKPOINT_EVERY,
             select_by=SELECT_BY,
@@ -174,7 +178,11 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
     if not index.exists():
         counts = triplets.PairCounts()
         given = [inputs[f"PAIRS {reference}"] for reference in PAIRS]
-        found = list(triplets.read_pairs(*given, seed=SEED, counts=counts))
+        found = list(triplets.read_pairs(*given, seed=SEED, counts=counts, max_lost=MAX_LOST_SHARE))
+        triplets.check_sources(SOURCES, counts)
+        for source in set(counts.kept) - set(SOURCES or counts.kept):
+            counts.move(source, triplets.NOT_ASKED_FOR, counts.kept[source])
+        found = [pair for pair in found if not SOURCES or pair.source in SOURCES]
         dev = []
         if DEV:
             place = inputs[f"DEV {DEV}"]

@@ -101,10 +101,10 @@ def load(model: "Path | str", passages: list[Path]) -> "tuple[Encoder, list[str]
     The vectors are kept under the digests of model and text, so another model or another text
     never meets them.
     """
-    from small_modernbert import encoders, retrieval, storage
+    from small_modernbert import encoders, lineage, retrieval, storage
 
     texts = retrieval.read_texts(passages)
-    digest = storage.digest_json([stages.digest_input(model), storage.digest_json(texts)])[:16]
+    digest = storage.digest_json([lineage.digest_input(model), storage.digest_json(texts)])[:16]
     path = stages.runs_folder() / RECIPE / "try_it" / f"{digest}.npy"
     folder = model if isinstance(model, Path) else encoders.fetch(model)
     encoder = encoders.load_encoder(folder, MODEL or "the model")

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness import processors
 
-from small_modernbert import report, stages
+from small_modernbert import lineage, report
 
 
 def within(value: float, least: float | None, most: float | None) -> bool:
@@ -44,8 +44,8 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(memory),
         "gpu": gpu,
         "python": platform.python_version(),
-        "versions": stages._versions(),
-        "git": stages._git_state(),
+        "versions": lineage.versions(),
+        "git": lineage.git_state(),
         "date": datetime.date.today().isoformat(),
     }
 

@@ -36,6 +36,7 @@ MAX_TEXTS: int = 0  # kept in all, held-out ones included: passages first; 0 kee
 PASSAGE_TOKENS: int = 64  # a text of so many tokens is a passage
 PASSAGE_SHARE: float = 0.6  # of MAX_TEXTS; the rest are short: a student needs queries too (LEAF)
 HELD_OUT_ROWS: int = 1000  # never trained on, and near no training text
+MAX_LOST_SHARE: float = 0.5  # of a source's texts that may be no use; beyond it the run is refused
 
 # Near duplicates
 DEDUPLICATE_NEAR: bool = True  # by MinHash over runs of three tokens
@@ -112,6 +113,8 @@ def check_settings() -> None:
         raise UserError(f"--near-threshold {NEAR_THRESHOLD} is not in (0, 1]")
     if not 0.0 <= PASSAGE_SHARE <= 1.0:
         raise UserError(f"--passage-share {PASSAGE_SHARE} is not in [0, 1]")
+    if not 0.0 <= MAX_LOST_SHARE <= 1.0:
+        raise UserError(f"--max-lost-share {MAX_LOST_SHARE} is not in [0, 1]")
     for flag, value, least in (
         ("--shard-rows", SHARD_ROWS, 1),
         ("--num-permutations", NUM_PERMUTATIONS, 1),
@@ -167,6 +170,7 @@ def spill_sources(
 ) -> "list[Spill]":
     """Clean, cut and fingerprint every source; those that are done are taken up."""
     from small_modernbert import corpora, spills, workers
+    from small_modernbert.cleaning import USELESS
 
     counted = [corpora.count_source(source) for source in sources]
     few = None not in counted and sum(counted) < FEW_ROWS
@@ -181,6 +185,9 @@ def spill_sources(
                 source, tokenizer_file, MAX_TOKENS, minhash, MIN_CHARACTERS
             )
             spill = spills.write_spill(place, preparation, SEED, executor)
+            lost = {one: sum(row.get(one, 0) for row in spill.counts.values()) for one in USELESS}
+            read = sum(row["read"] for row in spill.counts.values())
+            corpora.check_lost(f"source {source.name}", read, lost, MAX_LOST_SHARE)
             spilled.append(spill)
             logger.info(
                 "%s: %s, %s rows in %.1f s · %s",

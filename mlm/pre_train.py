@@ -5,11 +5,13 @@ Writes: final/, the model with its head (best by held-out loss); checkpoints/, m
 
     python mlm/pre_train.py
     python mlm/pre_train.py --recipe offline --max-steps 100 --sequence-tokens 512
+    torchrun --nproc-per-node 2 mlm/pre_train.py --accumulate 2
     python mlm/pre_train.py --variant long --student mlm/pre_train --sequence-tokens 8192 \
         --global-rope-theta 160000 --learning-rate 3e-4 --mixture finewiki=2 msmarco=0.2
 
 The last line is context extension, a second phase: longer sequences, a slower global rope, a rate,
 a decay and a mixture of sources of its own.
+Under torchrun, as any training script, it deals a step's ACCUMULATE batches out to the processes.
 The recipe is the ModernBERT paper's (arXiv 2412.13663, section 2.2). Predictions are computed at
 masked positions only; the decoder is the embedding table.
 """
@@ -44,6 +46,7 @@ WEIGHT_DECAY: float = 0.01  # matrices only
 CLIP: float = 1.0  # bound on the gradient's norm; 0 = none
 OPTIMIZER: Literal["stable_adamw", "adamw"] = "stable_adamw"  # the paper's, or torch's fused one
 PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # auto measures which is faster here
+COMPILE: Literal["auto", "on", "off"] = "auto"  # auto: long runs on a GPU; a CPU gains nothing
 CHECKPOINT_EVERY: int = 500  # steps; what a kill can cost
 EVALUATE_EVERY: int = 1_000  # steps; 0 = before and after only
 
@@ -63,7 +66,7 @@ def main() -> None:
             return
         import torch
 
-        from small_modernbert import corpora, precision, pretraining, students, training
+        from small_modernbert import compiling, corpora, precision, pretraining, students, training
         from small_modernbert.tokenised import load_backend, store
 
         torch.manual_seed(SEED)  # a bare student gets a fresh head
@@ -112,7 +115,8 @@ def main() -> None:
             select_by="held_out_loss" if task.held_out_batches else "",
             lower_is_better=True,
         )
-        task.epoch(0)
+        steps = MAX_STEPS or EPOCHS * len(task.epoch(0)) // ACCUMULATE
+        task.compiled = compiling.settle(COMPILE, model.model, steps)
         stages.logger.info("packing fills %.2f %% of each sequence", 100 * task.fill)
         outcome = training.train(task, optimizer, plan, stage)
         students.save_model(

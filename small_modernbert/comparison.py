@@ -1,5 +1,6 @@
 """Models side by side: what a row of the benchmark is, its vectors on disk, its table and plot."""
 
+import hashlib
 import logging
 import os
 import platform
@@ -107,6 +108,15 @@ def sides(
     return found + [(one.name, "pairs", one.first + one.second) for one in pairs]
 
 
+def digest_texts(sets: Sequence[RetrievalSet], pairs: Sequence[SentencePairs]) -> str:
+    """Return one digest of all there is to encode."""
+    digest = hashlib.sha256()
+    for name, side, texts in sides(sets, pairs):
+        for text in (name, side, str(len(texts)), *texts):
+            digest.update(text.encode("utf-8") + b"\0")
+    return digest.hexdigest()
+
+
 def score(
     row: Row,
     queries: VectorStore,
@@ -199,12 +209,10 @@ def measure_speed(encoder: Encoder, texts: list[str]) -> float:
     return len(set(texts)) / statistics.median(seconds)
 
 
-def speeds(
-    store: VectorStore, encoder: Encoder, sample: tuple[list[str], list[str]]
-) -> list[float]:
-    """Return documents and queries per second, measured once per model."""
-    path = store.folder / "speed.json"
+def speeds(path: Path, encoder: Encoder, sample: tuple[list[str], list[str]]) -> list[float]:
+    """Return documents and queries per second, measured once per model: kept in the file."""
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         storage.write_json(path, [round(measure_speed(encoder, texts), 2) for texts in sample])
     return storage.read_json(path, "remove it")
 

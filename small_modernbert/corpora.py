@@ -1,22 +1,25 @@
 """Corpora: the sources they are made of, and the shards of texts they end up as."""
 
 import dataclasses
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from small_modernbert import hub, storage
+from small_modernbert import hub, parquet, storage
 from small_modernbert.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 MANIFEST = "corpus.json"
 READ_ROWS = 2_000
 # Rows of a Parquet row group: what a reader must hold at once.
 GROUP_ROWS = 4_096
 REMAKE = "run: python mlm/create_dataset.py --overwrite"
+COLUMNS: dict[str, parquet.Kind] = {"text": "text", "source": "text", "tokens": "number"}
+# A manifest may come from anywhere: no name of it leads out of the corpus.
+_SHARD = re.compile(r"(train|held_out)/[\w-]+\.parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +148,8 @@ def read_source(source: Source, seed: int) -> Iterator[dict[str, list[Any]]]:
 
 def count_source(source: Source) -> int | None:
     """Return the number of rows to come, for a progress bar; None if it is not known."""
-    import pyarrow.parquet as pq
-
-    if source.id.endswith(".parquet") and Path(source.id).is_file():
-        rows = pq.read_metadata(source.id).num_rows
+    if source.id.endswith(".parquet"):
+        rows = parquet.count_rows(Path(source.id), _cure(source))
         return min(rows, source.cap) if source.cap else rows
     return source.cap or None
 
@@ -171,55 +172,54 @@ def flatten(source: Source, batch: dict[str, list[Any]]) -> Iterator[tuple[Any, 
             yield ("\n\n".join(parts) if parts else cells[0]), label
 
 
+def _cure(source: Source) -> str:
+    return f"correct source {source.name!r}, or run: python get_offline_assets.py"
+
+
 def _read_parquet(source: Source, seed: int) -> Iterator[dict[str, list[Any]]]:
     import numpy as np
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    path = Path(source.id)
-    cure = f"run: python get_offline_assets.py (source {source.name!r})"
-    if not path.is_file():
-        raise UserError(f"{path} is not there; {cure}")
-    try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        missing = [name for name in source.all_columns if name not in file.schema_arrow.names]
-        if missing:
-            raise UserError(
-                f"{path} has no column {', '.join(missing)}; it has: "
-                f"{', '.join(file.schema_arrow.names)}; {cure}"
-            )
-        keep = None
-        if 0 < source.cap < file.metadata.num_rows:
-            keep = np.zeros(file.metadata.num_rows, dtype=bool)
-            generator = np.random.default_rng(seed)
-            keep[generator.choice(len(keep), source.cap, replace=False)] = True
-        begin = 0
-        for batch in file.iter_batches(READ_ROWS, columns=list(source.all_columns)):
-            end = begin + batch.num_rows
-            if keep is not None:
-                batch = batch.filter(pa.array(keep[begin:end]))
-            begin = end
-            yield {name: _to_list(batch.column(name)) for name in source.all_columns}
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {cure}") from None
+    path, cure = Path(source.id), _cure(source)
+    kinds: dict[str, parquet.Kind] = dict.fromkeys(source.columns, "texts")
+    if source.label:
+        kinds.setdefault(source.label, "any")
+    keep = None
+    rows = parquet.count_rows(path, cure)
+    if 0 < source.cap < rows:
+        keep = np.zeros(rows, dtype=bool)
+        keep[np.random.default_rng(seed).choice(rows, source.cap, replace=False)] = True
+    begin = 0
+    for batch in parquet.read_batches(path, kinds, cure, rows=READ_ROWS):
+        end = begin + batch.num_rows
+        if keep is not None:
+            batch = batch.filter(pa.array(keep[begin:end]))
+        begin = end
+        yield {name: parquet.to_list(batch.column(name)) for name in source.all_columns}
 
 
-def _to_list(column: "pa.Array") -> list[Any]:
-    import pyarrow as pa
+def check_lost(name: str, read: int, lost: Mapping[str, int], share: float) -> None:
+    """Refuse a source of whose rows more than a share is no use.
 
-    try:
-        return column.to_pylist()
-    except UnicodeDecodeError:
-        # Bytes that are no UTF-8 stay bytes: cleaning counts them as no text.
-        cells = column.cast(pa.binary()).to_pylist()
-        return [_decode(cell) for cell in cells]
+    Rows that repeat another, or that a cap leaves out, are not lost: do not count them.
 
+    Args:
+        name: of the source.
+        read: rows, or texts, read.
+        lost: reason -> how many of them.
+        share: that may be lost; 1 accepts everything.
 
-def _decode(cell: bytes | None) -> str | bytes | None:
-    try:
-        return cell if cell is None else cell.decode()
-    except UnicodeDecodeError:
-        return cell
+    Raises:
+        UserError: with the reasons, and the flag that accepts it.
+    """
+    total = sum(lost.values())
+    if total > share * read:
+        reasons = ", ".join(f"{reason} {number:,}" for reason, number in lost.items() if number)
+        raise UserError(
+            f"{name}: {total:,} of {read:,} rows are no use ({reasons}), more than the share of "
+            f"{share:g} that may be lost; is it the right column? Mend the source, or accept it "
+            "with --max-lost-share 1 --overwrite"
+        )
 
 
 def shard_schema() -> "pa.Schema":
@@ -234,6 +234,7 @@ def write_shard(path: Path, table: "pa.Table") -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    storage.check_space(path.parent, table.nbytes)
     pq.write_table(
         table, path, compression="zstd", row_group_size=GROUP_ROWS, write_page_checksum=True
     )
@@ -244,9 +245,24 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the corpus.json of a corpus.
 
     Raises:
-        UserError: `folder` holds no corpus.
+        UserError: `folder` holds no corpus, or one whose shards lie elsewhere.
     """
-    return storage.read_json(folder / MANIFEST, REMAKE)
+    manifest = storage.read_json(folder / MANIFEST, REMAKE)
+    shards = manifest.get("shards") if isinstance(manifest, dict) else None
+    if not isinstance(shards, dict):
+        raise UserError(f"{folder / MANIFEST} names no shards; {REMAKE}")
+    for name, entry in shards.items():
+        known = isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
+        if not known or type(entry.get("rows")) is not int or not _SHARD.fullmatch(name):
+            raise UserError(f"{folder / MANIFEST}: shard {name!r} is none of ours; {REMAKE}")
+    for split, key in (("train", "rows"), ("held_out", "held_out")):
+        rows = sum(entry["rows"] for name, entry in shards.items() if name.startswith(split))
+        if rows != manifest.get(key, rows):
+            raise UserError(
+                f"{folder / MANIFEST}: {key} is {manifest.get(key)!r}, and its shards have "
+                f"{rows:,}; {REMAKE}"
+            )
+    return manifest
 
 
 def count_rows(folder: Path, split: str = "train") -> int:
@@ -269,16 +285,16 @@ def read_texts(
         UserError: a shard is missing, damaged or not the one that was written.
     """
     shards = _shards(folder, split)
-    files = [_open_shard(folder / name, entry) for name, entry in shards]
-    for (name, entry), file in zip(shards, files, strict=True):
+    for name, entry in shards:
+        rows = parquet.count_rows(folder / name, REMAKE)
+        if rows != entry["rows"]:
+            raise _damaged(folder / name, f"{rows:,} rows, not {entry['rows']:,}")
+    kinds: dict[str, parquet.Kind] = {name: COLUMNS[name] for name in columns}
+    for name, entry in shards:
         path = folder / name
         if storage.sha256_file(path) != entry["sha256"]:
             raise _damaged(path, f"its sha256 is not the one in {MANIFEST}")
-        try:
-            yield from file.iter_batches(batch_rows, columns=list(columns))
-        except OSError as error:
-            raise _damaged(path, error) from None
-        file.close()
+        yield from parquet.read_batches(path, kinds, REMAKE, rows=batch_rows, own=True)
 
 
 def verify(folder: Path) -> None:
@@ -296,21 +312,6 @@ def verify(folder: Path) -> None:
 def _shards(folder: Path, split: str) -> list[tuple[str, dict[str, Any]]]:
     shards = read_manifest(folder)["shards"]
     return sorted((name, entry) for name, entry in shards.items() if name.startswith(f"{split}/"))
-
-
-def _open_shard(path: Path, entry: dict[str, Any]) -> "pq.ParquetFile":
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise UserError(f"{path} is not there; {REMAKE}")
-    try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, error) from None
-    if file.metadata.num_rows != entry["rows"]:
-        raise _damaged(path, f"{file.metadata.num_rows:,} rows, not {entry['rows']:,}")
-    return file
 
 
 def _damaged(path: Path, why: object) -> UserError:

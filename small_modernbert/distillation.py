@@ -35,12 +35,14 @@ class PackedEncoder:
         pooling: "mean" or "cls".
         precision: "fp32" or "bf16" for the matrix products.
         tokens_per_batch: of an inference batch; 0 = as many as suit the device.
+        compiled: see compiling.settle.
     """
 
     model: ModernBertModel
     pooling: Literal["mean", "cls"] = "mean"
     precision: str = "fp32"
     tokens_per_batch: int = 0
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         attention.use_packed_attention(self.model)
@@ -53,7 +55,9 @@ class PackedEncoder:
         device = self.model.device
         batch = batch.to(device)
         if device.type == "cpu" and forward.supports(self.model):
-            hidden = forward.hidden_states(self.model, batch, DTYPES[self.precision])
+            hidden = forward.hidden_states(
+                self.model, batch, DTYPES[self.precision], compiled=self.compiled
+            )
         else:
             with autocast(self.precision, device):
                 hidden = attention.forward_packed(self.model, batch).last_hidden_state
@@ -89,7 +93,11 @@ def loss_function(
             return losses.kl(student, teacher, temperature)
 
         return ranking
-    return {"mse": losses.mse, "cosine": losses.cosine}[objective]
+    if objective == "mse":
+        # Student and reduced teacher are saved with a Normalize module: what they give is compared.
+        # Without it a fresh student spends its steps on coming down from a length of 16 to 1.
+        return lambda student, teacher: losses.mse(nn.functional.normalize(student), teacher)
+    return losses.cosine
 
 
 class DistillationTask:

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
 
 from small_modernbert import hub
 from small_modernbert.errors import UserError
 from small_modernbert.guide import Donor, DonorBlock
-from small_modernbert.students import load_error
+from small_modernbert.model_files import check_folder, check_weights, explained
 
 
 def load_donor(place: Path | str, revision: str | None) -> PreTrainedModel:
@@ -20,24 +19,21 @@ def load_donor(place: Path | str, revision: str | None) -> PreTrainedModel:
     Raises:
         UserError: it does not load, or the hub cannot be reached.
     """
-    arguments = {
-        "revision": revision,
-        "dtype": torch.float32,
-        "use_safetensors": True,
-        "trust_remote_code": False,
-    }
-    try:
-        with hub.cached_if_unreachable(place, revision):
-            config = AutoConfig.from_pretrained(
-                str(place), revision=revision, trust_remote_code=False
-            )
-            with_head = any("MaskedLM" in name for name in config.architectures or ())
-            # Only ModernBERT's head can be carried over; a BERT's would be loaded for nothing.
-            if with_head and config.model_type == "modernbert":
-                return AutoModelForMaskedLM.from_pretrained(str(place), **arguments)
-            return AutoModel.from_pretrained(str(place), **arguments)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise load_error("donor", place, error) from None
+    with explained("donor", place):
+        folder = Path(place)
+        if isinstance(place, str) and not folder.is_dir():
+            folder = hub.fetch_model(place, revision)
+        check_folder(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with_head = any("MaskedLM" in name for name in config.architectures or ())
+        # Only ModernBERT's head can be carried over; a BERT's would be loaded for nothing.
+        carried = with_head and config.model_type == "modernbert"
+        kind = AutoModelForMaskedLM if carried else AutoModel
+        model = kind.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+        check_weights(model, folder)
+    return model
 
 
 def read_donor(model: PreTrainedModel) -> Donor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from small_modernbert import hub, report, storage
+from small_modernbert import hub, model_files, report, storage
 from small_modernbert.errors import UserError
 from small_modernbert.retrieval import split_revision
 
@@ -24,8 +24,7 @@ WINDOW_TEXTS = 16_384
 # activations stay in a CPU's cache (all-MiniLM-L6-v2: 1.4 x the speed of 8,192).
 CHARACTERS_PER_BATCH = 8_192
 TEXTS_PER_BATCH = 256
-# What loading needs; a model's other exports and its card do not count as its size.
-HUB_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
+# A model's other exports and its card do not count as its size.
 NOT_SIZE = frozenset({"onnx", "openvino", ".cache"})
 logger = logging.getLogger(__name__)
 
@@ -58,6 +57,9 @@ class Encoder:
         Args:
             texts: any number of them, in any order.
             description: labels a progress bar for work of more than five seconds.
+
+        Raises:
+            UserError: a vector holds NaN or infinity.
         """
         unique = list(dict.fromkeys(texts))
         row_of = {text: row for row, text in enumerate(unique)}
@@ -68,6 +70,12 @@ class Encoder:
             # The longest batch first: what does not fit into memory fails at once.
             for rows in reversed(self._cut(order, unique)):
                 found = unit(self.encode_batch([unique[row] for row in rows]))
+                if not np.isfinite(found).all():
+                    row = rows[int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])]
+                    raise UserError(
+                        f"{self.name} gives NaN or infinity for the text {unique[row][:80]!r}; "
+                        f"{model_files.CURE}"
+                    )
                 if vectors is None:
                     vectors = np.empty((len(unique), found.shape[1]), dtype=np.float32)
                 vectors[rows] = found
@@ -84,7 +92,7 @@ class Encoder:
         Window by window, so neither the texts (which may be a lazy column) nor the vectors need
         to fit into memory. The file appears only when it is complete.
         """
-        if not path.exists():
+        if _open_vectors(path, len(texts)) is None:
             starts = range(0, len(texts), WINDOW_TEXTS)
             windows = (
                 self.encode(list(texts[start : start + WINDOW_TEXTS]), description)
@@ -123,6 +131,21 @@ def digest_model(reference: Path | str) -> str:
     )
 
 
+def _open_vectors(path: Path, rows: int) -> np.ndarray | None:
+    """Map a `.npy` file of so many vectors; None if it is not there, or is none."""
+    if not path.exists():
+        return None
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("%s cannot be used (%s) and is made again", path, error)
+        return None
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != rows:
+        logger.warning("%s cannot be used (it holds other vectors) and is made again", path)
+        return None
+    return vectors
+
+
 def write_vectors(path: Path, rows: int, windows: Iterable[np.ndarray]) -> None:
     """Write windows of vectors, `rows` rows in all, to a `.npy` file that appears when complete.
 
@@ -157,20 +180,7 @@ def fetch(reference: str) -> Path:
     Raises:
         UserError: it can't be had; the message names `make run`.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    name, revision = split_revision(reference)
-    if revision is None:
-        logger.warning("%s: no revision is pinned, the newest is taken", name)
-    try:
-        with hub.cached_if_unreachable(name, revision):
-            found = snapshot_download(name, revision=revision, allow_patterns=list(HUB_PATTERNS))
-        return Path(found)
-    except HFValidationError:
-        raise UserError(f"{reference!r} is neither a folder, a stage, nor a hub id") from None
-    except Exception as error:  # whatever the hub's many libraries raise, with the cure
-        raise hub.explain(error, f"model {name}") from error
+    return hub.fetch_model(*split_revision(reference))
 
 
 def load_encoder(folder: Path, name: str | None = None) -> Encoder:
@@ -182,26 +192,17 @@ def load_encoder(folder: Path, name: str | None = None) -> Encoder:
     name = name or folder.name
     if not ((folder / "modules.json").exists() or (folder / "config.json").exists()):
         raise UserError(f"{name}: {folder} holds no model (no modules.json, no config.json)")
-    for weights in folder.rglob("pytorch_model*.bin"):
-        if not any(weights.parent.glob("*.safetensors")):
-            raise UserError(f"{name}: {weights} is a pickle; only safetensors files are loaded")
-    from safetensors import SafetensorError
-
     load = _load_static if _is_model2vec(folder) else _load_sentence_transformer
     try:
-        return load(folder, name)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ImportError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{name}: {folder} does not load: {reason[0]}") from error
+        with model_files.explained("model", folder):
+            model_files.check_folder(folder)
+            encoder = load(folder, name)
+            # A model that cannot encode one text must not fail after an hour of others.
+            if not np.isfinite(encoder.encode_batch(["A trial."])).all():
+                raise ValueError("it gives NaN or infinity")
+    except UserError as error:
+        raise UserError(f"{name}: {folder} does not load: {error}") from error
+    return encoder
 
 
 def size_on_disk(folder: Path) -> int:
@@ -256,7 +257,8 @@ def _is_model2vec(folder: Path) -> bool:
         return False
     config = storage.read_json(folder / "config.json", "save the model again")
     # transformers always writes a model_type; model2vec writes its own one, or none (0.10).
-    return config.get("model_type", "model2vec") == "model2vec"
+    known = isinstance(config, dict)
+    return known and config.get("model_type", "model2vec") == "model2vec"
 
 
 def _load_sentence_transformer(folder: Path, name: str) -> Encoder:
@@ -272,7 +274,13 @@ def _load_sentence_transformer(folder: Path, name: str) -> Encoder:
     transformers.utils.logging.disable_progress_bar()
     if not (folder / "modules.json").exists():
         logger.info("%s: %s has no pooling of its own; the mean is taken", name, folder)
-    model = SentenceTransformer(str(folder), trust_remote_code=False, local_files_only=True)
+    model = SentenceTransformer(
+        str(folder),
+        trust_remote_code=False,
+        local_files_only=True,
+        model_kwargs={"use_safetensors": True},
+    )
+    model_files.check_weights(model, folder)
     model.eval()
 
     def encode_batch(texts: list[str]) -> np.ndarray:

@@ -3,7 +3,7 @@
 On a CPU a BERT or ModernBERT teacher runs packed: no padding, no mask, one matrix product per layer
 over all tokens of a batch, in bf16 where that is faster. Any other teacher, and any GPU, runs the
 model's own padded pass over batches of near-equal lengths. bf16 is taken only if it gives the fp32
-vectors back on real texts (`FIDELITY`).
+vectors back on real texts (`FIDELITY`); int8 is taken when asked for, and what it costs is said.
 """
 
 import logging
@@ -14,14 +14,18 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from torch.nn import functional
+from transformers import ModernBertModel
 
 from small_modernbert import forward, half_attention
 from small_modernbert.attention import stretches
+from small_modernbert.errors import UserError
 from small_modernbert.packing import PackedBatch, cls_pool, cut_by_tokens, mean_pool, pack
-from small_modernbert.precision import DTYPES, autocast
+from small_modernbert.precision import attention_dtype, autocast
+from small_modernbert.products import prepare
 from small_modernbert.teacher import token_ids
 
 FIDELITY = 0.9995  # mean cosine of bf16 vectors to fp32 ones, below which fp32 is kept
+INT8_FIDELITY = 0.99  # the same of int8 vectors, below which there is a warning
 PROBES = 64  # texts that the fidelity is measured on
 logger = logging.getLogger(__name__)
 Pass = Callable[[Sequence[np.ndarray]], torch.Tensor]
@@ -31,16 +35,25 @@ class Engine:
     """A teacher ready to encode token ids.
 
     Attributes:
-        precision: "fp32" or "bf16".
+        precision: "fp32", "bf16" or "int8".
         packed: whether batches are packed; else they are padded.
-        fidelity: mean cosine of bf16 to fp32 vectors on the probes; None where fp32 runs.
+        fidelity: mean cosine to fp32 vectors on the probes; None where fp32 runs.
     """
 
     def __init__(self, teacher: SentenceTransformer, precision: str) -> None:
-        """Prepare a teacher; see `load_engine`."""
+        """Prepare a teacher; see `load_engine`.
+
+        Raises:
+            UserError: int8 for a teacher that does not run packed.
+        """
         self.teacher, self.precision, self.fidelity = teacher, precision, None
-        hidden_states = _packed_pass(teacher, DTYPES[precision])
+        hidden_states = _packed_pass(teacher, precision)
         self.packed = hidden_states is not None
+        if precision == "int8" and not self.packed:
+            raise UserError(
+                "PRECISION: int8 is for BERT and ModernBERT teachers on a CPU, and this teacher is "
+                "another; run with --precision auto"
+            )
         self._run: Pass = self._padded
         if hidden_states is not None:
             self._run = _pool_packed(teacher, hidden_states)
@@ -108,8 +121,12 @@ def load_engine(
 
     Args:
         teacher: in evaluation mode, on its device.
-        precision: "fp32" or "bf16" (see `precision.decide`).
-        probes: token ids of real texts; the first `PROBES` decide whether bf16 is good enough.
+        precision: "fp32", "bf16" or "int8" (see `precision.decide`).
+        probes: token ids of real texts; the first `PROBES` decide whether bf16 is good enough, and
+            measure int8.
+
+    Raises:
+        UserError: int8 for a teacher that does not run packed.
     """
     engine = Engine(teacher, precision)
     if precision == "fp32" or not len(probes):
@@ -119,6 +136,14 @@ def load_engine(
     engine.fidelity = float(
         functional.cosine_similarity(torch.from_numpy(wanted), torch.from_numpy(found)).mean()
     )
+    if precision == "int8":
+        logger.info("int8 labels: mean cosine %.4f to fp32", engine.fidelity)
+        if engine.fidelity < INT8_FIDELITY:
+            logger.warning(
+                "int8 loses much of this teacher (mean cosine below %g): --precision auto does not",
+                INT8_FIDELITY,
+            )
+        return engine
     if engine.fidelity >= FIDELITY:
         return engine
     logger.warning(
@@ -138,7 +163,7 @@ def encode_texts(
 
 
 def _packed_pass(
-    teacher: SentenceTransformer, dtype: torch.dtype
+    teacher: SentenceTransformer, precision: str
 ) -> Callable[[PackedBatch], torch.Tensor] | None:
     """Return what maps a packed batch to `(1, T, hidden_size)`; None where there is none."""
     modules = list(teacher)
@@ -153,11 +178,26 @@ def _packed_pass(
         return None
     model = modules[0].model
     if forward.supports(model):
-        return lambda batch: forward.hidden_states(model, batch, dtype)
+        return _packed_modernbert(model, precision)
     if _is_plain_bert(model):
-        bert = _PackedBert(model, dtype)
-        return bert.hidden_states
+        return _PackedBert(model, precision).hidden_states
     return None
+
+
+def _packed_modernbert(
+    model: ModernBertModel, precision: str
+) -> Callable[[PackedBatch], torch.Tensor]:
+    dtype = attention_dtype(precision)
+    if precision == "fp32":
+        return lambda batch: forward.hidden_states(model, batch, dtype)
+    products = {
+        layer: prepare(layer.weight, layer.bias, precision)
+        for layer in model.layers.modules()
+        if isinstance(layer, nn.Linear)
+    }
+    return lambda batch: forward.hidden_states(
+        model, batch, dtype, lambda layer, values: products[layer](values)
+    )
 
 
 def _pool_packed(
@@ -190,11 +230,11 @@ def _is_plain_bert(model: nn.Module) -> bool:
 class _PackedBert:
     """BERT's encoder (arXiv 1810.04805) over packed batches, inference only.
 
-    Residual stream and norms are fp32; matrix products and attention are of the given type.
+    Residual stream and norms are fp32; matrix products and attention are of the given precision.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self.model, self.dtype = model, dtype
+    def __init__(self, model: nn.Module, precision: str) -> None:
+        self.model, self.dtype = model, attention_dtype(precision)
         self.heads = model.config.num_attention_heads
         self.layers = []
         for layer in model.encoder.layer:
@@ -202,20 +242,18 @@ class _PackedBert:
             three = (attention.query, attention.key, attention.value)
             self.layers.append(
                 {
-                    "qkv": self._cast(
+                    "qkv": prepare(
                         torch.cat([part.weight for part in three]),
                         torch.cat([part.bias for part in three]),
+                        precision,
                     ),
-                    "out": self._cast(*layer.attention.output.dense.parameters()),
-                    "up": self._cast(*layer.intermediate.dense.parameters()),
-                    "down": self._cast(*layer.output.dense.parameters()),
+                    "out": prepare(*layer.attention.output.dense.parameters(), precision),
+                    "up": prepare(*layer.intermediate.dense.parameters(), precision),
+                    "down": prepare(*layer.output.dense.parameters(), precision),
                     "attention_norm": layer.attention.output.LayerNorm,
                     "norm": layer.output.LayerNorm,
                 }
             )
-
-    def _cast(self, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(parameter.detach().to(self.dtype) for parameter in parameters)
 
     def hidden_states(self, batch: PackedBatch) -> torch.Tensor:
         """Return `(1, T, hidden_size)` fp32."""
@@ -227,10 +265,10 @@ class _PackedBert:
         hidden = hidden + tables.position_embeddings.weight[batch.position_ids[0]]
         hidden = tables.LayerNorm(hidden + tables.token_type_embeddings.weight[0])
         for layer in self.layers:
-            qkv = functional.linear(hidden.to(self.dtype), *layer["qkv"])
+            qkv = layer["qkv"](hidden).to(self.dtype)
             qkv = qkv.view(len(hidden), 3, self.heads, -1)
             attended = inside(qkv, runs, None, qkv.shape[-1] ** -0.5)
-            hidden = layer["attention_norm"](hidden + functional.linear(attended, *layer["out"]))
-            inner = functional.gelu(functional.linear(hidden.to(self.dtype), *layer["up"]))
-            hidden = layer["norm"](hidden + functional.linear(inner, *layer["down"]))
+            hidden = layer["attention_norm"](hidden + layer["out"](attended))
+            inner = functional.gelu(layer["up"](hidden))
+            hidden = layer["norm"](hidden + layer["down"](inner))
         return hidden[None]

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from small_modernbert import storage
+from small_modernbert import parquet, storage
 from small_modernbert.contamination import LeakFilter
 from small_modernbert.triplets import SCHEMA, Pair, pair_key, split_dev, words_keys
 
@@ -288,5 +288,7 @@ def write_rows(folder: Path, splits: Mapping[str, Sequence[Row]], facts: Mapping
 
 def reopen_rows(folder: Path, split: str) -> list[Row]:
     """Read what `write_rows` left."""
-    table = pq.read_table(folder / f"{split}.parquet", page_checksum_verification=True)
-    return list(from_judged(row for batch in table.to_batches() for row in batch.to_pylist()))
+    kinds: dict[str, parquet.Kind] = dict.fromkeys(SCHEMA.names, "any")
+    cure = f"remove {folder} and run the same command again"
+    batches = parquet.read_batches(folder / f"{split}.parquet", kinds, cure)
+    return list(from_judged(row for batch in batches for row in batch.to_pylist()))

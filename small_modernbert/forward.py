@@ -10,6 +10,9 @@ In bf16 the residual stream and the norms stay fp32; what goes into a matrix pro
 is bf16. Weights are cast as they are used, so the model itself keeps its fp32 ones.
 """
 
+from collections.abc import Callable
+from functools import cache, partial
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -18,6 +21,8 @@ from transformers import ModernBertModel
 from small_modernbert import half_attention
 from small_modernbert.attention import band, stretches
 from small_modernbert.packing import PackedBatch
+
+Linear = Callable[[nn.Linear, torch.Tensor], torch.Tensor]
 
 
 class _Rotate(torch.autograd.Function):
@@ -75,6 +80,13 @@ class _GeGLU(torch.autograd.Function):
         return result
 
 
+def _geglu(both: torch.Tensor) -> torch.Tensor:
+    if torch.compiler.is_compiling():
+        value, gate = both.chunk(2, dim=-1)
+        return functional.gelu(value) * gate
+    return _GeGLU.apply(both)
+
+
 def attend(
     qkv: torch.Tensor, runs: tuple[tuple[int, int], ...], reach: int | None, scaling: float
 ) -> torch.Tensor:
@@ -105,7 +117,11 @@ def supports(model: nn.Module) -> bool:
 
 
 def hidden_states(
-    model: ModernBertModel, batch: PackedBatch, dtype: torch.dtype = torch.float32
+    model: ModernBertModel,
+    batch: PackedBatch,
+    dtype: torch.dtype = torch.float32,
+    linear: Linear | None = None,
+    compiled: bool = False,
 ) -> torch.Tensor:
     """Return the last hidden states `(1, T, hidden_size)`, fp32, of a packed batch.
 
@@ -113,6 +129,8 @@ def hidden_states(
         model: see `supports`.
         batch: on the model's device.
         dtype: of the matrix products and of attention: fp32 or bf16.
+        linear: computes a layer's product in place of the layer's own weights cast to `dtype`.
+        compiled: whether what follows attention in a layer is compiled (see compiling.py).
 
     Raises:
         ValueError: the model has dropout or another activation (see `supports`).
@@ -121,6 +139,8 @@ def hidden_states(
         raise ValueError("the packed forward pass wants a ModernBERT with GELU and no dropout")
     runs = stretches(batch.lengths)
     inside = half_attention.attend if dtype == torch.bfloat16 else attend
+    linear = linear or partial(_linear, dtype)
+    end = compiled_end() if compiled else _end
     hidden = model.embeddings(batch.input_ids)[0]
     angles = {}
     for kind in set(model.config.layer_types):
@@ -131,17 +151,30 @@ def hidden_states(
     for layer in model.layers:
         attention = layer.attn
         window = attention.sliding_window
-        qkv = _linear(attention.Wqkv, layer.attn_norm(hidden), dtype)
+        qkv = linear(attention.Wqkv, layer.attn_norm(hidden)).to(dtype)
         qkv = qkv.view(hidden.shape[0], 3, -1, attention.head_dim)
         qkv = _Rotate.apply(qkv, *angles[layer.attention_type])
         reach = None if window is None else window - 1
         attended = inside(qkv, runs, reach, attention.head_dim**-0.5)
-        hidden = hidden + _linear(attention.Wo, attended, dtype)
-        both = _linear(layer.mlp.Wi, layer.mlp_norm(hidden), dtype)
-        hidden = hidden + _linear(layer.mlp.Wo, _GeGLU.apply(both), dtype)
+        hidden = end(layer, hidden, attended, linear)
     return model.final_norm(hidden)[None]
 
 
-def _linear(layer: nn.Linear, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _end(
+    layer: nn.Module, hidden: torch.Tensor, attended: torch.Tensor, linear: Linear
+) -> torch.Tensor:
+    """Return what a layer makes of the residual stream once it has attended."""
+    hidden = hidden + linear(layer.attn.Wo, attended)
+    both = linear(layer.mlp.Wi, layer.mlp_norm(hidden))
+    return hidden + linear(layer.mlp.Wo, _geglu(both))
+
+
+@cache
+def compiled_end() -> Callable[..., torch.Tensor]:
+    """Return `_end`, compiled once for all layers and for any number of tokens."""
+    return torch.compile(_end, dynamic=True)
+
+
+def _linear(dtype: torch.dtype, layer: nn.Linear, values: torch.Tensor) -> torch.Tensor:
     bias = None if layer.bias is None else layer.bias.to(dtype)
     return functional.linear(values.to(dtype), layer.weight.to(dtype), bias)

@@ -23,15 +23,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from small_modernbert import report, storage
+from small_modernbert import parquet, report, storage
 from small_modernbert.corpora import GROUP_ROWS, READ_ROWS
 from small_modernbert.duplicates import Keys, mix
 from small_modernbert.errors import UserError
 from small_modernbert.selection import rank_for_cap
 from small_modernbert.triplets import (
+    NOT_ASKED_FOR,
     SPLITS,
     Pair,
     PairCounts,
+    check_sources,
     read_pairs,
     split_dev,
     words_key,
@@ -87,7 +89,18 @@ class Gathered:
 
     @cached_property
     def _known(self) -> Keys:
-        return np.load(self.folder / "known.npy", mmap_mode="r", allow_pickle=False)
+        path = self.folder / "known.npy"
+        try:
+            known = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            known, why = None, error
+        else:
+            why = f"{known.dtype} of shape {known.shape}"
+        if known is None or known.dtype != np.uint64 or known.ndim != 2 or len(known) != 2:
+            raise UserError(
+                f"{path} is damaged ({why}); remove {self.folder} and run the same command again"
+            )
+        return known
 
 
 def gather(
@@ -99,6 +112,7 @@ def gather(
     dev_rows: int,
     pool_texts: int,
     seed: int,
+    max_lost: float = 1.0,
 ) -> Gathered:
     """Read, clean and sort pairs into `folder`, or take up what is done there.
 
@@ -114,6 +128,7 @@ def gather(
         dev_rows: of them, for the dev split; a fifth at most.
         pool_texts: positives that training rows are searched among, drawn likewise; 0 = all.
         seed: of every draw.
+        max_lost: share of a source's rows that may be no use, see `corpora.check_lost`.
 
     Raises:
         UserError: a source can't be read, or nothing usable is left.
@@ -123,12 +138,9 @@ def gather(
         storage.remove(folder)
         folder.mkdir(parents=True)
         counts = PairCounts()
-        keys, label, sources = _clean(folder, references, only, counts, seed)
-        if unknown := [source for source in only if source not in counts.read]:
-            raise UserError(
-                f"no row is of the source {', '.join(unknown)}; --sources takes some of: "
-                f"{', '.join(counts.read)}"
-            )
+        rows = read_pairs(*references, seed=seed, counts=counts, max_lost=max_lost)
+        keys, label, sources = _clean(folder, rows, only, counts)
+        check_sources(only, counts)
         if not len(keys):
             raise UserError(
                 f"no pair is left (read: {dict(counts.read)}, dropped: {dict(counts.dropped)}); "
@@ -151,11 +163,7 @@ def gather(
 
 
 def _clean(
-    folder: Path,
-    references: Sequence[str | Path],
-    only: Sequence[str],
-    counts: PairCounts,
-    seed: int,
+    folder: Path, rows: Iterable[Pair], only: Sequence[str], counts: PairCounts
 ) -> tuple[Keys, NDArray[np.int32], list[str]]:
     """Write the cleaned pairs.
 
@@ -169,9 +177,9 @@ def _clean(
         pq.ParquetWriter(folder / "pairs.parquet", PAIR_SCHEMA, write_page_checksum=True) as writer,
         report.progress(description="read pairs", unit=" pairs") as bar,
     ):
-        for pair in read_pairs(*references, seed=seed, counts=counts):
+        for pair in rows:
             if only and pair.source not in only:
-                counts.move(pair.source, "not asked for", 1)
+                counts.move(pair.source, NOT_ASKED_FOR, 1)
                 continue
             waiting.append(pair)
             keys.extend((words_key(pair.anchor), words_key(pair.positive)))
@@ -269,10 +277,8 @@ def _pairs(batch: pa.RecordBatch) -> Iterator[Pair]:
 
 
 def _read(path: Path) -> Iterator[pa.RecordBatch]:
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            yield from file.iter_batches(READ_ROWS)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); remove {path.parent} and run the same command again"
-        ) from None
+    columns: dict[str, parquet.Kind] = dict.fromkeys(
+        (POOL_SCHEMA if path.stem.endswith("_pool") else PAIR_SCHEMA).names, "texts"
+    )
+    cure = f"remove {path.parent} and run the same command again"
+    return parquet.read_batches(path, columns, cure, rows=READ_ROWS, own=True)

@@ -20,7 +20,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn import functional
 
-from small_modernbert import evaluation, hub, losses, storage
+from small_modernbert import corpora, evaluation, hub, losses, parquet, storage
 from small_modernbert.contamination import LeakFilter, words_of
 from small_modernbert.distillation import PackedEncoder, retrieval_figures
 from small_modernbert.errors import UserError
@@ -31,6 +31,8 @@ from small_modernbert.tokenised import TokenStore
 
 logger = logging.getLogger(__name__)
 COLUMNS = ("sentence1", "sentence2", "score")
+KINDS: dict[str, parquet.Kind] = dict(zip(COLUMNS, ("text", "text", "number"), strict=True))
+CURE = "give other --pairs"
 SPLITS = ("train", "held_out")
 INDEX = "pairs.json"
 # What the figure is called says who graded the pairs.
@@ -119,14 +121,15 @@ def reopen(folder: Path) -> PairSplits | None:
     return splits
 
 
-def read_folder(place: Path, held_out: int, seed: int) -> PairSplits:
+def read_folder(place: Path, held_out: int, seed: int, max_lost: float = 1.0) -> PairSplits:
     """Read a Parquet file, or a folder of them, with the columns sentence1, sentence2, score.
 
     In a folder, files named held_out*, validation* or dev* are held out and test* is not touched.
     Otherwise `held_out` seeded pairs are held out (a fifth at most).
 
     Raises:
-        UserError: a file can't be read or lacks a column, or too little is left.
+        UserError: a file can't be read or lacks a column, or more than a share of `max_lost` of
+            all the pairs is no use.
     """
     paths = [place] if place.is_file() else sorted(place.rglob("*.parquet"))
     dropped: Counter[str] = Counter()
@@ -137,18 +140,13 @@ def read_folder(place: Path, held_out: int, seed: int) -> PairSplits:
             logger.info("%s: left alone, a test split is not trained on", path)
             continue
         reserved = path.stem.startswith(("held_out", "validation", "dev"))
-        try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
-                if missing:
-                    raise UserError(f"{path} has no column {missing[0]!r}; it needs {COLUMNS}")
-                columns = file.read(columns=list(COLUMNS)).to_pydict()
-                metadata = file.schema_arrow.metadata or {}
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path} cannot be read ({error}); give other --pairs") from None
+        columns = parquet.read_columns(path, KINDS, CURE)
+        metadata = parquet.read_schema(path, CURE).metadata or {}
         graders.add("teacher" if metadata.get(b"scored_by") == b"teacher" else "people")
         found["held_out" if reserved else "train"].append(_clean(columns, str(path), dropped))
     train, rest = _join(found["train"]), _join(found["held_out"])
+    read = len(train) + len(rest) + sum(dropped.values())
+    corpora.check_lost(f"pairs of {place}", read, dropped, max_lost)
     if not found["held_out"]:
         rest, train = split_off(train, held_out, seed)
     scored_by = "teacher" if "teacher" in graders else "people"
@@ -464,11 +462,13 @@ def figures(
 
     Returns:
         sts_spearman or teacher_agreement_spearman, by who graded the held-out pairs;
+        mean_cosine and effective_rank of their texts, see `evaluation.collapse`;
         <pairs>_average_precision (or _spearman); <set>_ndcg@10 and retrieval_ndcg@10, their mean.
     """
     own = encoder.encode([tokens[row] for row in range(len(tokens))])
     cosines = evaluation.pair_scores(own[0::2], own[1::2])
     found = {splits.figure: evaluation.spearman(cosines, splits.held_out.scores)}
+    found |= evaluation.collapse(own)
     if sentence_pairs is not None:
         sides = [
             encoder.encode_texts(side, tokenizer)

@@ -88,13 +88,17 @@ class HeldOut:
     ) -> dict[str, float]:
         """Encode once; return `figures`, and at each shorter dimension d the headlines as name/d.
 
+        With mean_cosine and effective_rank of the vectors; see `evaluation.collapse`.
+
         Args:
             encoder: the student.
             tokenizer: its tokenizer.
             dimensions: those to measure beside the full width.
         """
         vectors = self.vectors(encoder, tokenizer)
-        found = self.figures(vectors)
+        # The texts of triplets are distinct; without any, those of a set are the most.
+        most = vectors["triplets"] if len(self.triplets) else max(vectors.values(), key=len)
+        found = self.figures(vectors) | (evaluation.collapse(most) if len(most) > 1 else {})
         width = encoder.model.config.hidden_size
         for dimension in dimensions:
             if dimension < width:
@@ -109,8 +113,9 @@ def at(name: str, dimension: int) -> str:
 
 
 def is_headline(name: str) -> bool:
-    """Say whether a figure is worth a column: not a single set's, nor a mere scale."""
-    return name == "retrieval_ndcg@10" or not name.endswith(("ndcg@10", "judge_scale"))
+    """Say whether a figure is worth a column: a quality, and not a single set's."""
+    others = ("ndcg@10", "judge_scale", "mean_cosine", "effective_rank")
+    return name == "retrieval_ndcg@10" or not name.endswith(others)
 
 
 def shorten(vectors: np.ndarray, dimension: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The hub's datasets: the one function through which every one of them is read."""
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,9 @@ from small_modernbert.errors import UserError
 BATCH_ROWS = 1_000
 SHUFFLE_WINDOW = 10_000
 KNOCK_SECONDS = 15
+# What loading a model needs; neither its other exports nor any code of it.
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 logger = logging.getLogger(__name__)
 
 
@@ -86,9 +90,13 @@ def _knock() -> None:
 
 
 def warn_unpinned(id: str, revision: str | None) -> None:
-    """Say that a hub id without a revision means whatever is newest."""
+    """Say that a hub id without a commit means whatever is newest: a branch or a tag can move."""
     if revision is None:
         logger.warning("%s: no revision is pinned, the newest is taken", id)
+    elif not _COMMIT.fullmatch(revision):
+        logger.warning(
+            "%s: revision %r can move, it is no commit; 40 hex digits pin it", id, revision
+        )
 
 
 @contextmanager
@@ -136,6 +144,24 @@ def fetch_file(id: str, revision: str | None, name: str) -> Path:
         return Path(hf_hub_download(id, name, revision=revision))
     except Exception as error:  # whatever the hub's many libraries raise, with the cure
         raise explain(error, f"{name} of {id}") from error
+
+
+def fetch_model(id: str, revision: str | None) -> Path:
+    """Return the folder of a hub model: weights in safetensors, configuration, tokenizer; no code.
+
+    Raises:
+        UserError: it can't be had; the message names `make run`.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        with cached_if_unreachable(id, revision):
+            return Path(snapshot_download(id, revision=revision, allow_patterns=MODEL_FILES))
+    except HFValidationError:
+        raise UserError(f"{id!r} is neither a folder, a stage, nor a hub id") from None
+    except Exception as error:  # whatever the hub's many libraries raise, with the cure
+        raise explain(error, f"model {id}") from error
 
 
 def explain(error: Exception, what: str, split: str = "") -> UserError:

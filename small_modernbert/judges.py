@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from small_modernbert import encoders, storage
+from small_modernbert import encoders, model_files, storage
 from small_modernbert.encoders import Encoder
 from small_modernbert.errors import UserError
 
@@ -65,13 +65,16 @@ def is_cross_encoder(folder: Path) -> bool:
     """
     cure = "save the model again"
     own = folder / "config_sentence_transformers.json"
-    if own.exists() and storage.read_json(own, cure).get("model_type") == "CrossEncoder":
-        return True
+    if own.exists():
+        stored = storage.read_json(own, cure)
+        if isinstance(stored, dict) and stored.get("model_type") == "CrossEncoder":
+            return True
     config = folder / "config.json"
     if not config.exists():
         return False
-    architectures = storage.read_json(config, cure).get("architectures") or []
-    return any(name.endswith("ForSequenceClassification") for name in architectures)
+    stored = storage.read_json(config, cure)
+    architectures = stored.get("architectures") if isinstance(stored, dict) else None
+    return "ForSequenceClassification" in str(architectures)
 
 
 def cosine_scores(encode: Callable[[list[str]], np.ndarray]) -> Score:
@@ -96,21 +99,22 @@ def _load_cross_encoder(folder: Path, name: str) -> Judge:
         raise UserError(f"{name}: {folder} holds no safetensors file; nothing else is loaded")
     import torch
     import transformers
-    from safetensors import SafetensorError
     from sentence_transformers import CrossEncoder
 
     transformers.utils.logging.disable_progress_bar()
     try:
-        model = CrossEncoder(
-            str(folder),
-            trust_remote_code=False,
-            local_files_only=True,
-            model_kwargs={"use_safetensors": True},
-            activation_fn=torch.nn.Sigmoid(),
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"judge {name}: {folder} does not load: {reason[0]}") from error
+        with model_files.explained("judge", folder):
+            model_files.check_folder(folder)
+            model = CrossEncoder(
+                str(folder),
+                trust_remote_code=False,
+                local_files_only=True,
+                model_kwargs={"use_safetensors": True},
+                activation_fn=torch.nn.Sigmoid(),
+            )
+            model_files.check_weights(model, folder)
+    except UserError as error:
+        raise UserError(f"judge {name}: {folder} does not load: {error}") from error
     if model.num_labels != 1:
         raise UserError(
             f"judge {name}: it gives {model.num_labels} scores a pair; take one that gives a "

@@ -4,10 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from small_modernbert import corpora
+from small_modernbert import corpora, parquet
 from small_modernbert.errors import UserError
 
 INDEX = "triplets.json"
@@ -134,10 +131,7 @@ def find_sources(reference: str | Path) -> list[PairSource]:
 
 
 def _describe(path: Path) -> PairSource:
-    try:
-        names = pq.read_schema(path).names
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read ({error}); give other pairs") from None
+    names = parquet.read_schema(path, "give other pairs").names
     for column in ("anchor", "positive"):
         if column not in names:
             raise UserError(f"{path} has no column {column!r}; it has: {', '.join(names)}")

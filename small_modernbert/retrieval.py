@@ -9,15 +9,24 @@ imported only when a set comes from the hub.
 """
 
 import logging
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
-from small_modernbert import hub
+from small_modernbert import hub, parquet
 from small_modernbert.errors import UserError
 
+ASSETS = "python get_offline_assets.py"
+KINDS: dict[str, parquet.Kind] = {
+    "_id": "any",
+    "query-id": "any",
+    "corpus-id": "any",
+    "score": "number",
+    "label": "number",
+}
 NANOBEIR = "sentence-transformers/NanoBEIR-en"
 logger = logging.getLogger(__name__)
 
@@ -121,10 +130,13 @@ def assemble(
     document_ids = _check_ids(corpus["_id"], f"{where}, corpus")
     _check_texts(queries["text"], f"{where}, queries")
     documents: Sequence[str] = corpus["text"]
+    # A lazy column holds millions of texts; those in memory are looked at.
+    in_memory = isinstance(documents, list)
+    if in_memory:
+        for column in ("text", "title"):
+            _check_types(corpus.get(column, []), "title" in corpus, f"{where}, corpus")
     if "title" in corpus:
         documents = TitledTexts(corpus["title"], corpus["text"])
-    if isinstance(documents, list):
-        _check_texts(documents, f"{where}, corpus")
 
     query_set, document_set = set(query_ids), set(document_ids)
     relevant: dict[str, set[str]] = {}
@@ -132,6 +144,7 @@ def assemble(
     lost_documents: list[str] = []
     irrelevant = 0
     scores = qrels.get("score") or [1] * len(qrels["query-id"])
+    _check_numbers(scores, f"{where}, qrels, column score")
     for query, document, score in zip(qrels["query-id"], qrels["corpus-id"], scores, strict=True):
         query, wanted = str(query), document if isinstance(document, list) else [document]
         if score <= 0:
@@ -154,12 +167,18 @@ def assemble(
     judged = [i for i, query in enumerate(query_ids) if query in relevant]
     if not judged:
         raise UserError(f"{where}: no query has a relevant document")
+    blank = 0
+    if in_memory:
+        document_ids, documents, blank = _leave_out_blank(
+            document_ids, documents, relevant.values(), where
+        )
     counts = {
         "queries": len(judged),
         "documents": len(document_ids),
         "judgements": sum(map(len, relevant.values())),
         "unjudged_queries": len(query_ids) - len(judged),
         "irrelevant_judgements": irrelevant,
+        "blank_documents": blank,
     }
     if counts["unjudged_queries"]:
         logger.info("%s: %s queries left out: unjudged", where, f"{counts['unjudged_queries']:,}")
@@ -269,8 +288,12 @@ def load_sentence_pairs(reference: str, folder: Path | None) -> SentencePairs:
     gold = "score" if "score" in columns else "label"
     if missing := [column for column in (*wanted, gold) if column not in columns]:
         raise UserError(f"{reference} has no column {missing[0]!r}; it has {', '.join(columns)}")
+    where = f"{folder or reference}, column"
     for column in wanted:
-        _check_texts(columns[column], f"{reference}, column {column}")
+        _check_texts(columns[column], f"{where} {column}")
+    _check_numbers(columns[gold], f"{where} {gold}")
+    if gold == "label" and not set(columns[gold]) <= {0, 1}:
+        raise UserError(f"{where} label: 0 and 1 are wanted, not {sorted(set(columns[gold]))[:5]}")
     return SentencePairs(
         name=name,
         first=list(columns["sentence1"]),
@@ -287,10 +310,14 @@ def read_texts(paths: list[Path]) -> list[str]:
         UserError: a file can't be read or has no such column, or nothing is left.
     """
     found = _read_parquet(paths, ("text",), ())["text"]
-    texts = list(dict.fromkeys(text for text in found if text and text.strip()))
-    if not texts:
+    good = [text for text in found if isinstance(text, str) and text.strip()]
+    if not good:
         raise UserError(f"{paths[0]} and its like hold no text")
-    return texts
+    if len(good) < len(found):
+        logger.info(
+            "%s: %s rows left out: blank or not text", paths[0], f"{len(found) - len(good):,}"
+        )
+    return list(dict.fromkeys(good))
 
 
 def split_revision(reference: str) -> tuple[str, str | None]:
@@ -361,26 +388,22 @@ def _read_table(
 def _read_parquet(
     paths: list[Path], columns: tuple[str, ...], optional: tuple[str, ...]
 ) -> dict[str, list[Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     found: dict[str, list[Any]] = {}
     for path in paths:
-        try:
-            names = pq.read_schema(path).names
-            for column in columns:
-                if column not in names:
-                    raise UserError(f"{path} has no column {column!r}; it has {', '.join(names)}")
-            wanted = [*columns, *(column for column in optional if column in names)]
-            table = pq.read_table(path, columns=wanted, page_checksum_verification=True)
-        except FileNotFoundError:
-            raise UserError(f"{path} is not there; run: python get_offline_assets.py") from None
-        except (pa.ArrowException, OSError) as error:
+        kinds = {name: KINDS.get(name, "text") for name in (*columns, *optional)}
+        rows = parquet.read_columns(
+            path,
+            {name: kinds[name] for name in columns},
+            f"mend it, or remove it and run: {ASSETS}",
+            optional={name: kinds[name] for name in optional},
+        )
+        if found and rows.keys() != found.keys():
             raise UserError(
-                f"{path} can't be read ({error}); remove it and run: python get_offline_assets.py"
-            ) from error
-        for column in wanted:
-            found.setdefault(column, []).extend(table.column(column).to_pylist())
+                f"{path} has other columns than the shards before it: {', '.join(rows)}, not "
+                f"{', '.join(found)}; mend it, or remove it and run: {ASSETS}"
+            )
+        for column, values in rows.items():
+            found.setdefault(column, []).extend(values)
     return found
 
 
@@ -398,5 +421,39 @@ def _check_ids(values: Sequence[Any], where: str) -> list[str]:
 
 def _check_texts(values: Sequence[Any], where: str) -> None:
     for row, value in enumerate(values):
-        if not isinstance(value, str):
-            raise UserError(f"{where}, row {row + 1:,}: a text is wanted, not {value!r}")
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"{where}, row {row + 1:,}: a text is wanted, not {str(value)[:80]!r}")
+
+
+def _check_types(values: Sequence[Any], may_be_missing: bool, where: str) -> None:
+    for row, value in enumerate(values):
+        if not isinstance(value, str) and not (value is None and may_be_missing):
+            raise UserError(f"{where}, row {row + 1:,}: a text is wanted, not {str(value)[:80]!r}")
+
+
+def _check_numbers(values: Sequence[Any], where: str) -> None:
+    for row, value in enumerate(values):
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise UserError(f"{where}, row {row + 1:,}: a number is wanted, not {value!r}")
+
+
+def _leave_out_blank(
+    ids: list[str], documents: Sequence[str], relevant: Iterable[set[str]], where: str
+) -> tuple[list[str], Sequence[str], int]:
+    """Leave out documents without a word, which every model would give some vector.
+
+    Raises:
+        UserError: one of them answers a query.
+    """
+    # As one slice: titles are joined to their texts once.
+    texts = documents[:]
+    blank = {ids[row] for row, text in enumerate(texts) if not text or text.isspace()}
+    if lost := blank.intersection(*[set().union(*relevant)]):
+        raise UserError(
+            f"{where}, corpus: document {min(lost)!r} answers a query and is blank; mend the set"
+        )
+    if not blank:
+        return ids, documents, 0
+    logger.info("%s: %s documents left out: blank", where, f"{len(blank):,}")
+    kept = [row for row, name in enumerate(ids) if name not in blank]
+    return [ids[row] for row in kept], [texts[row] for row in kept], len(blank)

@@ -9,17 +9,23 @@ import ast
 import dataclasses
 import io
 import os
+import shlex
 import sys
 import tokenize
+import traceback
 import typing
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Any, Literal
 
+from small_modernbert import interruption, redaction, storage
 from small_modernbert.errors import UserError
 
 # Settings that change what a run does about its folder, never what it computes.
-NOT_RECIPE = frozenset({"OVERWRITE"})
+NOT_RECIPE = frozenset(
+    {"OVERWRITE", "WORKERS", "VECTORS", "PUSH", "COMMIT_MSG", "MODEL_REPOSITORY_NAME"}
+)
 
 _TYPES = {"Literal": Literal, "list": list, "int": int, "float": float, "str": str, "bool": bool}
 
@@ -95,19 +101,47 @@ def effective(namespace: dict[str, Any]) -> dict[str, Any]:
     return {name: namespace[name] for name in names if name not in NOT_RECIPE}
 
 
+def command_line() -> str:
+    """Return the command that goes on with this run: as it was called, but redoing nothing."""
+    flags = [flag for flag in sys.argv[1:] if flag != "--overwrite"]
+    return shlex.join(["python", sys.argv[0], *redaction.redact_arguments(flags)])
+
+
 def run(namespace: dict[str, Any], argv: list[str] | None = None) -> None:
-    """Parse the flags, then call the script's `main`; user errors end in one line and exit 1."""
+    """Parse the flags, then call the script's `main`; what a user can cure ends in one line.
+
+    Exits with 1 for user errors and full disks, with 128 + the signal's number for signals.
+    """
     override(namespace, argv)
     main = typing.cast(Callable[[], None], namespace["main"])
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone: end quietly, as shell tools do.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    sys.excepthook = _print_redacted
+    with interruption.handled():
+        try:
+            main()
+        except UserError as error:
+            _stop(f"error: {error}", 1)
+        except KeyboardInterrupt as error:
+            how = str(error) or "interrupted"
+            code = getattr(error, "exit_code", 130)
+            _stop(f"{how}; what is done is kept, go on with: {command_line()}", code)
+        except BrokenPipeError:
+            # The reader of our output (head, less) has gone: end quietly, as shell tools do.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except Exception as error:
+            told = storage.explain(error)
+            if told is None:
+                raise
+            _stop(f"error: {told}", 1)
+
+
+def _stop(line: str, code: int) -> None:
+    print(redaction.redact(line), file=sys.stderr)
+    sys.exit(code)
+
+
+def _print_redacted(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    text = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(redaction.redact(text))

@@ -12,22 +12,19 @@ A rerun with the same settings and inputs keeps a finished stage and resumes an 
 with others it is refused, by name, until the user says `--overwrite`.
 """
 
-import fcntl
+import contextlib
 import json
 import logging
 import os
-import platform
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from small_modernbert import report, settings, storage
+from small_modernbert import interruption, lineage, ranks, redaction, report, settings, storage
 from small_modernbert.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +44,6 @@ SCRIPTS = (
     "distil_model2vec",
     "export_model",
 )
-LIBRARIES = ("torch", "transformers", "sentence-transformers", "tokenizers", "pyarrow", "numpy")
 logger = logging.getLogger(__name__)
 
 
@@ -125,22 +121,6 @@ def find_file(reference: str, what: str, cure: str) -> Path | None:
     return None
 
 
-def digest_input(path: Path | str) -> str:
-    """Return the digest by which a stage remembers an input.
-
-    For another stage's final/ it is the digest recorded in that stage's run.json; for any other
-    folder, over its files; for a hub id, the id itself.
-    """
-    if isinstance(path, str):
-        return path
-    record = path.parent / "run.json"
-    if path.name == "final" and record.exists():
-        stored = storage.read_json(record, "remove it and run that stage again")
-        if stored.get("output_digest"):
-            return stored["output_digest"]
-    return storage.digest_folder(path) if path.is_dir() else storage.sha256_file(path)
-
-
 class Stage:
     """One run of one script. Use as a context manager; `finished` says there is nothing to do.
 
@@ -176,84 +156,101 @@ class Stage:
         self.final = self.folder / "final"
         self.building = self.folder / "final.partial"
         self.checkpoints = self.folder / "checkpoints"
+        self._follows = ranks.rank() > 0
+        if self._follows:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = self._take_lock()
-        storage.recover(self.final)
+        self._lock = storage.take_lock(
+            self.folder / "lock",
+            f"{self.folder} is in use by {{owner}}; wait for it, or give this run a folder of "
+            "its own with --variant",
+        )
         self._begun = time.monotonic()
         self._log_handlers: list[logging.Handler] = []
+        try:
+            self._open(namespace, inputs or {})
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, namespace: dict[str, Any], inputs: dict[str, Path | str]) -> None:
+        storage.recover(self.final)
+        effective = json.loads(json.dumps(settings.effective(namespace), default=str))
         wanted = {
-            "settings": json.loads(json.dumps(settings.effective(namespace), default=str)),
+            "settings": redaction.redact_json(effective),
             "inputs": {
-                name: {"path": str(path), "digest": digest_input(path)}
-                for name, path in (inputs or {}).items()
+                name: {"path": str(path), "digest": lineage.digest_input(path)}
+                for name, path in inputs.items()
             },
         }
-        stored = self._stored_record()
         if namespace.get("OVERWRITE", False):
             self._clear()
             stored = None
-        if stored is not None:
-            self._refuse_changes(stored, wanted)
-        if stored is not None and self._was_published(stored):
-            stored["status"] = "finished"
-            storage.write_json(self.folder / "run.json", stored)
-        # run.json says finished, but final/ was removed by hand: start afresh.
-        self.finished = self.final.is_dir() and (stored or {}).get("status") == "finished"
+        else:
+            stored = self._take_up(wanted)
+        self.finished = stored is not None and stored["status"] == "finished"
         self.resumed = stored is not None and not self.finished
         self.record: dict[str, Any] = {
+            "format": lineage.FORMAT,
             "script": self.name,
             "status": "running",
-            "command": [Path(sys.executable).name, *sys.argv],
-            "git": _git_state(),
+            "command": [Path(sys.executable).name, *redaction.redact_arguments(sys.argv)],
+            "git": lineage.git_state(),
             **wanted,
-            "versions": {"python": platform.python_version(), **_versions()},
+            "versions": lineage.versions(),
             "rows": {},
             "metrics": {},
             "seconds_before": 0.0,
         }
+        self._updates: list[str] = []
         if self.resumed:
+            self._updates = lineage.find_updates(stored, self.record["versions"])
             for key, value in stored.items():
                 self.record.setdefault(key, value)
-            self.record.pop("error", None)
+            for key in ("error", "output_digest", "output_files"):
+                self.record.pop(key, None)
             self.record["seconds_before"] = stored.get("seconds", 0.0)
 
-    def _take_lock(self) -> Any:  # noqa: ANN401  an open file
-        stream = (self.folder / "lock").open("a+")
-        try:
-            # The kernel drops the lock with its owner, so a stale one cannot exist.
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            stream.seek(0)
-            owner = stream.read().strip() or "unknown"
-            stream.close()
-            raise UserError(
-                f"{self.folder} is in use by process {owner}; wait for it, or give this run a "
-                "folder of its own with --variant"
-            ) from None
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        return stream
+    def _take_up(self, wanted: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the record of an earlier run of equal settings and inputs; None if there is none.
 
-    def _stored_record(self) -> dict[str, Any] | None:
-        path = self.folder / "run.json"
-        if not path.exists():
+        Raises:
+            UserError: there is one that differs, or its record or its final/ were tampered with.
+        """
+        redo = f"{lineage.command(self.script)} --overwrite"
+        stored = lineage.read_record(self.folder / "run.json", f"redo it with: {redo}")
+        if stored is None:
+            if self.final.is_dir():
+                raise UserError(
+                    f"{self.final} is there, but the run.json that says what made it is not; put "
+                    f"it back, move final/ elsewhere, or redo it with: {redo}"
+                )
             return None
-        return storage.read_json(path, f"run: {self._command()} --overwrite")
+        if changes := lineage.find_changes(stored, wanted):
+            # We have the lock: what still says "running" was killed.
+            status = {"running": "killed"}.get(stored["status"], stored["status"])
+            raise UserError(
+                f"{self.folder} holds a {status} run that differs: {'; '.join(changes)}. "
+                f"Redo it with {redo}, or keep both with --variant NAME"
+            )
+        if not self.final.is_dir():
+            if stored["status"] == "finished":  # and final/ was removed by hand: build it again
+                stored["status"] = "running"
+        elif stored["status"] == "finished":
+            lineage.check_output(self.final, stored, lineage.command(self.script))
+        elif self._was_published(stored):
+            stored["status"] = "finished"
+            storage.write_json(self.folder / "run.json", stored)
+        return stored
 
     def _was_published(self, stored: dict[str, Any]) -> bool:
         """Say whether a kill fell between the last rename and the last line of run.json."""
         digest = stored.get("output_digest")
         return (
-            stored.get("status") != "finished"
-            and digest is not None
-            and self.final.is_dir()
+            digest is not None
             and not self.building.exists()
             and storage.digest_folder(self.final) == digest
         )
-
-    def _command(self) -> str:
-        return f"python {self.script}.py"
 
     def _clear(self) -> None:
         # The record first, then final/ by its name: what a kill leaves must not pass for finished.
@@ -265,33 +262,34 @@ class Stage:
             if path.name != "lock":
                 storage.remove(path)
 
-    def _refuse_changes(self, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-        changes = []
-        old, new = stored.get("settings", {}), wanted["settings"]
-        for name in sorted(old.keys() | new.keys()):
-            if old.get(name) != new.get(name):
-                changes.append(f"{name}: {old.get(name)!r} -> {new.get(name)!r}")
-        old, new = stored.get("inputs", {}), wanted["inputs"]
-        for name in sorted(old.keys() | new.keys()):
-            if old.get(name, {}).get("digest") != new.get(name, {}).get("digest"):
-                where = new.get(name, {}).get("path", "no longer given")
-                changes.append(f"input {name} ({where}) is not the one used before")
-        if changes:
-            self._lock.close()
-            raise UserError(
-                f"{self.folder} holds a {stored.get('status', 'started')} run that differs: "
-                + "; ".join(changes)
-                + f". Redo it with {self._command()} --overwrite, or keep both with --variant NAME"
-            )
-
     def __enter__(self) -> Self:
-        """Start logging; say whether this is a new run, a resumed one, or nothing to do."""
+        """Start logging; say whether this is a new run, a resumed one, or nothing to do.
+
+        A process that follows another (see `ranks`) says and writes nothing: it waits until that
+        one has prepared its inputs, or has nothing to train.
+        """
+        if self._follows:
+            logging.getLogger("small_modernbert").setLevel(logging.ERROR)
+            self.finished = not ranks.wait()
+            if not self.finished:
+                self.record = storage.read_json(self.folder / "run.json", "run it again")
+            return self
+        ranks.start()  # from here on the others notice if this process ends
         self._start_logging()
         if self.finished:
             print(f"{self.name}: finished before, kept as it is: {self.final} (--overwrite redoes)")
             return self
         if self.resumed:
             logger.info("%s: going on in %s", self.name, self.folder)
+            # Half-written files, ours and those of safetensors, must not get into final/.
+            for pattern in (".*.partial", ".tmp*"):
+                for path in [*self.building.rglob(pattern)]:
+                    storage.remove(path)
+            if self._updates:
+                logger.warning(
+                    "with other libraries than before (%s): the last bits of the result may differ",
+                    ", ".join(self._updates),
+                )
         else:
             logger.info("%s: starting in %s", self.name, self.folder)
             storage.remove(self.building)
@@ -308,27 +306,41 @@ class Stage:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Record how an unfinished run ended; let the exception go on."""
-        if not self.finished and kind is not None and self.record["status"] == "running":
-            interrupted = issubclass(kind, KeyboardInterrupt)
-            self.record["status"] = "interrupted" if interrupted else "failed"
-            self.record["error"] = str(error)
-            self.save_record()
+        """Record how an unfinished run ended; let the exception go on.
+
+        Raises:
+            UserError: in place of whatever a full, read-only or forbidden disk has raised.
+        """
+        if self._follows:
+            return
+        if kind is None:
+            ranks.release(work=False)
+        told = storage.explain(error, self.folder) if isinstance(error, Exception) else None
+        # A full disk may have no room for the record either: it then still says "running".
+        with contextlib.suppress(OSError):
+            if not self.finished and kind is not None and self.record["status"] == "running":
+                interrupted = issubclass(kind, KeyboardInterrupt)
+                self.record["status"] = "interrupted" if interrupted else "failed"
+                self.record["error"] = str(told or error)
+                self.save_record()
         self._lock.close()
         for handler in self._log_handlers:
             logging.getLogger("small_modernbert").removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):
+                handler.close()
+        if told is not None:
+            raise told from error
 
     def _start_logging(self) -> None:
         root = logging.getLogger("small_modernbert")
         root.setLevel(logging.INFO)
         root.propagate = False
         console = logging.StreamHandler(sys.stdout)
-        console.setFormatter(logging.Formatter("%(message)s"))
+        console.setFormatter(_Redacting("%(message)s"))
         self._log_handlers = [console]
         if not self.finished:
-            file = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
-            file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            file = _LogFile(self.folder / "log.txt", encoding="utf-8")
+            file.setFormatter(_Redacting("%(asctime)s %(message)s"))
             self._log_handlers.append(file)
         for handler in self._log_handlers:
             root.addHandler(handler)
@@ -342,7 +354,7 @@ class Stage:
         """Write run.json, atomically."""
         self.record["seconds"] = round(self.seconds, 1)
         self.record["peak_memory_mib"] = peak_memory_mib()
-        storage.write_json(self.folder / "run.json", self.record)
+        storage.write_json(self.folder / "run.json", redaction.redact_json(self.record))
 
     def write_metrics(self, **values: Any) -> None:  # noqa: ANN401  numbers and names
         """Append one line to metrics.jsonl."""
@@ -363,17 +375,29 @@ class Stage:
             folder: what to publish; `building` if not given.
         """
         folder = folder or self.building
+        interruption.check()  # libraries may have swallowed the exception
         if verify is not None:
             verify(folder)
-        self.record["output_digest"] = storage.digest_folder(folder)
-        self.save_record()
-        storage.publish(folder, self.final)
-        self.record["status"] = "finished"
-        self.save_record()
-        self.finished = True
-        logger.info(
-            "%s: %s · %s · %s", self.name, summary, report.minutes(self.seconds), self.final
-        )
+        self.record.update(lineage.describe_output(folder))
+        with interruption.deferred():
+            self.save_record()
+            storage.publish(folder, self.final)
+            self.record["status"] = "finished"
+            self.save_record()
+            self.finished = True
+            logger.info(
+                "%s: %s · %s · %s", self.name, summary, report.minutes(self.seconds), self.final
+            )
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redaction.redact(super().format(record))
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        """Lose the line: a full disk is told by whatever else is being written."""
 
 
 def peak_memory_mib() -> int:
@@ -381,27 +405,3 @@ def peak_memory_mib() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts KiB, macOS bytes.
     return peak // (1 << 20 if sys.platform == "darwin" else 1 << 10)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
-def _git_state() -> dict[str, Any]:
-    def ask(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    status = ask("status", "--porcelain")
-    return {"commit": ask("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -23,6 +22,14 @@ from transformers import (
 
 from small_modernbert import hub, storage
 from small_modernbert.errors import UserError
+from small_modernbert.model_files import (
+    CURE,
+    LARGEST_NUMBER,
+    check_folder,
+    check_weights,
+    explained,
+    read_header,
+)
 
 POOLINGS = ("mean", "cls")
 
@@ -33,23 +40,13 @@ def load_tokenizer(reference: Path | str, revision: str | None = None) -> PreTra
     Raises:
         UserError: there is none, or the hub cannot be reached.
     """
-    try:
-        with hub.cached_if_unreachable(reference, revision):
-            return AutoTokenizer.from_pretrained(
-                str(reference), revision=revision, use_fast=True, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise load_error("tokenizer", reference, error) from None
-
-
-def load_error(what: str, reference: Path | str, error: Exception) -> UserError:
-    """Return the one-line error for a model or tokenizer that did not load."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(reference, Path):
-        cure = "is it a model folder? point at a stage's final/"
-    else:
-        cure = "check the id, or log in; for a run without a hub: make run"
-    return UserError(f"cannot load the {what} {reference}: {reason}; {cure}")
+    with explained("tokenizer", reference), hub.cached_if_unreachable(reference, revision):
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(reference), revision=revision, use_fast=True, trust_remote_code=False
+        )
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise ValueError("it is no fast tokenizer")
+        return tokenizer
 
 
 def load_student(folder: Path, *, masked_lm: bool = False) -> ModernBertModel:
@@ -59,21 +56,37 @@ def load_student(folder: Path, *, masked_lm: bool = False) -> ModernBertModel:
     the bare model is asked for.
 
     Raises:
-        UserError: the folder holds no ModernBERT, or a damaged one.
+        UserError: the folder holds no ModernBERT, or a damaged one: weights that are missing, not
+            finite, of other shapes than its configuration, or of something else.
     """
-    try:
+    with explained("student", folder):
+        check_folder(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise load_error("student", folder, error) from None
-    if config.model_type != "modernbert":
-        raise UserError(f"{folder} holds a {config.model_type} model, not a ModernBERT student")
-    kind = ModernBertForMaskedLM if masked_lm else ModernBertModel
-    try:
-        return kind.from_pretrained(
+        if config.model_type != "modernbert":
+            raise UserError(f"{folder} holds a {config.model_type} model, not a ModernBERT student")
+        kind = ModernBertForMaskedLM if masked_lm else ModernBertModel
+        model = kind.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise load_error("student", folder, error) from None
+        _check_tensors(folder, model)
+        with torch.inference_mode():
+            model(torch.zeros((1, 2), dtype=torch.long))
+    return model
+
+
+def _check_tensors(folder: Path, model: PreTrainedModel) -> None:
+    heads = ("head.", "decoder.", "classifier.")
+    stored = {
+        name.removeprefix("model.")
+        for file in sorted(folder.glob("*.safetensors"))
+        for name in read_header(file)
+    }
+    known = {name.removeprefix("model.") for name in model.state_dict()}
+    if strange := sorted(name for name in stored - known if not name.startswith(heads)):
+        raise UserError(f"{folder}: {strange[0]!r} is no tensor of a ModernBERT; {CURE}")
+    # A head is stored as a whole or not at all.
+    with_head = any(name.startswith(heads) for name in stored)
+    check_weights(model, folder, () if with_head else heads)
 
 
 def extend_context(model: PreTrainedModel, tokens: int, global_rope_theta: float) -> None:
@@ -102,6 +115,8 @@ def save_model(
 ) -> None:
     """Write weights (safetensors), configuration and tokenizer so that transformers loads them."""
     folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    storage.check_space(folder, needed)
     implementation = model.config._attn_implementation
     model.config._attn_implementation = "sdpa"  # "packed" exists in our own process only
     try:
@@ -203,11 +218,19 @@ def sentence_transformer_files(width: int, max_tokens: int, pooling: str) -> dic
 
 
 def read_max_tokens(folder: Path, config: Any) -> int:  # noqa: ANN401  a model configuration
-    """Return how many tokens a student folder's readers keep, its positions otherwise."""
+    """Return how many tokens a student folder's readers keep, its positions otherwise.
+
+    Raises:
+        UserError: the folder says something that is no such number.
+    """
     path = folder / "sentence_bert_config.json"
-    if path.exists():
-        return storage.read_json(path, "write the model again")["max_seq_length"]
-    return config.max_position_embeddings
+    if not path.exists():
+        return config.max_position_embeddings
+    stored = storage.read_json(path, "write the model again")
+    tokens = stored.get("max_seq_length") if isinstance(stored, dict) else None
+    if type(tokens) is not int or not 0 < tokens <= LARGEST_NUMBER:
+        raise UserError(f"{path}: max_seq_length is {tokens!r}; write the model again")
+    return tokens
 
 
 def read_pooling(folder: Path) -> str:
@@ -220,8 +243,10 @@ def read_pooling(folder: Path) -> str:
     if not path.exists():
         return "mean"
     config = storage.read_json(path, "write the model again")
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is no pooling; write the model again")
     newer = config.get("pooling_mode", [])
-    newer = [newer] if isinstance(newer, str) else list(newer)
+    newer = newer if isinstance(newer, list) else [newer]
     older = {"mean": "mean_tokens", "cls": "cls_token"}
     found = newer or [name for name in POOLINGS if config.get(f"pooling_mode_{older[name]}")]
     if len(found) != 1 or found[0] not in POOLINGS:

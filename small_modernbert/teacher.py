@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 
 from small_modernbert import hub
+from small_modernbert.errors import UserError
 from small_modernbert.guide import Projection
-from small_modernbert.students import load_error
+from small_modernbert.model_files import check_folder, check_weights, explained
 
 
 def load_teacher(reference: Path | str, revision: str | None = None) -> SentenceTransformer:
@@ -19,24 +19,23 @@ def load_teacher(reference: Path | str, revision: str | None = None) -> Sentence
     Raises:
         UserError: it does not load, or the hub cannot be reached.
     """
-    try:
-        with hub.cached_if_unreachable(reference, revision):
-            teacher = SentenceTransformer(
-                str(reference),
-                revision=revision,
-                trust_remote_code=False,
-                model_kwargs={"use_safetensors": True},
-            )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        ImportError,
-        SafetensorError,
-    ) as error:
-        raise load_error("teacher", reference, error) from None
-    teacher.eval()
+    with explained("teacher", reference):
+        folder = Path(reference)
+        if isinstance(reference, str) and not folder.is_dir():
+            folder = hub.fetch_model(reference, revision)
+        check_folder(folder)
+        teacher = SentenceTransformer(
+            str(folder),
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True},
+        )
+        check_weights(teacher, folder)
+        teacher.eval()
+        # A teacher that cannot encode one text must not fail after an hour of others.
+        token_ids(teacher, ["A trial."])
+        if not np.isfinite(teacher.encode(["A trial."], show_progress_bar=False)).all():
+            raise UserError(f"{folder} gives NaN or infinity; take another teacher")
     return teacher
 
 

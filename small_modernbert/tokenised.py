@@ -1,5 +1,6 @@
 """Texts tokenised once: token ids in one flat file on disk, memory-mapped, with their offsets."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,11 @@ from tokenizers import Tokenizer
 
 from small_modernbert import storage
 from small_modernbert.errors import UserError
+from small_modernbert.model_files import explained
 
 TEXTS_PER_CALL = 2048
+READY = "tokens.json"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,17 +49,18 @@ def load_backend(folder: Path, max_tokens: int) -> Tokenizer:
     """Load a folder's tokenizer.json with truncation to `max_tokens` and no padding.
 
     Raises:
-        UserError: there is no tokenizer.json, or it cannot be read.
+        UserError: there is no tokenizer.json, it cannot be read, or cannot encode a text.
     """
     path = folder / "tokenizer.json"
     if not path.exists():
         raise UserError(f"{path} is not there; point at a folder with a fast tokenizer")
-    try:
+    with explained("tokenizer", path):
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001  tokenizers raises bare Exception for bad files
-        raise UserError(f"{path} cannot be read: {error}") from None
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(max_tokens)
+        tokenizer.no_padding()
+        if max_tokens <= tokenizer.num_special_tokens_to_add(False):
+            raise ValueError(f"{max_tokens} tokens leave no room beside the special ones")
+        tokenizer.enable_truncation(max_tokens)
+        tokenizer.encode("A trial.")
     return tokenizer
 
 
@@ -81,8 +86,8 @@ def store(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, key: str) ->
         folder: the cache; rewritten when it holds another key.
         key: fingerprint of texts and tokenizer; equal keys, equal tokens.
     """
-    ready = folder / "tokens.json"
-    if not (ready.exists() and storage.read_json(ready, f"remove {folder}").get("key") == key):
+    found = _reopen(folder, key)
+    if found is None:
         storage.remove(folder)
         folder.mkdir(parents=True)
         offsets = [0]
@@ -91,8 +96,39 @@ def store(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, key: str) ->
                 stream.write(ids.tobytes())
                 offsets.append(offsets[-1] + len(ids))
         np.save(folder / "offsets.npy", np.asarray(offsets, dtype=np.int64))
-        storage.write_json(ready, {"key": key, "texts": len(offsets) - 1, "tokens": offsets[-1]})
-    offsets = np.load(folder / "offsets.npy", allow_pickle=False)
-    if offsets[-1] == 0:
+        facts = {"key": key, "texts": len(offsets) - 1, "tokens": offsets[-1]}
+        storage.write_json(folder / READY, facts)
+        found = _reopen(folder, key)
+    if found is None:
+        raise UserError(f"{folder} does not read back as it was written; check the disk")
+    return found
+
+
+def _reopen(folder: Path, key: str) -> TokenStore | None:
+    """Open a cache with this key; None if there is none, or it is not what was written."""
+    ready = folder / READY
+    if not ready.exists():
+        return None
+    facts = storage.read_json(ready, f"remove {folder}")
+    if not isinstance(facts, dict) or facts.get("key") != key:
+        return None
+    path = folder / "ids.int32"
+    try:
+        offsets = np.load(folder / "offsets.npy", allow_pickle=False)
+        size = path.stat().st_size
+    except (OSError, ValueError, EOFError) as error:
+        logger.warning("%s cannot be used (%s) and is made again", folder, error)
+        return None
+    plausible = (
+        offsets.dtype == np.int64
+        and offsets.shape == (facts.get("texts", -1) + 1,)
+        and offsets[0] == 0
+        and 4 * int(offsets[-1]) == size
+        and (np.diff(offsets) >= 0).all()
+    )
+    if not plausible:
+        logger.warning("%s cannot be used (its offsets are none) and is made again", folder)
+        return None
+    if size == 0:
         return TokenStore(np.zeros(0, dtype=np.int32), offsets)
-    return TokenStore(np.memmap(folder / "ids.int32", dtype=np.int32, mode="r"), offsets)
+    return TokenStore(np.memmap(path, dtype=np.int32, mode="r"), offsets)

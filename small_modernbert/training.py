@@ -5,21 +5,23 @@ masks come from the task's own keys, and there is no dropout. So a run that was 
 its newest checkpoint and ends with the weights of a run that was not.
 """
 
+import contextlib
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from safetensors.torch import load_model, save_model
 from torch import nn
 
-from small_modernbert import report, storage
+from small_modernbert import checkpoints, guards, interruption, ranks, report, storage
+from small_modernbert.checkpoints import save_checkpoint
 from small_modernbert.errors import UserError
+from small_modernbert.schedule import Plan, Progress, step_sizes, warmup_stable_decay
 from small_modernbert.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -41,114 +43,6 @@ class Task(Protocol):
 
     def evaluate(self) -> dict[str, float]:
         """Return held-out figures of the model as it stands."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long, how fast, how often.
-
-    Attributes:
-        epochs: passes over the data.
-        max_steps: stop the plan here; 0 = all the epochs. The schedule is laid over this length.
-        accumulate: batches per optimizer step.
-        accumulate_warmup: share of all batches over which that grows from 1; 0 = from the start.
-        learning_rate: the plateau's.
-        warmup: share of the steps over which the rate rises linearly from 0.
-        decay: share of the steps at the end over which it falls to 0 as 1 - sqrt.
-        clip: bound on the gradient's norm; 0 = none.
-        evaluate_every: steps between evaluations; 0 = only before and after.
-        checkpoint_every: steps between checkpoints; 0 = only after the last.
-        select_by: name of the evaluation figure that the kept model maximises; "" keeps the last.
-        lower_is_better: turns `select_by` around.
-    """
-
-    epochs: int
-    learning_rate: float
-    max_steps: int = 0
-    accumulate: int = 1
-    accumulate_warmup: float = 0.0
-    warmup: float = 0.05
-    decay: float = 0.2
-    clip: float = 1.0
-    evaluate_every: int = 0
-    checkpoint_every: int = 200
-    select_by: str = ""
-    lower_is_better: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse what no run can be made of.
-
-        Raises:
-            UserError: naming the constant.
-        """
-        least = {"epochs": 1, "accumulate": 1, "max_steps": 0, "checkpoint_every": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise UserError(
-                    f"{name.upper()} is {getattr(self, name)}; it must be at least {bound}"
-                )
-        if self.learning_rate <= 0 or min(self.warmup, self.decay) < 0:
-            raise UserError("LEARNING_RATE must be positive, WARMUP and DECAY not negative")
-        if not 0 <= self.accumulate_warmup <= 1:
-            raise UserError("ACCUMULATE_WARMUP is a share of the run: between 0 and 1")
-        if self.warmup + self.decay > 1:
-            raise UserError(
-                f"WARMUP {self.warmup:g} and DECAY {self.decay:g} are shares of one run; "
-                "together they must not exceed 1"
-            )
-
-
-@dataclass
-class Progress:
-    """Where a run stands; stored with each checkpoint."""
-
-    step: int = 0
-    epoch: int = 0
-    position: int = 0  # batches of this epoch already used
-    tokens: int = 0
-    seconds: float = 0.0
-    loss: float | None = None  # moving average
-    best: float | None = None
-    best_step: int = 0
-    before: dict[str, float] = field(default_factory=dict)
-    latest: dict[str, float] = field(default_factory=dict)
-
-
-def warmup_stable_decay(step: int, total: int, warmup: float, decay: float) -> float:
-    """Return the learning rate's factor at a step, 0 <= step < total.
-
-    Linear warm-up, a plateau, then 1 - sqrt(share of the decay done) (ModernBERT, arXiv
-    2412.13663, section 2.2.2; Haegele et al., arXiv 2405.18392).
-    """
-    warm, cool = math.ceil(warmup * total), math.ceil(decay * total)
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    if step < total - cool:
-        return 1.0
-    return 1.0 - math.sqrt((step - (total - cool) + 1) / (cool + 1))
-
-
-def step_sizes(batches: Sequence[int], accumulate: int, warmup: float) -> list[int]:
-    """Return how many batches each optimizer step takes, epoch after epoch.
-
-    Batch-size warm-up by accumulation (ModernBERT, arXiv 2412.13663, section 2.2.2): over the
-    first `warmup` share of all batches a step grows linearly from one batch to `accumulate`. A
-    step does not reach over the end of an epoch.
-
-    Args:
-        batches: number of batches in each epoch.
-        accumulate: batches of a full step.
-        warmup: share of all batches; 0 = full steps from the start.
-    """
-    sizes, done, rising = [], 0, warmup * sum(batches)
-    for count in batches:
-        left = count
-        while left:
-            share = min(done / rising, 1.0) if rising else 1.0
-            size = min(1 + int(share * (accumulate - 1)), left)
-            sizes.append(size)
-            done, left = done + size, left - size
-    return sizes
 
 
 def make_optimizer(
@@ -190,47 +84,62 @@ def make_optimizer(
 
 
 def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage) -> Progress:
-    """Train to the end of the plan, or go on from the newest checkpoint that verifies.
+    """Train to the end of the plan, or go on from the newest checkpoint that is whole.
 
     Afterwards the task's model holds the best weights by `plan.select_by` (or the last ones), and
     `progress.before` / `progress.latest` the evaluation before the first step and of those weights.
+    Under torchrun only the leader returns; see `ranks`.
 
     Raises:
-        UserError: the loss or the gradient is not finite, or there is nothing to train on.
+        UserError: there is nothing to train on, the loss or the gradient is not finite, the loss
+            has spiked too often, the embeddings have collapsed, or no checkpoint can be trusted.
+        Interrupted: a signal came; where the run stands is saved.
     """
-    progress = _resume(task, optimizer, stage)
-    sizes = _plan_steps(task, plan)
-    total = len(sizes)
-    if not progress.before:
-        progress.before = progress.latest = task.evaluate()
-        _note(stage, 0, progress.before)
-        _consider_best(task, plan, progress, stage)
-    bar = report.progress(description="training", total=total, initial=progress.step, unit="steps")
-    with bar:
-        while progress.step < total:
-            _step(task, optimizer, plan, progress, sizes, stage)
-            bar.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
-            bar.update()
-            last = progress.step == total
-            if last or (plan.evaluate_every and progress.step % plan.evaluate_every == 0):
-                progress.latest = task.evaluate()
-                _note(stage, progress.step, progress.latest)
-                _consider_best(task, plan, progress, stage)
-            if last or (plan.checkpoint_every and progress.step % plan.checkpoint_every == 0):
-                save_checkpoint(stage.checkpoints, task.model, optimizer, progress)
+    if ranks.rank():
+        ranks.follow(task)
+    run = _Run(task, optimizer, plan, stage, _plan_steps(task, plan))
+    ranks.release(work=True)
+    ranks.meet()
+    if ranks.world() > 1:
+        logger.info("%d processes share each step's batches", ranks.world())
+    if ranks.world() > plan.accumulate:
+        logger.warning(
+            "%d of %d processes have nothing to do: a step has %d batches (ACCUMULATE)",
+            ranks.world() - plan.accumulate, ranks.world(), plan.accumulate,
+        )  # fmt: skip
+    try:
+        run.resume()
+        run.to_the_end()
+    except interruption.Interrupted:
+        run.save()
+        raise
+    finally:
+        # Followers wait for a step's number here, unless what ended the run is a step's own error.
+        if run.between_steps:
+            ranks.dismiss()
+    progress = run.progress
+    guards.check_complete(progress)
     if plan.select_by and progress.best_step != progress.step:
-        load_model(task.model, stage.checkpoints / "best" / "model.safetensors")
+        checkpoints.load_best(stage.checkpoints, task.model, progress)
         # The weights of step 0 were measured before the first step.
         progress.latest = task.evaluate() if progress.best_step else progress.before
         logger.info("the best model is that of step %s", f"{progress.best_step:,}")
     stage.record["tokens"] = progress.tokens
     stage.record["tokens_per_second"] = round(progress.tokens / max(progress.seconds, 1e-9))
     stage.record["steps"] = progress.step
+    if progress.rollbacks:
+        stage.record["rollbacks"] = progress.rollbacks
+        stage.record["skipped_steps"] = [step + 1 for step in progress.skipped]
     return progress
 
 
 def finish(stage: Stage, progress: Progress, figure: str, verify: Callable[[Path], Any]) -> None:
-    """Record the figures before and after, publish, and print the closing line."""
+    """Record the figures before and after, publish, and print the closing line.
+
+    Raises:
+        UserError: the training has not made all of its steps.
+    """
+    guards.check_complete(progress)
     stage.record["metrics"] = {
         "before": progress.before,
         "after": progress.latest,
@@ -252,153 +161,221 @@ def _plan_steps(task: Task, plan: Plan) -> list[int]:
     return sizes[: plan.max_steps] if plan.max_steps else sizes
 
 
-def _step(
-    task: Task,
-    optimizer: torch.optim.Optimizer,
-    plan: Plan,
-    progress: Progress,
-    sizes: Sequence[int],
-    stage: Stage,
-) -> None:
-    begin = time.perf_counter()
-    batches = task.epoch(progress.epoch)
-    chosen = batches[progress.position : progress.position + sizes[progress.step]]
-    weights = [task.weight(batch) for batch in chosen]
-    factor = warmup_stable_decay(progress.step, len(sizes), plan.warmup, plan.decay)
-    for group in optimizer.param_groups:
-        group["lr"] = plan.learning_rate * factor * group["scale"]
-    value, tokens = 0.0, 0
-    task.model.train()
-    for batch, weight in zip(chosen, weights, strict=True):
-        loss, count = task.loss(batch)
-        loss = loss * (weight / sum(weights))
-        loss.backward()
-        value += float(loss.detach())
-        tokens += count
-    norm = nn.utils.clip_grad_norm_(task.model.parameters(), plan.clip or math.inf)
-    if not (math.isfinite(value) and math.isfinite(norm)):
-        raise UserError(
-            f"step {progress.step + 1}: the loss is {value}, the gradient's norm {float(norm)}; "
-            f"lower LEARNING_RATE (now {plan.learning_rate:g}) and redo with --overwrite. "
-            f"Checkpoints up to here are in {stage.checkpoints}"
+@dataclass
+class _Run:
+    """A run as it stands: every method leaves it where it could be saved, or raises.
+
+    Attributes:
+        sizes: batches of each step.
+        saved: step, and step of its last evaluation, of the newest checkpoint.
+        between_steps: no step is being made.
+    """
+
+    task: Task
+    optimizer: torch.optim.Optimizer
+    plan: Plan
+    stage: Stage
+    sizes: Sequence[int]
+    progress: Progress = field(default_factory=Progress)
+    saved: tuple[int, int] = (0, -1)
+    between_steps: bool = True
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint that is whole, or begin."""
+        stage, total = self.stage, len(self.sizes)
+        found = checkpoints.resume(stage.checkpoints, self.task.model, self.optimizer)
+        if found is None:
+            storage.remove(stage.folder / "metrics.jsonl")
+            self.progress = Progress(planned=total)
+            return
+        if found.planned != total:
+            raise UserError(
+                f"the checkpoints in {stage.checkpoints} are of a run of {found.planned:,} steps, "
+                f"and this one has {total:,}; redo with the same command and --overwrite"
+            )
+        self.progress, self.saved = found, (found.step, found.evaluated)
+        _forget_after(stage.folder / "metrics.jsonl", found)
+
+    def to_the_end(self) -> None:
+        """Make the steps that are left, with the evaluations and checkpoints between them."""
+        plan, total = self.plan, len(self.sizes)
+        bar = report.progress(
+            description="training", total=total, initial=self.progress.step, unit="steps"
         )
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    progress.step += 1
-    progress.position += len(chosen)
-    if progress.position >= len(batches):
-        progress.epoch, progress.position = progress.epoch + 1, 0
-    progress.tokens += tokens
-    progress.loss = value if progress.loss is None else 0.95 * progress.loss + 0.05 * value
-    seconds = time.perf_counter() - begin
-    progress.seconds += seconds
-    stage.write_metrics(
-        step=progress.step,
-        loss=value,
-        gradient_norm=float(norm),
-        learning_rate=plan.learning_rate * factor,
-        tokens=tokens,
-        batches=len(chosen),
-        seconds=round(seconds, 4),
-    )
 
+        def is_due(every: int) -> bool:
+            step = self.progress.step
+            return step in (0, total) or bool(every and step % every == 0)
 
-def _note(stage: Stage, step: int, figures: dict[str, float]) -> None:
-    stage.write_metrics(step=step, **figures)
-    text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-    logger.info("step %s: %s", f"{step:,}", text)
+        with bar:
+            while True:
+                if is_due(plan.evaluate_every) and self.progress.evaluated < self.progress.step:
+                    self.evaluate()
+                with interruption.deferred():
+                    if is_due(plan.checkpoint_every):
+                        self.save()
+                if self.progress.step == total:
+                    return
+                with interruption.deferred():
+                    if self.progress.step in self.progress.skipped:
+                        self.skip()
+                    elif not self.step():
+                        self.roll_back()
+                bar.set_postfix(loss=f"{self.progress.loss:.4f}", refresh=False)
+                bar.update(self.progress.step - bar.n)
 
-
-def _consider_best(task: Task, plan: Plan, progress: Progress, stage: Stage) -> None:
-    if not plan.select_by:
-        return
-    if plan.select_by not in progress.latest:
-        raise UserError(
-            f"SELECT_BY is {plan.select_by!r}, but the evaluation gives: "
-            + ", ".join(progress.latest)
+    def step(self) -> bool:
+        """Make one step; say False if the loss has spiked, and leave the weights as they were."""
+        begin = time.perf_counter()
+        plan, progress, model = self.plan, self.progress, self.task.model
+        factor = warmup_stable_decay(
+            progress.step, len(self.sizes), plan.warmup, plan.decay, plan.decay_shape
         )
-    value = progress.latest[plan.select_by]
-    better = progress.best is None or (
-        value < progress.best if plan.lower_is_better else value > progress.best
-    )
-    if better:
-        progress.best, progress.best_step = value, progress.step
-        beside = stage.checkpoints / "best.partial"
-        storage.remove(beside)
-        beside.mkdir(parents=True)
-        save_model(task.model, str(beside / "model.safetensors"))
-        storage.write_json(beside / "best.json", {"step": progress.step, plan.select_by: value})
-        storage.publish(beside, stage.checkpoints / "best")
+        for group in self.optimizer.param_groups:
+            group["lr"] = plan.learning_rate * factor * group["scale"]
+        place = (progress.epoch, progress.position, self.sizes[progress.step])
+        self.optimizer.zero_grad(set_to_none=True)
+        self.between_steps = ranks.world() == 1
+        with _undone_if_interrupted():
+            losses, tokens = ranks.accumulate(self.task, *place)
+        self.between_steps = True
+        loss = sum(losses)
+        norm = float(nn.utils.clip_grad_norm_(model.parameters(), plan.clip or math.inf))
+        end = progress.position + len(losses)
+        batches = self.task.epoch(progress.epoch)[progress.position : end]
+        guards.check_finite(progress, losses, norm, batches, self.stage.checkpoints)
+        if guards.is_spike(progress, loss):
+            return False
+        self.optimizer.step()
+        self._advance()
+        progress.tokens += tokens
+        progress.loss = loss if progress.loss is None else 0.95 * progress.loss + 0.05 * loss
+        seconds = time.perf_counter() - begin
+        progress.seconds += seconds
+        self.stage.write_metrics(
+            step=progress.step,
+            loss=loss,
+            gradient_norm=norm,
+            learning_rate=plan.learning_rate * factor,
+            tokens=tokens,
+            batches=len(losses),
+            seconds=round(seconds, 4),
+        )
+        return True
+
+    def skip(self) -> None:
+        """Pass over a step's batches."""
+        size = self.sizes[self.progress.step]
+        self._advance()
+        self.stage.write_metrics(step=self.progress.step, skipped=True, batches=size)
+
+    def _advance(self) -> None:
+        progress = self.progress
+        progress.position += self.sizes[progress.step]
+        progress.step += 1
+        if progress.position >= len(self.task.epoch(progress.epoch)):
+            progress.epoch, progress.position = progress.epoch + 1, 0
+
+    def roll_back(self) -> None:
+        """Go back to before a spike; skip the steps that it showed in, and as many before them.
+
+        PaLM's cure (Chowdhery et al., arXiv 2204.02311, section 5.1): go back, and leave out the
+        batches from before and during the spike. It came back with neither alone.
+
+        Raises:
+            UserError: there was one too many, or there is nothing to go back to.
+        """
+        plan, spiked, folder = self.plan, self.progress, self.stage.checkpoints
+        first = max(spiked.step + 1 - 2 * guards.SPIKE_STEPS, 0)
+        what = f"the loss has spiked at step {spiked.step + 1:,}"
+        cure = "lower LEARNING_RATE, and redo with the same command and --overwrite"
+        if spiked.rollbacks >= plan.max_rollbacks:
+            raise UserError(
+                f"{what}, after {spiked.rollbacks} rollbacks; {cure}. "
+                + guards.last_checkpoint(folder)
+            )
+        back = checkpoints.resume(folder, self.task.model, self.optimizer, latest=first)
+        if back is None:
+            raise UserError(
+                f"{what}, and there is no checkpoint from before step {first + 1:,} to go back to; "
+                f"{cure}, or with a smaller CHECKPOINT_EVERY"
+            )
+        back.rollbacks = spiked.rollbacks + 1
+        back.skipped = sorted({*back.skipped, *range(first, spiked.step + 1)})
+        back.best, back.best_step = spiked.best, spiked.best_step
+        # Nothing from after the spike's beginning may be gone on from; if a kill comes before the
+        # next line's end, the spike is found again, at the same step.
+        checkpoints.remove_after(folder, back.step)
+        save_checkpoint(folder, self.task.model, self.optimizer, back)
+        _forget_after(self.stage.folder / "metrics.jsonl", back)
+        self.progress, self.saved = back, (back.step, back.evaluated)
+        logger.warning(
+            "%s: back to step %s; steps %s to %s are skipped (rollback %d of %d)", what,
+            f"{back.step:,}", f"{first + 1:,}", f"{spiked.step + 1:,}", back.rollbacks,
+            plan.max_rollbacks,
+        )  # fmt: skip
+
+    def evaluate(self) -> None:
+        """Measure the model, note the figures, and keep the weights if they are the best."""
+        plan, progress = self.plan, self.progress
+        with _undone_if_interrupted():
+            figures = self.task.evaluate()
+        with interruption.deferred():
+            if plan.select_by and plan.select_by not in figures:
+                raise UserError(
+                    f"SELECT_BY is {plan.select_by!r}, but the evaluation gives: "
+                    + ", ".join(figures)
+                )
+            self.stage.write_metrics(step=progress.step, **figures)
+            text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            logger.info("step %s: %s", f"{progress.step:,}", text)
+            if progress.step:
+                guards.check_collapse(progress, figures)
+            else:
+                progress.before = figures
+            progress.latest, progress.evaluated = figures, progress.step
+            if not plan.select_by:
+                return
+            value = figures[plan.select_by]
+            if progress.best is None or (
+                value < progress.best if plan.lower_is_better else value > progress.best
+            ):
+                progress.best, progress.best_step = value, progress.step
+                checkpoints.save_best(
+                    self.stage.checkpoints, self.task.model, progress.step, plan.select_by, value
+                )
+
+    def save(self) -> None:
+        """Write a checkpoint, unless there is nothing new to save."""
+        stands = (self.progress.step, self.progress.evaluated)
+        if self.progress.step and stands != self.saved:
+            save_checkpoint(self.stage.checkpoints, self.task.model, self.optimizer, self.progress)
+            self.saved = stands
 
 
-def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
-) -> None:
-    """Write checkpoints/step-N: beside, then manifest, then rename; keep the newest two."""
-    final = folder / f"step-{progress.step:08d}"
-    beside = folder / f"{final.name}.partial"
-    storage.remove(beside)
-    beside.mkdir(parents=True)
-    save_model(model, str(beside / "model.safetensors"))
-    torch.save(
-        {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state()},
-        beside / "optimizer.pt",
-    )
-    storage.write_json(beside / "progress.json", asdict(progress))
-    manifest = {
-        path.name: {"bytes": path.stat().st_size, "sha256": storage.sha256_file(path)}
-        for path in storage.list_files(beside)
-    }
-    storage.write_json(beside / "manifest.json", {"step": progress.step, "files": manifest})
-    storage.publish(beside, final)
-    for old in list_checkpoints(folder)[:-2]:
-        storage.remove(old)
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a stage, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if not path.suffix)
-
-
-def verifies(checkpoint: Path) -> bool:
-    """Say whether every file of a checkpoint is as its manifest says."""
+@contextlib.contextmanager
+def _undone_if_interrupted() -> Iterator[None]:
+    """Put the random numbers back that half a step, or half an evaluation, has drawn."""
+    before = checkpoints.random_state()
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
-        return all(
-            (checkpoint / name).stat().st_size == entry["bytes"]
-            and storage.sha256_file(checkpoint / name) == entry["sha256"]
-            for name, entry in manifest["files"].items()
-        )
-    except (OSError, ValueError, KeyError):
-        return False
+        yield
+    except interruption.Interrupted:
+        checkpoints.set_random_state(before)
+        raise
 
 
-def _resume(task: Task, optimizer: torch.optim.Optimizer, stage: Stage) -> Progress:
-    for checkpoint in reversed(list_checkpoints(stage.checkpoints)):
-        if not verifies(checkpoint):
-            logger.warning("%s is damaged and passed over", checkpoint)
-            continue
-        load_model(task.model, checkpoint / "model.safetensors")
-        state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        progress = Progress(**storage.read_json(checkpoint / "progress.json", "remove it"))
-        _forget_after(stage.folder / "metrics.jsonl", progress.step)
-        logger.info("going on from %s", checkpoint)
-        return progress
-    storage.remove(stage.folder / "metrics.jsonl")
-    return Progress()
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that will be done again, and a half-written last one."""
+def _forget_after(path: Path, progress: Progress) -> None:
+    """Drop the lines of what will be done again, and a half-written last one."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            values = json.loads(line)
+            # A signal may have come between a step and its evaluation.
+            done = progress.step if "batches" in values else progress.evaluated
+            if values["step"] <= done:
                 kept.append(line + "\n")
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             continue
     storage.write_text(path, "".join(kept))

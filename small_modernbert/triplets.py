@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from small_modernbert import corpora, storage
+from small_modernbert import corpora, parquet, storage
 from small_modernbert.cleaning import Reason, clean
 from small_modernbert.contamination import RowCounts, words_of
 from small_modernbert.duplicates import text_key
@@ -30,6 +31,9 @@ from small_modernbert.pair_sources import INDEX, find_sources
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "dev")
+REPEATED = "repeated pair"
+NOT_ASKED_FOR = "not asked for"
+IN_ORDER = frozenset({REPEATED, NOT_ASKED_FOR})  # reasons that say nothing against a source
 REMAKE = "run: python relabel_triplets.py --overwrite"
 SCHEMA = pa.schema(
     [
@@ -41,6 +45,14 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
     ]
 )
+KINDS: dict[str, parquet.Kind] = {
+    "anchor": "text",
+    "positive": "text",
+    "negatives": "texts",
+    "positive_score": "number",
+    "negative_scores": "numbers",
+    "source": "text",
+}
 # A dev split of a few large groups would measure a few texts many times over.
 SMALL_GROUP = 8
 
@@ -80,12 +92,26 @@ class PairCounts(RowCounts):
         }
 
 
+def check_sources(only: Sequence[str], counts: PairCounts) -> None:
+    """Refuse sources that no row read was of.
+
+    Raises:
+        UserError: naming them, and those that there are.
+    """
+    if unknown := [source for source in only if source not in counts.read]:
+        raise UserError(
+            f"no row is of the source {', '.join(unknown)}; --sources takes some of: "
+            f"{', '.join(counts.read)}"
+        )
+
+
 def read_pairs(
     *references: str | Path,
     seed: int = 42,
     split: str | None = None,
     cap: int | None = None,
     counts: PairCounts | None = None,
+    max_lost: float = 1.0,
 ) -> Iterator[Pair]:
     """Yield the cleaned pairs of some sources, one after the other, in their order.
 
@@ -100,9 +126,11 @@ def read_pairs(
         split: of hub datasets, instead of the table's.
         cap: rows to read of every source, instead of the table's; 0 = all.
         counts: what was read, kept and dropped is added here.
+        max_lost: share of a source's rows that may be no use, see `corpora.check_lost`.
 
     Raises:
-        UserError: a source is not there, can't be reached, or has other columns.
+        UserError: a source is not there, can't be reached, has other columns, or too many rows
+            that are no use.
     """
     counts = PairCounts() if counts is None else counts
     changes = {"split": split, "cap": cap}
@@ -122,11 +150,15 @@ def read_pairs(
                     continue
                 key = pair_key(pair)
                 if key in seen:
-                    counts.drop(label, "repeated pair")
+                    counts.drop(label, REPEATED)
                     continue
                 seen.add(key)
                 counts.kept[label] += 1
                 yield pair
+        for label, read in counts.read.items():
+            lost = counts.dropped.get(label, Counter())
+            lost = {reason: number for reason, number in lost.items() if reason not in IN_ORDER}
+            corpora.check_lost(f"pairs of {source.id}, source {label!r}", read, lost, max_lost)
 
 
 def _flat(cells: Iterable[Any]) -> Iterator[Any]:
@@ -265,13 +297,24 @@ def write_shard(path: Path, rows: Sequence[dict[str, Any]], facts: dict[str, Any
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Return the facts that `write_shard` put beside the rows."""
-    return json.loads((pq.read_schema(path).metadata or {})[b"facts"])
+    """Return the facts that `write_shard` put beside the rows.
+
+    Raises:
+        UserError: the shard is damaged, or holds none.
+    """
+    stored = (parquet.read_schema(path, REMAKE).metadata or {}).get(b"facts", b"")
+    try:
+        facts = json.loads(stored)
+    except (ValueError, RecursionError):
+        facts = None
+    if not isinstance(facts, dict):
+        raise UserError(f"{path} holds no facts of its rows; {REMAKE}")
+    return facts
 
 
 def count_rows(path: Path) -> int:
     """Return the number of rows in a shard."""
-    return pq.read_metadata(path).num_rows
+    return parquet.count_rows(path, REMAKE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,16 +347,11 @@ class Triplets:
         seen = 0
         for index in range(self.shards[split]):
             path = shard_path(self.folder, split, index)
-            try:
-                with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                    missing = [name for name in columns if name not in file.schema_arrow.names]
-                    if missing:
-                        raise UserError(f"{path} has no column {missing[0]!r}; {REMAKE}")
-                    for batch in file.iter_batches(columns=list(columns)):
-                        seen += batch.num_rows
-                        yield batch
-            except (OSError, pa.ArrowException) as error:
-                raise UserError(f"{path} cannot be read ({error}); {REMAKE}") from None
+            kinds = {name: KINDS[name] for name in columns}
+            for batch in parquet.read_batches(path, kinds, REMAKE, own=True):
+                _check_scores(path, batch)
+                seen += batch.num_rows
+                yield batch
         if seen != self.counts[split]:
             raise UserError(
                 f"{self.folder / split}: {seen:,} rows came back out of {self.counts[split]:,}; "
@@ -330,7 +368,24 @@ def open_triplets(folder: Path) -> Triplets:
     """Open a folder of judged triplets.
 
     Raises:
-        UserError: it holds none.
+        UserError: it holds none, or a triplets.json that is not ours.
     """
     index = storage.read_json(folder / INDEX, "run: python relabel_triplets.py")
+    kinds = {"rows": dict, "shards": dict, "judge": str, "scale": str}
+    parquet.check_index(folder / INDEX, index, kinds, SPLITS, REMAKE)
     return Triplets(folder, index["rows"], index["shards"], index["judge"], index["scale"])
+
+
+def _check_scores(path: Path, batch: pa.RecordBatch) -> None:
+    for name in ("positive_score", "negative_scores"):
+        if name in batch.schema.names:
+            column = batch.column(name)
+            values = pc.list_flatten(column) if pa.types.is_nested(column.type) else column
+            if not pc.all(
+                pc.and_(pc.greater_equal(values, 0), pc.less_equal(values, 1)), min_count=0
+            ).as_py():
+                raise UserError(f"{path}, column {name!r}: a score is not from 0 to 1; {REMAKE}")
+    if {"negatives", "negative_scores"} <= set(batch.schema.names):
+        lengths = [pc.list_value_length(batch.column(n)) for n in ("negatives", "negative_scores")]
+        if not lengths[0].equals(lengths[1]):
+            raise UserError(f"{path}: a row has not one score for each negative; {REMAKE}")

@@ -7,6 +7,7 @@ start-up is the promise, or its working directory) goes through `run_process`.
 """
 
 import contextlib
+import json
 import multiprocessing
 import os
 import runpy
@@ -99,12 +100,21 @@ class Running:
 
     def kill_when(self, moment: Callable[[], bool], limit: float = 120.0) -> Finished:
         """Kill it as soon as `moment()` is true; it may also end before that."""
+        self.wait_until(moment, limit)
+        return self.kill()
+
+    def wait_until(self, moment: Callable[[], bool], limit: float = 120.0) -> None:
+        """Return as soon as `moment()` is true, or it has ended."""
         while self.alive and not moment():
             if self.seconds > limit:
                 self.kill()
-                raise AssertionError(f"the moment to kill did not come in {limit} s")
+                raise AssertionError(f"the moment did not come in {limit} s")
             time.sleep(0.002)
-        return self.kill()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal; it may have ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.process.pid, number)
 
     def wait(self, limit: float = 300.0) -> Finished:
         """Wait for its end and return how it ended."""
@@ -122,26 +132,27 @@ class Running:
         return Finished(self.process.exitcode, output, errors, seconds)
 
 
-def start(command: Sequence[str], runs: Path) -> Running:
+def start(command: Sequence[str], runs: Path, before: Callable[[], None] | None = None) -> Running:
     """Start `script.py flag ...` (the script relative to the repository) in a forked child.
 
     Args:
         command: the script and its flags, as written after `python`.
         runs: the child's RUNS.
+        before: called in the child before the script; what it does to the child is the fault.
     """
     folder = tempfile.TemporaryDirectory(prefix="script-")
     for name in ("output", "errors"):
         (Path(folder.name) / name).touch()
-    arguments = (list(command), str(runs), folder.name)
+    arguments = (list(command), str(runs), folder.name, before)
     process = _context.Process(target=_run_as_main, args=arguments)
     begun = time.monotonic()
     process.start()
     return Running(process, folder, begun)
 
 
-def run(command: Sequence[str], runs: Path) -> Finished:
-    """Run `script.py flag ...` to its end in a forked child."""
-    return start(command, runs).wait()
+def run(command: Sequence[str], runs: Path, before: Callable[[], None] | None = None) -> Finished:
+    """Run `script.py flag ...` to its end in a forked child; see `start`."""
+    return start(command, runs, before).wait()
 
 
 def run_process(
@@ -187,7 +198,9 @@ class _NoNetwork(socket.socket):
         super().__init__(family, *rest, **named)
 
 
-def _run_as_main(command: list[str], runs: str, folder: str) -> None:
+def _run_as_main(
+    command: list[str], runs: str, folder: str, before: Callable[[], None] | None
+) -> None:
     for descriptor, name in ((1, "output"), (2, "errors")):
         with open(Path(folder) / name, "ab") as stream:
             os.dup2(stream.fileno(), descriptor)
@@ -201,4 +214,27 @@ def _run_as_main(command: list[str], runs: str, folder: str) -> None:
     os.chdir(ROOT)
     sys.argv = [str(script), *command[1:]]
     sys.path.insert(0, str(script.parent))
+    if before is not None:
+        before()
     runpy.run_path(str(script), run_name="__main__")
+
+
+def record_recipe(recipe: str, folder: Path, *flags: str) -> list[list[str]]:
+    """Run recipes/<recipe>.sh with a stub for python; return the arguments of each call.
+
+    The stub makes nothing, so what a recipe looks for in `folder`/runs is what a test put there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    calls, stub = folder / "calls.jsonl", folder / "python"
+    calls.write_text("", encoding="utf-8")
+    stub.write_text(
+        f"#!{sys.executable} -SE\nimport json, sys\n"
+        f"print(json.dumps(sys.argv[1:]), file=open({str(calls)!r}, 'a'))\n",
+        encoding="utf-8",
+    )
+    stub.chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "RUNS": str(folder / "runs")}
+    command = ["bash", str(ROOT / "recipes" / f"{recipe}.sh"), *flags]
+    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    return [json.loads(line) for line in calls.read_text(encoding="utf-8").splitlines()]

@@ -203,6 +203,38 @@ def test_a_killed_benchmark_goes_on(
     assert len(json.loads((final / "results.json").read_text())["rows"]) == 6
 
 
+def test_kept_vectors_serve_the_next_benchmark(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VECTORS: a benchmark of the same texts encodes none, one of other texts encodes its own."""
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    encoded: list[str] = []
+    encode = encoders.write_vectors
+
+    def counting(path: Path, *rest: object) -> None:
+        encoded.append(path.name)
+        encode(path, *rest)
+
+    monkeypatch.setattr(encoders, "write_vectors", counting)
+    monkeypatch.setattr(comparison, "write_vectors", counting)
+    scores = []
+    for name, more in (("one", ()), ("two", ()), ("three", ("--max-queries", "3"))):
+        script = load_script("benchmark_hotpotqa").__dict__
+        settings.run(script, flags(world, "--vectors", "kept", "--variant", name, *more))
+        folder = tmp_path / "made" / f"benchmark_hotpotqa@{name}"
+        scores.append(json.loads((folder / "final" / "results.json").read_text())["rows"])
+        assert not (folder / "vectors").exists()
+        assert bool(encoded) == (name != "two")
+        encoded.clear()
+    assert len(list((tmp_path / "kept").iterdir())) == 2 * 4
+    for one, two in zip(scores[0], scores[1], strict=True):
+        assert one["retrieval"] == two["retrieval"] and one["pairs"] == two["pairs"]
+    # Where vectors are kept is none of the results' properties.
+    kept = flags(world, "--variant", "one", "--vectors", "elsewhere")
+    settings.run(load_script("benchmark_hotpotqa").__dict__, kept)
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_stage_without_a_reduced_teacher_costs_only_its_row(
     world: Path,
     tmp_path: Path,

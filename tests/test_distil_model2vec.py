@@ -1,9 +1,7 @@
 """Promises of distil_model2vec.py, model2vec_distil.py and recipes/model2vec.sh."""
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from miniature import Language, make_bpe_tokenizer, make_teacher
 from model2vec import StaticModel
-from script_runner import Finished, run
+from script_runner import Finished, record_recipe, run
 from sentence_transformers import SentenceTransformer
 from test_benchmark import load_script
 
@@ -403,29 +401,9 @@ def test_hub_out_of_reach_at_the_push(monkeypatch: pytest.MonkeyPatch, tmp_path:
         model2vec_distil.push(tmp_path, "owner/name", "feat: x")
 
 
-def record_recipe(folder: Path, *flags: str) -> list[list[str]]:
-    """Run recipes/model2vec.sh with a stub for python; return the arguments of each call."""
-    folder.mkdir(parents=True, exist_ok=True)
-    calls, stub = folder / "calls.jsonl", folder / "python"
-    stub.write_text(
-        f"#!{sys.executable} -SE\nimport json, sys\n"
-        f"print(json.dumps(sys.argv[1:]), file=open({str(calls)!r}, 'a'))\n",
-        encoding="utf-8",
-    )
-    stub.chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-        "RUNS": str(folder / "runs"),
-    }
-    command = ["bash", str(ROOT / "recipes" / "model2vec.sh"), *flags]
-    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
-    return [json.loads(line) for line in calls.read_text(encoding="utf-8").splitlines()]
-
-
 def test_recipe_compares_static_model_and_student(tmp_path: Path) -> None:
     """Distil, then benchmark; the offline student stands beside it only where it is there."""
-    distilled, compared = record_recipe(tmp_path / "a")
+    distilled, compared = record_recipe("model2vec", tmp_path / "a")
     assert distilled[0] == "distil_model2vec.py"
     assert compared[0] == "benchmark_hotpotqa.py"
     script = load_script("benchmark_hotpotqa")
@@ -441,7 +419,7 @@ def test_recipe_compares_static_model_and_student(tmp_path: Path) -> None:
 
     student = tmp_path / "b" / "runs" / "offline" / "distil_modernbert" / "final"
     student.mkdir(parents=True)
-    _, compared = record_recipe(tmp_path / "b", "--overwrite")
+    _, compared = record_recipe("model2vec", tmp_path / "b", "--overwrite")
     settings.override(script.__dict__, compared[1:])
     assert script.MODELS[1:] == [f"student={student}"]
     assert script.OVERWRITE
@@ -449,11 +427,14 @@ def test_recipe_compares_static_model_and_student(tmp_path: Path) -> None:
 
 def test_recipe_sizes_and_flags(tmp_path: Path) -> None:
     """The smaller size has the same stages in a folder of its own; a typo exits with 2."""
-    full, small = record_recipe(tmp_path / "a"), record_recipe(tmp_path / "b", "--size", "small")
+    full, small = (
+        record_recipe("model2vec", tmp_path / "a"),
+        record_recipe("model2vec", tmp_path / "b", "--size", "small"),
+    )
     assert [command[0] for command in small] == [command[0] for command in full]
     recipes = {command[command.index("--recipe") + 1] for command in [*full, *small]}
     assert recipes == {"model2vec", "model2vec_small"}
-    moved = record_recipe(tmp_path / "c", "--assets", "elsewhere")
+    moved = record_recipe("model2vec", tmp_path / "c", "--assets", "elsewhere")
     assert "elsewhere/models/all-MiniLM-L6-v2" in moved[0]
     command = ["bash", str(ROOT / "recipes" / "model2vec.sh"), "--size", "huge"]
     assert subprocess.run(command, capture_output=True).returncode == 2

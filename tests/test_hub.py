@@ -102,7 +102,7 @@ def test_model_out_of_reach_is_one_line_at_once(kind: str) -> None:
     begun = time.monotonic()
     with (
         pytest.warns(UserWarning, match="socket"),
-        pytest.raises(UserError, match=f"cannot load the {kind} x/y: .*make run") as caught,
+        pytest.raises(UserError, match=r"x/y.*make run") as caught,
     ):
         load("x/y")
     assert "\n" not in str(caught.value)

@@ -6,10 +6,8 @@ miniature is 48 wide.
 """
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from miniature import TEACHER, make_miniature_assets
-from script_runner import Finished, run, start
+from script_runner import Finished, record_recipe, run, start
 
 from small_modernbert import storage
 from small_modernbert.stages import ROOT
@@ -68,23 +66,6 @@ ROWS = {
     "untrained-static",
     "distilled > reduced teacher",
 }
-
-
-def record_recipe(folder: Path, *flags: str) -> list[list[str]]:
-    """Run recipes/offline.sh with a stub for python; return the arguments of each call."""
-    folder.mkdir(parents=True, exist_ok=True)
-    calls, stub = folder / "calls.jsonl", folder / "python"
-    calls.write_text("", encoding="utf-8")
-    stub.write_text(
-        f"#!{sys.executable} -SE\nimport json, sys\n"
-        f"print(json.dumps(sys.argv[1:]), file=open({str(calls)!r}, 'a'))\n",
-        encoding="utf-8",
-    )
-    stub.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
-    command = ["bash", str(ROOT / "recipes" / "offline.sh"), *flags]
-    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
-    return [json.loads(line) for line in calls.read_text(encoding="utf-8").splitlines()]
 
 
 def stage_of(command: list[str]) -> str:
@@ -141,7 +122,9 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def commands(assets: Path) -> list[list[str]]:
     """Return the recipe's commands, on the miniature."""
-    recorded = record_recipe(assets.parent / "bin", "--size", RECIPE, "--assets", str(assets))
+    recorded = record_recipe(
+        "offline", assets.parent / "bin", "--size", RECIPE, "--assets", str(assets)
+    )
     return [[*command, *SMALLER.get(command[0], [])] for command in recorded]
 
 
@@ -175,10 +158,10 @@ def _shows(folder: Path, pattern: str) -> Callable[[], bool]:
 
 def test_every_flag_reaches_every_stage(tmp_path: Path) -> None:
     """What stands after the recipe's own flags goes to each command; sizes differ, stages don't."""
-    plain = record_recipe(tmp_path / "a")
-    redone = record_recipe(tmp_path / "b", "--overwrite", "--seed", "7")
+    plain = record_recipe("offline", tmp_path / "a")
+    redone = record_recipe("offline", tmp_path / "b", "--overwrite", "--seed", "7")
     assert redone == [[*command, "--overwrite", "--seed", "7"] for command in plain]
-    small = record_recipe(tmp_path / "c", "--size", "smoke")
+    small = record_recipe("offline", tmp_path / "c", "--size", "smoke")
     assert [stage_of(command) for command in small] == [stage_of(command) for command in plain]
     assert len({stage_of(command) for command in plain}) == len(plain)
     assert {command[command.index("--recipe") + 1] for command in plain} == {"offline"}

@@ -72,7 +72,7 @@ def test_fewer_queries_keep_all_documents(tmp_path: Path) -> None:
         ),
         ({"corpus": {"_id": ["d1", "d2", "d1"], "text": ["a", "b", "c"]}}, "row 3.*stands twice"),
         ({"corpus": {"_id": ["d1", "d2"], "text": ["a", None]}}, "corpus, row 2: a text is wanted"),
-        ({"queries": {"id": ["q1"], "text": ["a"]}}, "has no column '_id'; it has id, text"),
+        ({"queries": {"id": ["q1"], "text": ["a"]}}, "has no column '_id'; it has: id, text"),
         # judged, but nothing relevant
         (
             {"qrels": {"query-id": ["q1"], "corpus-id": ["d1"], "score": [0]}},
@@ -103,7 +103,7 @@ def test_a_bit_flip_is_noticed(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[content.index(b"d200")] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(UserError, match="can't be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         retrieval.load_retrieval_set(folder, "made")
 
 

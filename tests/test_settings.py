@@ -1,6 +1,10 @@
 """Promises of settings.py: a flag is a one-run edit of a script's constant."""
 
+import errno
 import runpy
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +153,7 @@ def test_unusable_annotation_is_refused(tmp_path: Path) -> None:
     ("error", "code", "said"),
     [
         (UserError("corpus/row 3: no text"), 1, "error: corpus/row 3: no text"),
-        (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
+        (KeyboardInterrupt(), 130, "interrupted; what is done is kept, go on with: python "),
     ],
 )
 def test_run_ends_in_one_line(
@@ -171,6 +175,64 @@ def test_run_ends_in_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        (
+            lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left", "/runs/x")),
+            1,
+            "error: /runs/x could not be written or read: the disk is full",
+        ),
+        (
+            lambda: signal.raise_signal(signal.SIGTERM),
+            143,
+            "interrupted by SIGTERM; what is done is kept, go on with: "
+            "python count_toys.py --token '***' --name 'b c'",
+        ),
+        (lambda: signal.raise_signal(signal.SIGINT), 130, "interrupted by SIGINT; "),
+    ],
+    ids=["full disk", "SIGTERM", "SIGINT"],
+)
+def test_disk_and_signals_end_in_one_line(
+    namespace: dict[str, Any],
+    fault: Callable[[], object],
+    code: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A full disk tells its cure; a signal tells the command that goes on, and redoes nothing."""
+    typed = ["count_toys.py", "--overwrite", "--token", "abc", "--name", "b c"]
+    monkeypatch.setattr(sys, "argv", typed)
+    namespace["main"] = fault
+    with pytest.raises(SystemExit) as stop:
+        settings.run(namespace, [])
+    assert stop.value.code == code
+    error = capsys.readouterr().err
+    assert error.startswith(said)
+    assert error.count("\n") == 1
+
+
+def test_traceback_has_no_secret(
+    namespace: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of ours keeps its trace, without the token that was in its message."""
+    monkeypatch.setenv("HF_TOKEN", "not-shaped-like-one")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+    def broken() -> None:
+        raise ZeroDivisionError("401 for not-shaped-like-one")
+
+    namespace["main"] = broken
+    with pytest.raises(ZeroDivisionError) as raised:
+        settings.run(namespace, [])
+    sys.excepthook(ZeroDivisionError, raised.value, raised.tb)
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "401 for ***" in shown
+    assert "not-shaped" not in shown
 
 
 def test_run_calls_main_with_flags(namespace: dict[str, Any]) -> None:

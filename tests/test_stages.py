@@ -1,14 +1,19 @@
 """Promises of stages.py: one folder a script, final/ only when finished, nothing changed unsaid."""
 
+import contextlib
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from small_modernbert import stages, storage
+from small_modernbert import interruption, lineage, stages, storage
 from small_modernbert.errors import UserError
 from small_modernbert.stages import Stage
 
@@ -104,10 +109,47 @@ def test_input_of_another_stage_is_known_by_its_record(open_stage: Open) -> None
     """The digest of a stage's final/ is the one in its run.json, so lineage costs no reading."""
     finish(open_stage())
     final = open_stage().final
-    assert stages.digest_input(final) == storage.digest_folder(final)
+    assert lineage.digest_input(final) == storage.digest_folder(final)
     record = storage.read_json(final.parent / "run.json", "")
     storage.write_json(final.parent / "run.json", {**record, "output_digest": "recorded"})
-    assert stages.digest_input(final) == "recorded"
+    assert lineage.digest_input(final) == "recorded"
+    copied = final.parent.with_name("copied")
+    shutil.copytree(final.parent, copied, copy_function=shutil.copy)  # other times, equal content
+    assert lineage.digest_input(copied / "final") == "recorded"
+
+
+@pytest.mark.parametrize("recorded", ["files", "digest alone"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda final: (final / "file").write_text("m4de"), "file has changed"),
+        (lambda final: (final / "file").write_text("longer than before"), "file has 18 bytes"),
+        (lambda final: (final / "file").unlink(), "file is missing"),
+        (lambda final: (final / "adapter_config.json").write_text("{}"), "adapter_config.json was"),
+    ],
+)
+def test_final_changed_by_hand_is_noticed(
+    open_stage: Open, change: Callable[[Path], Any], said: str, recorded: str
+) -> None:
+    """A final/ that is not what its stage made is neither kept nor used, until the user decides."""
+    finish(open_stage())
+    final = open_stage().final
+    (final / ".DS_Store").write_text("a file manager's", encoding="utf-8")
+    if recorded == "digest alone":  # a run.json of before there was a list of files
+        (final / ".DS_Store").unlink()
+        said = "its content has changed"
+        record = storage.read_json(final.parent / "run.json", "")
+        del record["output_files"]
+        storage.write_json(final.parent / "run.json", record)
+    assert lineage.digest_input(final)
+    change(final)
+    for use in (lambda: lineage.digest_input(final), open_stage):
+        with pytest.raises(UserError, match=said) as refused:
+            use()
+        assert "--overwrite" in str(refused.value)
+        assert "copy it" in str(refused.value)
+    finish(open_stage(OVERWRITE=True))
+    assert open_stage().finished
 
 
 def test_overwrite_redoes(open_stage: Open) -> None:
@@ -161,6 +203,8 @@ def test_unfinished_stage_resumes(open_stage: Open) -> None:
     """What was built, the metrics, facts and time of an interrupted run are there on the next."""
     with pytest.raises(KeyboardInterrupt), open_stage() as stage:
         (stage.building / "shard-0").write_text("made", encoding="utf-8")
+        storage.write_text(stage.building / "below" / ".tmpAb12", "half of a safetensors file")
+        storage.write_text(stage.building / ".shard-1.partial", "half of one of ours")
         stage.write_metrics(step=1, loss=0.5)
         stage.record["dtype"] = "bf16"
         stage.record["rows"] = {"train": 7}
@@ -171,6 +215,7 @@ def test_unfinished_stage_resumes(open_stage: Open) -> None:
     with open_stage() as again:
         assert again.resumed
         assert not again.finished
+        assert [path.name for path in storage.list_files(again.building)] == ["shard-0"]
         assert (again.building / "shard-0").read_text() == "made"
         assert json.loads((again.folder / "metrics.jsonl").read_text()) == {"step": 1, "loss": 0.5}
         assert again.record["dtype"] == "bf16"
@@ -328,10 +373,109 @@ def test_locate_finds_stages_and_folders(tmp_path: Path, monkeypatch: pytest.Mon
     assert stages.locate("create_distil_dataset", "offline") == final
 
 
-def test_damaged_record_names_its_cure(open_stage: Open) -> None:
-    """A run.json that cannot be read is named, with the command that redoes the stage."""
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "not valid JSON"),  # cut short
+        ("", "not valid JSON"),
+        ("[]", "no record of a run"),
+        ("{}", "status is missing"),
+        ('{"status": "finished", "settings": [], "inputs": {}}', "settings is missing or no dict"),
+        ('{"format": 2, "status": "finished", "settings": {}, "inputs": {}}', "of format 2"),
+    ],
+)
+def test_damaged_record_names_its_cure(open_stage: Open, content: str, said: str) -> None:
+    """A run.json that cannot be used is named, with the command that redoes the stage."""
     with open_stage() as stage:
         pass
-    (stage.folder / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"run\.json .*--overwrite"):
+    (stage.folder / "run.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"run\.json .*{said}.*--overwrite"):
         open_stage()
+    finish(open_stage(OVERWRITE=True))
+
+
+def test_final_without_its_record_is_refused(open_stage: Open) -> None:
+    """A result that nothing vouches for is neither taken for this run's nor thrown away."""
+    finish(open_stage(), "made")
+    final = open_stage().final
+    (final.parent / "run.json").unlink()
+    with pytest.raises(UserError, match=r"run\.json that says what made it is not.*--overwrite"):
+        open_stage()
+    assert (final / "file").read_text(encoding="utf-8") == "made"
+    finish(open_stage(OVERWRITE=True), "again")
+
+
+def test_other_libraries_are_named(open_stage: Open, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that goes on with another torch says so; a finished one does not care."""
+    with open_stage() as stage:
+        pass
+    record = storage.read_json(stage.folder / "run.json", "")
+    record["versions"]["torch"] = "1.0"
+    storage.write_json(stage.folder / "run.json", record)
+    finish(open_stage())
+    assert "with other libraries than before (torch 1.0 -> " in capsys.readouterr().out
+    assert open_stage().finished
+
+
+def test_stale_lock_is_no_obstacle(open_stage: Open) -> None:
+    """The number of a process that is gone, left in the lock file, keeps nobody out."""
+    with open_stage() as stage:
+        pass
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (stage.folder / "lock").write_text(str(dead.pid), encoding="utf-8")
+    with open_stage() as again:
+        assert (again.folder / "lock").read_text(encoding="utf-8") == str(os.getpid())
+
+
+def test_signal_during_the_renames_waits(open_stage: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SIGTERM that arrives while final/ gets its name stops the run after that, not within."""
+    publish = storage.publish
+
+    def signalled(beside: Path, final: Path) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        publish(beside, final)
+
+    monkeypatch.setattr(storage, "publish", signalled)
+    with interruption.handled(), pytest.raises(interruption.Interrupted, match="SIGTERM"):
+        finish(open_stage())
+    assert open_stage().finished
+
+
+def test_swallowed_signal_stops_before_publishing(open_stage: Open) -> None:
+    """A library that swallows the exception does not make a run that was asked to end finish."""
+    with (
+        interruption.handled(),
+        pytest.raises(interruption.Interrupted, match="SIGINT"),
+        open_stage() as stage,
+    ):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        stage.finish("0.1 -> 0.2")
+    record = storage.read_json(stage.folder / "run.json", "")
+    assert (record["status"], record["error"]) == ("interrupted", "interrupted by SIGINT")
+    assert not stage.final.exists()
+
+
+def test_no_secret_in_what_a_stage_writes(
+    open_stage: Open, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A token in the environment, the command, an error or a log line is never written."""
+    secret, other = "hf_" + "q" * 34, "Zk7-not-shaped-like-a-token"
+    monkeypatch.setenv("HF_TOKEN", other)
+    monkeypatch.setattr(
+        sys, "argv", ["train_toy.py", "--hub-token", "typed-in", f"--api-key={other}"]
+    )
+    with pytest.raises(ValueError, match="401"), open_stage() as stage:
+        stages.logger.info("asked with %s", other)
+        stage.record["note"] = {"url": f"https://me:{other}@hub", "hub_token": "plain"}
+        raise ValueError(f"401 for {secret}")
+    printed = capsys.readouterr()
+    written = printed.out + printed.err
+    for path in storage.list_files(stage.folder):
+        written += path.read_text(encoding="utf-8")
+    assert "401 for ***" in written
+    assert "asked with ***" in written
+    for word in (secret, other, "typed-in", "plain"):
+        assert word not in written
+    assert "--hub-token" in written

@@ -1,9 +1,17 @@
 """Promises of storage.py: files and folders are wholly there or not there."""
 
+import errno
+import fcntl
 import hashlib
 import os
+import resource
+import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from small_modernbert import storage
@@ -84,6 +92,21 @@ def test_publish_replaces(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["final"]
 
 
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_published_weights_are_as_readable_as_other_files(
+    tmp_path: Path, mask: int, mode: int
+) -> None:
+    """The weights, which safetensors makes private, get the rights that the umask allows."""
+    beside = make_folder(tmp_path / "final.partial")
+    before = os.umask(mask)
+    try:
+        save_tensors(beside / "model.safetensors")
+        storage.publish(beside, tmp_path / "final")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "final" / "model.safetensors").stat().st_mode & 0o777 == mode
+
+
 @pytest.mark.parametrize(("renames", "content"), [(0, "old"), (1, "old"), (2, "new")])
 def test_recover_after_a_kill_while_publishing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int, content: str
@@ -124,3 +147,157 @@ def test_remove_does_not_follow_links(tmp_path: Path) -> None:
     storage.remove(folder / "file")
     storage.remove(folder)
     assert not folder.exists()
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    """A missing, longer or changed file is named; another time alone is no damage."""
+    folder = make_folder(tmp_path / "folder", a="one", b="two")
+    files = storage.describe_files(folder, storage.list_files(folder))
+    assert list(files) == ["a", "b"]
+    os.utime(folder / "a", ns=(1, 1))
+    assert storage.find_damage(folder, files) is None
+    (folder / "a").write_text("0ne", encoding="utf-8")
+    assert storage.find_damage(folder, files) == "a has changed"
+    (folder / "a").write_text("longer", encoding="utf-8")
+    assert storage.find_damage(folder, files) == "a has 6 bytes, not 3"
+    (folder / "a").unlink()
+    assert storage.find_damage(folder, files) == "a is missing"
+
+
+def test_space_is_looked_for(tmp_path: Path) -> None:
+    """What does not fit is refused before it is written, with both figures and the cure."""
+    folder = tmp_path / "not" / "there" / "yet"
+    storage.check_space(folder, 0)
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(
+        UserError, match=r"needs .* MB, and .* MB are free there; .*RUNS=/elsewhere"
+    ):
+        storage.check_space(folder, free + (1 << 40))
+    assert not folder.exists()
+
+
+def limited(write: Callable[[Path], Any], path: Path) -> str | None:
+    """Write with files of at most 1,000 bytes, in a child; return what was raised, and told."""
+    said = path.with_name("said")
+    if os.fork() == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            write(path)
+        except Exception as error:
+            told = storage.explain(error, path.parent)
+            said.write_text(f"{type(error).__name__}: {error}\n{told}"[:900], encoding="utf-8")
+        finally:
+            os._exit(0)
+    os.wait()
+    return said.read_text(encoding="utf-8") if said.exists() else None
+
+
+def save_tensors(path: Path) -> None:
+    """Write as Rust does."""
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1000)}, path)
+
+
+def save_tokenizer(path: Path) -> None:
+    """Write as Rust does, elsewhere."""
+    from tokenizers import Tokenizer, models
+
+    vocabulary = {f"entry-{number}": number for number in range(200)}
+    Tokenizer(models.WordLevel(vocabulary, unk_token="entry-0")).save(str(path))
+
+
+def save_table(path: Path) -> None:
+    """Write as Arrow does."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"a": np.random.default_rng(0).random(1000)}), path)
+
+
+def save_state(path: Path) -> None:
+    """Write as torch does."""
+    import torch
+
+    torch.save({"a": torch.zeros(1000)}, path)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: storage.write_text(path, "x" * 2000),
+        lambda path: path.write_bytes(bytes(2000)),
+        lambda path: np.save(path, np.zeros(1000)),
+        save_tensors,
+        save_tokenizer,
+        save_table,
+        save_state,
+    ],
+    ids=["ours", "python", "numpy", "safetensors", "tokenizers", "arrow", "torch"],
+)
+def test_failed_write_is_explained(tmp_path: Path, write: Callable[[Path], Any]) -> None:
+    """Whichever library cannot write, and however it puts it, the cure is told, and where."""
+    raised = limited(write, tmp_path / "file.npy")
+    assert raised is not None, "nothing was raised"
+    assert str(tmp_path) in raised.splitlines()[-1], raised
+    assert "could not be written or read: " in raised.splitlines()[-1], raised
+    assert "ulimit -f" in raised.splitlines()[-1], raised
+
+
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "quota is used up"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "no right to"),
+        (errno.EIO, "the disk reports an error"),
+    ],
+)
+def test_each_failure_has_its_cure(number: int, cure: str) -> None:
+    """What the user can cure is told by path and cure; what caused another error counts too."""
+    error = OSError(number, os.strerror(number), "/runs/file")
+    assert cure in str(storage.explain(error))
+    assert str(storage.explain(error)).startswith("/runs/file could not be written or read")
+    wrapped = RuntimeError("while saving")
+    wrapped.__cause__ = error
+    told = storage.explain(wrapped)
+    assert (told is not None) is (number in storage.FULL)
+
+
+def test_other_errors_are_not_explained_away() -> None:
+    """A missing file, a wrong type or a user error is not taken for a full disk."""
+    missing = FileNotFoundError(errno.ENOENT, "No such file", "/runs/file")
+    for error in (
+        missing,
+        TypeError("12 requested"),
+        UserError("disk full, errno 28"),
+        ValueError(),
+    ):
+        assert storage.explain(error) is None
+
+
+def test_lock_is_taken_once(tmp_path: Path) -> None:
+    """A second one is refused with the owner's number; a closed one is free again."""
+    first = storage.take_lock(tmp_path / "lock", "in use by {owner}")
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        storage.take_lock(tmp_path / "lock", "in use by {owner}")
+    first.close()
+    storage.take_lock(tmp_path / "lock", "").close()
+
+
+def test_disk_without_locks_is_not_taken_for_a_busy_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a network disk has no locks, that is said, not that another process runs."""
+
+    def no_locks(stream: object, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(UserError, match=r"cannot be locked \(No locks available\).*RUNS=") as said:
+        storage.take_lock(tmp_path / "lock", "in use by {owner}")
+    assert "in use" not in str(said.value)

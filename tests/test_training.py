@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from small_modernbert import training
+from small_modernbert import checkpoints, training
 from small_modernbert.errors import UserError
 from small_modernbert.stages import Stage
 from small_modernbert.training import Plan, Progress
@@ -215,10 +215,10 @@ def test_damaged_checkpoint_is_passed_over(
 ) -> None:
     """A flipped bit or a lost file costs a checkpoint, is said, and changes nothing in the end."""
     folder = die(open_stage, 15)  # eight steps done: checkpoints at 3 and 6
-    checkpoints = training.list_checkpoints(folder / "checkpoints")
-    assert [path.name for path in checkpoints] == ["step-00000003", "step-00000006"]
-    newest = checkpoints[-1]
-    assert training.verifies(newest)
+    found = checkpoints.list_checkpoints(folder / "checkpoints")
+    assert [path.name for path in found] == ["step-00000003", "step-00000006"]
+    newest = found[-1]
+    assert not checkpoints.damage(newest)
     if damage == "missing":
         (newest / "optimizer.pt").unlink()
     else:
@@ -226,12 +226,12 @@ def test_damaged_checkpoint_is_passed_over(
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
-    assert not training.verifies(newest)
+    assert checkpoints.damage(newest)
     task = ToyTask()
     progress, metrics, _ = run(open_stage, task)
     said = capsys.readouterr().out
     assert f"{newest} is damaged and passed over" in said
-    assert f"going on from {checkpoints[0]}" in said
+    assert f"going on from {found[0]}" in said
     assert_equal((task, progress, metrics), uninterrupted)
 
 
@@ -266,6 +266,22 @@ def test_schedule_is_its_formula(warmup: float, decay: float) -> None:
         assert 0 < factor <= 1
     assert factors[: warm + 1] == sorted(factors[: warm + 1])
     assert factors[warm:] == sorted(factors[warm:], reverse=True)
+
+
+def test_linear_schedule_is_that_of_the_first_log(open_stage: Open) -> None:
+    """Warm-up over a tenth, then linearly to 0: the rates of a published run of 1,563 steps.
+
+    They were logged every 100 steps by sentence-transformers' trainer, whose rate at a step's end
+    is that of the step after; so the two are a step apart at most.
+    """
+    logged = {1: 1.2611e-5, 2: 1.9403e-5, 3: 1.7980e-5, 8: 1.0868e-5, 13: 3.7553e-6, 15: 9.1138e-7}
+    for hundreds, rate in logged.items():
+        factor = training.warmup_stable_decay(100 * hundreds - 1, 1_563, 0.1, 0.9, "linear")
+        assert 2e-5 * factor == pytest.approx(rate, abs=2e-5 / 157)
+    plan = replace(PLAN, warmup=0.0, decay=1.0, decay_shape="linear")
+    lines = run(open_stage, ToyTask(), plan)[1]
+    rates = [line["learning_rate"] for line in lines if "loss" in line]
+    assert rates == pytest.approx([0.05 * (1 - step / (STEPS + 1)) for step in range(1, STEPS + 1)])
 
 
 def test_each_step_takes_the_scheduled_rate(open_stage: Open) -> None:
