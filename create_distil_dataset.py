@@ -190,6 +190,7 @@ class Labelling:
         import torch
         from safetensors.torch import save_file
 
+        from small_modernbert import storage
         from small_modernbert.errors import UserError
         from small_modernbert.guide import directions_of_moment
         from small_modernbert.overlap import Behind, ahead
@@ -214,7 +215,7 @@ class Labelling:
             for index, texts, ids in coming:
                 path = self.cache / f"{index:05d}.npy"
                 if ids is None:
-                    vectors = np.load(path, allow_pickle=False)
+                    vectors = storage.read_array(path)
                     self.bar.update(len(texts))
                 else:
                     vectors = self.encode(ids)
@@ -245,9 +246,7 @@ class Labelling:
         from contextlib import closing
         from functools import partial
 
-        import numpy as np
-
-        from small_modernbert import labels
+        from small_modernbert import labels, storage
         from small_modernbert.overlap import Behind, ahead
         from small_modernbert.teacher import normalise, project
 
@@ -267,7 +266,7 @@ class Labelling:
                 if ids is not None:
                     vectors = self.encode(ids)
                 elif (cached := self.cached(split, index)) is not None:
-                    vectors = np.load(cached, allow_pickle=False)
+                    vectors = storage.read_array(cached)
                 else:
                     self.bar.update(len(texts))
                     continue

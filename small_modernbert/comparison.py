@@ -73,7 +73,7 @@ class VectorStore:
 
     def read(self, name: str, side: str) -> np.ndarray:
         """Return the vectors of one side of a set, memory-mapped."""
-        return np.load(self.path(name, side), mmap_mode="r", allow_pickle=False)
+        return storage.read_array(self.path(name, side), mapped=True)
 
     def fill(
         self, encoder: Encoder, sets: Sequence[RetrievalSet], pairs: Sequence[SentencePairs]

@@ -10,9 +10,12 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from small_modernbert.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 CHUNK_BYTES = 1 << 20
 ELSEWHERE = "free some space, or keep runs/ on another disk with RUNS=/elsewhere"
@@ -151,6 +154,22 @@ def read_json(path: Path, cure: str) -> Any:  # noqa: ANN401  anything that JSON
         raise UserError(f"{path} is not there; {cure}") from None
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} is not valid JSON ({error}); {cure}") from None
+
+
+def read_array(path: Path, *, mapped: bool = False) -> "np.ndarray":
+    """Read an array of ours; `mapped` leaves it on the disk.
+
+    Raises:
+        UserError: the file is damaged, or pickled.
+    """
+    import numpy as np
+
+    try:
+        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); remove it and run the same command again"
+        ) from None
 
 
 def publish(beside: Path, final: Path) -> None:

@@ -31,6 +31,11 @@ def load_teacher(reference: Path | str, revision: str | None = None) -> Sentence
             model_kwargs={"use_safetensors": True},
         )
         check_weights(teacher, folder)
+        if not hasattr(teacher[0], "auto_model"):
+            raise UserError(
+                f"{folder} has no transformer to learn from (its first module is a "
+                f"{type(teacher[0]).__name__}); name another teacher"
+            )
         teacher.eval()
         # A teacher that cannot encode one text must not fail after an hour of others.
         token_ids(teacher, ["A trial."])

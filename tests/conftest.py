@@ -6,6 +6,7 @@ fixtures, so that a test that needs no model does not pay for them.
 
 import os
 import runpy
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ from small_modernbert import stages
 # Before torch is imported: tiny models gain nothing from a second thread, and on a busy machine
 # its threads wait for each other (a test of one second then takes fifty).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A suite that a shell started in the background would ignore Ctrl-C, and so would its children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if TYPE_CHECKING:
     from transformers import ModernBertModel, PreTrainedTokenizerFast

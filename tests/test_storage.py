@@ -301,3 +301,22 @@ def test_disk_without_locks_is_not_taken_for_a_busy_one(
     with pytest.raises(UserError, match=r"cannot be locked \(No locks available\).*RUNS=") as said:
         storage.take_lock(tmp_path / "lock", "in use by {owner}")
     assert "in use" not in str(said.value)
+
+
+def test_damaged_array_is_named(tmp_path: Path) -> None:
+    """An array cut short, empty, or pickled is refused with its cure; a whole one is read."""
+    path = tmp_path / "vectors.npy"
+    whole = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.save(path, whole)
+    assert (storage.read_array(path) == whole).all()
+    assert (storage.read_array(path, mapped=True) == whole).all()
+    data = path.read_bytes()
+    pickled = np.array([{"a": 1}], dtype=object)
+    for damage in (
+        lambda: path.write_bytes(data[:-5]),
+        lambda: path.write_bytes(b""),
+        lambda: np.save(path, pickled, allow_pickle=True),
+    ):
+        damage()
+        with pytest.raises(UserError, match=r"vectors\.npy is damaged .* run the same command"):
+            storage.read_array(path)
