@@ -68,7 +68,8 @@ def main() -> None:
         dtype = precision.settle(stage, PRECISION, teacher.device)
         work = Labelling(stage, corpus, teacher, dtype)
         # Better now than after hours of labelling; the texts come on top.
-        storage.check_space(stage.building, 2 * width * work.rows)
+        sample = 4 * teacher.get_embedding_dimension() * (PCA_TEXTS or work.splits["train"])
+        storage.check_space(stage.building, 2 * width * work.rows + sample)
         with report.progress(description="labelling", total=work.rows, unit="texts") as work.bar:
             projection = work.fit(width)
             reduced = teacher if projection is None else reduce_teacher(teacher, projection)
@@ -278,8 +279,11 @@ def save_vectors(path: Path, vectors: np.ndarray) -> None:
     """Write a slice's vectors, atomically."""
     import numpy as np
 
+    from small_modernbert import storage
+
     beside = path.with_name("partial.npy")
     np.save(beside, vectors)
+    storage.fsync_path(beside)
     beside.replace(path)
 
 

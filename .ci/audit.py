@@ -17,6 +17,7 @@ from pathlib import Path
 
 TOOL = "pip-audit==2.10.1"  # in an environment of its own: its dependencies are none of ours
 OURS = "small-modernbert"
+BESIDE = ("pip", "setuptools")  # of the interpreter that made the environment, not ours to pin
 SECONDS = 300
 
 
@@ -29,7 +30,7 @@ def main() -> int:
         found = {
             f"{package.name}=={package.version.partition('+')[0]}"
             for package in metadata.distributions()
-            if package.name != OURS
+            if package.name not in (OURS, *BESIDE)
         }
         pins.write_text("\n".join(sorted(found)) + "\n", encoding="utf-8")
         venv.create(folder / "tool", with_pip=True)

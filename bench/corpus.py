@@ -10,8 +10,7 @@ Two sources are cleaned, cut to size and shuffled into one corpus. The peer call
 our rules of cutting inside its map, and the tokenizer on every text, as one does; ours asks the
 tokenizer once a word and spreads the rows over the processors. Ours runs the whole of
 mlm/create_dataset.py, its checksums and its reading back included, without near duplicates; exact
-ones it always drops, which costs it a hash a row. Its memory is that of the script and as many
-times its largest process's as there are processors.
+ones it always drops, which costs it a hash a row. Its memory is that of all its processes.
 """
 
 import tempfile

@@ -15,6 +15,7 @@ import resource
 import statistics
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -255,10 +256,12 @@ def _serve(pipe: Connection, contender: Contender, threads: int, log: Path) -> N
         while (number := pipe.recv()) is not None:
             _forget_peak()
             clock = Clock()
-            clock.start()
-            done = work(number, clock)
-            clock.stop()
-            pipe.send(Sample(clock.seconds, clock.cpu_seconds, done, _memory_mib("VmHWM")))
+            with _Children() as children:
+                clock.start()
+                done = work(number, clock)
+                clock.stop()
+            peak = _memory_mib("VmHWM") + children.peak_mib
+            pipe.send(Sample(clock.seconds, clock.cpu_seconds, done, peak))
     except EOFError:  # the parent has gone
         return
     except BaseException:  # noqa: BLE001  the parent raises it
@@ -296,9 +299,35 @@ def _memory_mib(field: Literal["VmRSS", "VmHWM"]) -> float:
     status = Path("/proc/self/status")
     if not status.exists():
         return float(stages.peak_memory_mib())
-    own = int(re.search(rf"{field}:\s+(\d+) kB", status.read_text(encoding="ascii"))[1]) / 1024
-    if field == "VmRSS":
-        return own
-    # Of ended children only the largest is known: count all that the processors allow as large.
-    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return own + child * len(os.sched_getaffinity(0))
+    return int(re.search(rf"{field}:\s+(\d+) kB", status.read_text(encoding="ascii"))[1]) / 1024
+
+
+class _Children:
+    """Watches the resident size of this process's children, all together. A context manager.
+
+    The kernel only tells the largest of those that have ended, and counts a fork's copy as its own.
+    """
+
+    def __init__(self) -> None:
+        self.peak_mib = 0.0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "_Children":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        page = os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+        while not self._done.wait(0.1):
+            total = 0.0
+            for listing in Path("/proc/self/task").glob("*/children"):
+                with contextlib.suppress(OSError, ValueError):
+                    for pid in listing.read_text(encoding="ascii").split():
+                        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+                        total += int(pages) * page
+            self.peak_mib = max(self.peak_mib, total)

@@ -5,7 +5,7 @@
 #   bash recipes/all.sh --overwrite        redo everything; any other flag also goes to every stage
 #
 # Killed? Run it again: finished stages are kept, the one that was cut goes on.
-set -euo pipefail
+set -eo pipefail  # no -u: bash before 4.4 (macOS) takes an empty array for an unset one
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source recipes/options.sh
 if [[ $size != full ]]; then

@@ -7,7 +7,7 @@
 #
 # If recipes/offline.sh has run, its student stands in the same table. When that came later, the
 # table is another one: --overwrite makes it. Minutes in brackets: 2 quiet cores, imports included.
-set -euo pipefail
+set -eo pipefail  # no -u: bash before 4.4 (macOS) takes an empty array for an unset one
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source recipes/options.sh
 

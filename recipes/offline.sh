@@ -7,7 +7,7 @@
 #
 # Killed? Run it again: finished stages are kept, the one that was cut goes on.
 # Minutes in brackets: 2 quiet cores (docs/LOG.md has the machine), imports included.
-set -euo pipefail
+set -eo pipefail  # no -u: bash before 4.4 (macOS) takes an empty array for an unset one
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 size=full

@@ -31,7 +31,7 @@ def stretches(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple((len(list(run)), length) for length, run in groupby(lengths))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)  # 67 MB each at 8,192 tokens
 def band(length: int, reach: int, device: torch.device) -> torch.Tensor:
     """Return the `(length, length)` mask that is true where |query - key| <= `reach` tokens."""
     positions = torch.arange(length, device=device)

@@ -25,12 +25,13 @@ from torch import nn
 
 from small_modernbert import storage
 from small_modernbert.errors import UserError
-from small_modernbert.schedule import Progress
+from small_modernbert.schedule import SPIKE_STEPS, WINDOW, Progress
 
 MODEL, OPTIMIZER, PROGRESS = "model.safetensors", "optimizer.pt", "progress.json"
 BEST, MANIFEST = "best.json", "manifest.json"
 KEPT = 2  # checkpoints beside the best model: one to go on from, one in case it is damaged
 logger = logging.getLogger(__name__)
+_seen_whole: dict[Path, list[tuple[Any, ...]]] = {}
 
 
 class _Unfit(Exception):
@@ -68,6 +69,15 @@ def save_best(folder: Path, model: nn.Module, step: int, figure: str, value: flo
         storage.write_json(beside / BEST, {"step": step, figure: value})
 
     _write(folder / "best", step, fill, [model.state_dict()])
+
+
+def read_best(folder: Path, figure: str) -> tuple[int, float] | None:
+    """Return the step and the figure of `folder`/best; None if it is not there, or not whole."""
+    best = folder / "best"
+    if damage(best):
+        return None
+    facts = json.loads((best / BEST).read_text(encoding="utf-8"))
+    return facts["step"], facts[figure]
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -193,12 +203,39 @@ def _write(final: Path, step: int, fill: Callable[[Path], None], tensors: list[A
 
 
 def _retain(folder: Path) -> None:
-    """Remove what is older than the newest two whole checkpoints; never one of those."""
+    """Remove what is older than the newest two whole checkpoints; never one of those.
+
+    Once spikes are watched for, whole ones stay back to the first from before a spike that may come
+    next: a roll back must not depend on when a signal happened to save.
+    """
     found = list_checkpoints(folder)
-    whole = [checkpoint for checkpoint in found if not damage(checkpoint)]
+    whole = [checkpoint for checkpoint in found if _is_whole(checkpoint)]
+    if not whole:
+        return
+    newest, reach = _step_of(whole[-1]), 2 * SPIKE_STEPS
+    kept = set(whole[-KEPT:])
+    if newest > WINDOW - reach:
+        far = [checkpoint for checkpoint in whole if _step_of(checkpoint) <= newest - reach]
+        kept.update(checkpoint for checkpoint in whole if not far or checkpoint >= far[-1])
     for checkpoint in found:
-        if whole and checkpoint < whole[-1] and checkpoint not in whole[-KEPT:]:
+        if checkpoint < whole[-1] and checkpoint not in kept:
             storage.remove(checkpoint)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Say whether a checkpoint is whole; it is read once as long as its files look the same."""
+    files = storage.list_files(checkpoint)
+    look = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    if _seen_whole.get(checkpoint) == look:
+        return True
+    if damage(checkpoint):
+        return False
+    _seen_whole[checkpoint] = look
+    return True
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _clear_leftovers(folder: Path) -> None:
@@ -278,7 +315,7 @@ def random_state() -> dict[str, Any]:
         "numpy": [kind, torch.from_numpy(words.astype(np.int64)), position, has_gauss, gauss],
     }
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = torch.cuda.get_rng_state()  # of this process's device alone
     return state
 
 
@@ -289,4 +326,4 @@ def set_random_state(state: dict[str, Any]) -> None:
     kind, words, *rest = state["numpy"]
     np.random.set_state((kind, words.numpy().astype(np.uint32), *rest))
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"])

@@ -78,12 +78,11 @@ def clean(value: object, min_characters: int) -> str | Reason:
         return Reason.OVER_LONG
     text = value if value.isprintable() else _CONTROLS.sub(" ", value)
     if len(text) > MAX_WORD_CHARACTERS:
-        words = text.split()
-        if max(map(len, words), default=0) > MAX_WORD_CHARACTERS:
-            for word in {word for word in words if len(word) > MAX_WORD_CHARACTERS}:
-                text = text.replace(word, " ")
-            if text.isspace():
-                return Reason.OVER_LONG
+        dumps = {word for word in text.split() if _is_dump(word)}
+        for dump in dumps:
+            text = text.replace(dump, " ")
+        if dumps and text.isspace():
+            return Reason.OVER_LONG
     text = _tidy(text)
     if not text:
         return Reason.BLANK
@@ -94,6 +93,12 @@ def clean(value: object, min_characters: int) -> str | Reason:
     if len(encoded.translate(None, _NO_LETTERS)) < LETTER_SHARE * len(encoded):
         return Reason.NO_WORDS
     return text
+
+
+def _is_dump(word: str) -> bool:
+    """Say whether this is base64 or the like: too long for a word, in letters that have spaces."""
+    # From Thai on, and above all in Chinese and Japanese, whole paragraphs are without a space.
+    return len(word) > MAX_WORD_CHARACTERS and 2 * sum(map("\u0e00".__le__, word)) < len(word)
 
 
 def _tidy(text: str) -> str:

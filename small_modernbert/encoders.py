@@ -278,7 +278,7 @@ def _load_sentence_transformer(folder: Path, name: str) -> Encoder:
         str(folder),
         trust_remote_code=False,
         local_files_only=True,
-        model_kwargs={"use_safetensors": True},
+        model_kwargs={"use_safetensors": True, "dtype": torch.float32},
     )
     model_files.check_weights(model, folder)
     model.eval()

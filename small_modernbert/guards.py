@@ -15,14 +15,14 @@ import numpy as np
 
 from small_modernbert.checkpoints import list_checkpoints
 from small_modernbert.errors import UserError
-from small_modernbert.schedule import Progress
+from small_modernbert.schedule import SPIKE_STEPS, WINDOW, Progress
 
-WINDOW = 64  # ordinary steps that a loss is compared with
-SPIKE_FACTOR = 2.0  # times their median, and above all of them
-# In a row. Of losses in any order, the odds that the last 5 are the largest of 69 are 1 to 11
-# million; one bad batch is no spike, clipping holds it.
-SPIKE_STEPS = 5
+# Times the median of the last WINDOW, and above all of them, SPIKE_STEPS times in a row. Of losses
+# in any order, the odds that the last 5 are the largest of 69 are 1 to 11 million; one bad batch is
+# no spike, clipping holds it.
+SPIKE_FACTOR = 2.0
 COLLAPSED_COSINE = 0.99  # mean over pairs of different held-out texts
+EARLY = 0.1  # share of a run in which a student may still be learning its teacher's mean vector
 logger = logging.getLogger(__name__)
 
 
@@ -85,7 +85,8 @@ def is_spike(progress: Progress, loss: float) -> bool:
 def check_collapse(progress: Progress, figures: Mapping[str, float]) -> None:
     """Warn when the held-out embeddings are nearly one vector; stop at the second time in a row.
 
-    A student that starts like that, as random ones may, and is on its way out is not stopped.
+    A student that starts like that, as random ones may, and is on its way out is not stopped, nor
+    is one in the first tenth of its run.
 
     Args:
         progress: `progress.latest` is the evaluation before this one.
@@ -95,13 +96,13 @@ def check_collapse(progress: Progress, figures: Mapping[str, float]) -> None:
         UserError: it is the second.
     """
     cosine = figures.get("mean_cosine")
-    if cosine is None:
+    if cosine is None or not math.isfinite(cosine):
         return
     before = progress.latest.get("mean_cosine", cosine)
     if cosine <= COLLAPSED_COSINE or cosine < before:
         progress.collapsed = 0
         return
-    progress.collapsed += 1
+    progress.collapsed += progress.step >= EARLY * progress.planned
     what = (
         f"step {progress.step:,}: the embeddings have collapsed: different texts have a mean "
         f"cosine of {cosine:.4f}"

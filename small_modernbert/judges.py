@@ -109,7 +109,7 @@ def _load_cross_encoder(folder: Path, name: str) -> Judge:
                 str(folder),
                 trust_remote_code=False,
                 local_files_only=True,
-                model_kwargs={"use_safetensors": True},
+                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
                 activation_fn=torch.nn.Sigmoid(),
             )
             model_files.check_weights(model, folder)

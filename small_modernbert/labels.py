@@ -155,6 +155,7 @@ class Labels:
                 for batch in self.batches(split, ["label"]):
                     values = batch.column(0).flatten().to_numpy(zero_copy_only=False)
                     stream.write(values.astype(np.float16, copy=False).tobytes())
+            storage.fsync_path(beside)
             beside.replace(cache)
         if shape[0] == 0:
             return np.zeros(shape, dtype=np.float16)

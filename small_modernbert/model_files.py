@@ -32,7 +32,9 @@ MODULES = frozenset(
 _MODULE_TYPE = re.compile(r"sentence_transformers(?:\.\w+)*\.(\w+)")
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _LAYERS = re.compile(r"(num|n)_\w*layers?|n_layer|num_hidden_groups|inner_group_num")
-_SIZES = re.compile(r"\w+_(size|dim|heads|experts)|num_labels|(num|n)_\w+|d_\w+|dim|hidden_dims?")
+_SIZES = re.compile(
+    r"\w+_(size|dim|heads|experts)|num_labels|(num|n)_\w+|d_\w+|dim|hidden_dims?|(in|out)_features"
+)
 LEAST_SIZE = 4_096  # a size so small does no harm, whatever the tensors are
 LARGEST_NUMBER = 1 << 24  # positions, ids: anything that is no size of a tensor
 LARGEST_WEIGHT = 1e10  # beyond it a sum overflows; a flipped bit of an exponent gives 1e38

@@ -122,6 +122,8 @@ def to_list(column: "pa.Array") -> list[Any]:
 
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
@@ -264,7 +266,8 @@ def _holds(found: "pa.DataType", kind: Kind) -> bool:
         return lists and _holds(found.value_type, "number")
     if kind == "text":
         return _is_text(found)
-    return types.is_integer(found) or types.is_floating(found) or types.is_boolean(found)
+    plain = types.is_integer(found) or types.is_floating(found) or types.is_boolean(found)
+    return plain or types.is_decimal(found)  # what DuckDB writes for 0.8
 
 
 def _is_text(found: "pa.DataType") -> bool:

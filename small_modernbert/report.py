@@ -1,10 +1,27 @@
 """What a person sees: progress bars with time left, tables, numbers with thousands separators."""
 
+import contextlib
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 SHOW_AFTER_SECONDS = 5.0
+
+
+class _Stderr:
+    """Standard error, for a bar: when its reader has gone, a run must go on all the same."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  whatever a stream has
+        return getattr(sys.stderr, name)
 
 
 def progress(
@@ -25,6 +42,7 @@ def progress(
         initial=initial,
         unit=unit,
         unit_scale=True,
+        file=_Stderr(),
         delay=SHOW_AFTER_SECONDS,
         # A log file needs a line now and then, a terminal wants to move.
         mininterval=0.5 if sys.stderr.isatty() else 15.0,

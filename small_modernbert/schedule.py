@@ -71,6 +71,10 @@ class Plan:
             )
 
 
+WINDOW = 64  # ordinary steps that a loss is compared with
+SPIKE_STEPS = 5  # high ones in a row that are a spike
+
+
 @dataclass
 class Progress:
     """Where a run stands; stored with each checkpoint.

@@ -28,7 +28,7 @@ def load_teacher(reference: Path | str, revision: str | None = None) -> Sentence
             str(folder),
             trust_remote_code=False,
             local_files_only=True,
-            model_kwargs={"use_safetensors": True},
+            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
         )
         check_weights(teacher, folder)
         if not hasattr(teacher[0], "auto_model"):

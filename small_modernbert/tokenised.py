@@ -96,6 +96,7 @@ def store(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, key: str) ->
                 stream.write(ids.tobytes())
                 offsets.append(offsets[-1] + len(ids))
         np.save(folder / "offsets.npy", np.asarray(offsets, dtype=np.int64))
+        storage.fsync_tree(folder)
         facts = {"key": key, "texts": len(offsets) - 1, "tokens": offsets[-1]}
         storage.write_json(folder / READY, facts)
         found = _reopen(folder, key)
@@ -109,7 +110,11 @@ def _reopen(folder: Path, key: str) -> TokenStore | None:
     ready = folder / READY
     if not ready.exists():
         return None
-    facts = storage.read_json(ready, f"remove {folder}")
+    try:
+        facts = storage.read_json(ready, f"remove {folder}")
+    except UserError as error:
+        logger.warning("%s, and is made again", error)
+        return None
     if not isinstance(facts, dict) or facts.get("key") != key:
         return None
     path = folder / "ids.int32"

@@ -116,10 +116,12 @@ def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage
     finally:
         # Followers wait for a step's number here, unless what ended the run is a step's own error.
         if run.between_steps:
-            ranks.dismiss()
+            # One that has died already must not hide what ended the run.
+            with contextlib.suppress(RuntimeError):
+                ranks.dismiss()
     progress = run.progress
     guards.check_complete(progress)
-    if plan.select_by and progress.best_step != progress.step:
+    if progress.best is not None and progress.best_step != progress.step:
         checkpoints.load_best(stage.checkpoints, task.model, progress)
         # The weights of step 0 were measured before the first step.
         progress.latest = task.evaluate() if progress.best_step else progress.before
@@ -187,6 +189,7 @@ class _Run:
         if found is None:
             storage.remove(stage.folder / "metrics.jsonl")
             self.progress = Progress(planned=total)
+            self._pass_empty_epochs()
             return
         if found.planned != total:
             raise UserError(
@@ -194,6 +197,10 @@ class _Run:
                 f"and this one has {total:,}; redo with the same command and --overwrite"
             )
         self.progress, self.saved = found, (found.step, found.evaluated)
+        best = checkpoints.read_best(stage.checkpoints, self.plan.select_by)
+        if best is not None and best[0] > found.step:
+            # A kill fell between that evaluation and the next checkpoint; the one before is gone.
+            found.best_step, found.best = best
         _forget_after(stage.folder / "metrics.jsonl", found)
 
     def to_the_end(self) -> None:
@@ -221,7 +228,8 @@ class _Run:
                         self.skip()
                     elif not self.step():
                         self.roll_back()
-                bar.set_postfix(loss=f"{self.progress.loss:.4f}", refresh=False)
+                if self.progress.loss is not None:  # as it is when a spike led back to step 0
+                    bar.set_postfix(loss=f"{self.progress.loss:.4f}", refresh=False)
                 bar.update(self.progress.step - bar.n)
 
     def step(self) -> bool:
@@ -247,6 +255,7 @@ class _Run:
         if guards.is_spike(progress, loss):
             return False
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # evaluations may need the memory
         self._advance()
         progress.tokens += tokens
         progress.loss = loss if progress.loss is None else 0.95 * progress.loss + 0.05 * loss
@@ -273,7 +282,14 @@ class _Run:
         progress = self.progress
         progress.position += self.sizes[progress.step]
         progress.step += 1
-        if progress.position >= len(self.task.epoch(progress.epoch)):
+        self._pass_empty_epochs()
+
+    def _pass_empty_epochs(self) -> None:
+        """Go to the epoch that the next step is of; one without a batch has no step."""
+        progress = self.progress
+        while progress.step < len(self.sizes) and progress.position >= len(
+            self.task.epoch(progress.epoch)
+        ):
             progress.epoch, progress.position = progress.epoch + 1, 0
 
     def roll_back(self) -> None:
@@ -337,7 +353,9 @@ class _Run:
             if not plan.select_by:
                 return
             value = figures[plan.select_by]
-            if progress.best is None or (
+            if not math.isfinite(value):
+                logger.warning("%s is %s: these weights are not chosen", plan.select_by, value)
+            elif progress.best is None or (
                 value < progress.best if plan.lower_is_better else value > progress.best
             ):
                 progress.best, progress.best_step = value, progress.step

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CHECK_FIRST, CHECK_EVERY = 500, 64
-# Words in the memo, some 100 bytes each; when it is full it starts again.
-LIMIT = 200_000
+# Words in the memo, some 100 bytes each; when it is full it starts again. What is longer is a
+# sentence of a script without spaces, and does not come again.
+LIMIT, LONGEST = 200_000, 32
 # WordPiece in BERT's manner: letters and digits, or one mark of ASCII.
 _WORDS = re.compile(r"[A-Za-z0-9]+|[!-/:-@\[-`{-~]")
 # Byte-level BPE, and BERT's for other alphabets: nothing reaches back over white space.
@@ -75,7 +76,11 @@ class WordMemo:
         whole = [text for text, words in zip(texts, cut, strict=True) if words is None]
         asked = iter(self._ask(whole))
         get = self._memo.__getitem__
-        return [[next(asked)] if words is None else list(map(get, words)) for words in cut]
+        found = [[next(asked)] if words is None else list(map(get, words)) for words in cut]
+        for word in new:
+            if len(word) > LONGEST:
+                del self._memo[word]
+        return found
 
     def _check(self, texts: Sequence[str], found: Sequence[Sequence[list[int]]]) -> bool:
         """Compare some texts with the tokenizer; a difference retires the way they were cut."""
