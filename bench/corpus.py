@@ -43,8 +43,8 @@ PEER = (
 # From profiles on the machine of docs/BENCHMARKS.md; shown where the bound is missed.
 REASONS = {
     "rows": (
-        "the tokenizer, which both sides call on both processors, takes about half of our time and "
-        "cleaning in Python, which they share too, a fifth; what is left to win is the writing"
+        "each process starts, and fills a memo of words of its own, which few rows do not earn "
+        "back; cleaning in Python, which both sides share, is a third of the rest"
     )
 }
 

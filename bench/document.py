@@ -43,7 +43,6 @@ def machine() -> dict[str, Any]:
         "cores": len(processors()),
         "memory_gib": round(memory),
         "gpu": gpu,
-        "python": platform.python_version(),
         "versions": lineage.versions(),
         "git": lineage.git_state(),
         "date": datetime.date.today().isoformat(),
@@ -84,7 +83,7 @@ def _described(found: dict[str, Any]) -> str:
     return (
         f"{where['date']}, commit {commit}, {where['memory_gib']} GiB, "
         f"{report.minutes(seconds)} in all. Matrix products: {rates or 'not measured'}. "
-        f"Python {where['python']}, {versions}."
+        f"{versions[0].upper()}{versions[1:]}."
     )
 
 
