@@ -68,8 +68,7 @@ def main() -> None:
         dtype = precision.settle(stage, PRECISION, teacher.device)
         work = Labelling(stage, corpus, teacher, dtype)
         # Better now than after hours of labelling; the texts come on top.
-        sample = 4 * teacher.get_embedding_dimension() * (PCA_TEXTS or work.splits["train"])
-        storage.check_space(stage.building, 2 * width * work.rows + sample)
+        storage.check_space(stage.building, work.space(width))
         with report.progress(description="labelling", total=work.rows, unit="texts") as work.bar:
             projection = work.fit(width)
             reduced = teacher if projection is None else reduce_teacher(teacher, projection)
@@ -137,6 +136,13 @@ class Labelling:
         )
         on_cpu = teacher.device.type == "cpu"
         self.tokens_per_batch = TOKENS_PER_BATCH or (CPU_TOKENS if on_cpu else GPU_TOKENS)
+
+    def space(self, width: int) -> int:
+        """Return the bytes of the labels (fp16), and of the vectors that `fit` keeps (fp32)."""
+        train, dimension = self.splits["train"], self.teacher.get_embedding_dimension()
+        slices = -(-(PCA_TEXTS or train) // ROWS_PER_SHARD)
+        kept = min(train, slices * ROWS_PER_SHARD) if width != dimension else 0
+        return 2 * width * self.rows + 4 * dimension * kept
 
     def slices(self, split: str) -> Iterator[list[str]]:
         """Yield the split's texts in slices of ROWS_PER_SHARD."""

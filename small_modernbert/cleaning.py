@@ -79,7 +79,8 @@ def clean(value: object, min_characters: int) -> str | Reason:
     text = value if value.isprintable() else _CONTROLS.sub(" ", value)
     if len(text) > MAX_WORD_CHARACTERS:
         dumps = {word for word in text.split() if _is_dump(word)}
-        for dump in dumps:
+        # The longest first: a part taken out of another would leave the rest of that one.
+        for dump in sorted(dumps, key=len, reverse=True):
             text = text.replace(dump, " ")
         if dumps and text.isspace():
             return Reason.OVER_LONG

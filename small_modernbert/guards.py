@@ -112,7 +112,8 @@ def check_collapse(progress: Progress, figures: Mapping[str, float]) -> None:
             f"{what}, at the second evaluation in a row; lower LEARNING_RATE, or start from a "
             "better student, and redo with the same command and --overwrite"
         )
-    logger.warning("%s; at the next evaluation that finds it so, the run stops", what)
+    then = "at the next evaluation that finds it so, the run stops"
+    logger.warning("%s; %s", what, then if progress.collapsed else "it is early, the run goes on")
 
 
 def check_complete(progress: Progress) -> None:

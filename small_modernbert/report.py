@@ -20,6 +20,11 @@ class _Stderr:
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
 
+    def isatty(self) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return sys.stderr.isatty()
+        return False
+
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  whatever a stream has
         return getattr(sys.stderr, name)
 
@@ -35,6 +40,7 @@ def progress(
     """Return a tqdm bar that appears only when the work lasts longer than five seconds."""
     from tqdm import tqdm
 
+    stream = _Stderr()
     return tqdm(
         iterable,
         desc=description,
@@ -42,10 +48,10 @@ def progress(
         initial=initial,
         unit=unit,
         unit_scale=True,
-        file=_Stderr(),
+        file=stream,
         delay=SHOW_AFTER_SECONDS,
         # A log file needs a line now and then, a terminal wants to move.
-        mininterval=0.5 if sys.stderr.isatty() else 15.0,
+        mininterval=0.5 if stream.isatty() else 15.0,
         dynamic_ncols=True,
         leave=False,
     )

@@ -223,19 +223,22 @@ def read_max_tokens(folder: Path, config: Any) -> int:  # noqa: ANN401  a model 
     Raises:
         UserError: the folder says something that is no such number.
     """
-    path = folder / "sentence_bert_config.json"
+    path, name = folder / "sentence_bert_config.json", "max_seq_length"
     if not path.exists():
         return config.max_position_embeddings
     stored = storage.read_json(path, "write the model again")
-    tokens = stored.get("max_seq_length") if isinstance(stored, dict) else 0
+    tokens = stored.get(name) if isinstance(stored, dict) else 0
     if tokens is None:
         # Newer sentence-transformers leave it to the tokenizer, where "no limit" is 10^30.
-        given = storage.read_json(folder / "tokenizer_config.json", "write the model again")
-        limit = given.get("model_max_length") if isinstance(given, dict) else 0
-        positions = config.max_position_embeddings
-        tokens = positions if limit is None else min(limit, positions) if limit == int(limit) else 0
+        path, name = folder / "tokenizer_config.json", "model_max_length"
+        given = storage.read_json(path, "write the model again")
+        tokens = given.get(name) if isinstance(given, dict) else 0
+        if tokens is None or (type(tokens) in (int, float) and tokens > LARGEST_NUMBER):
+            tokens = config.max_position_embeddings
+        elif type(tokens) is int:
+            tokens = min(tokens, config.max_position_embeddings)
     if type(tokens) is not int or not 0 < tokens <= LARGEST_NUMBER:
-        raise UserError(f"{path}: max_seq_length is {tokens!r}; write the model again")
+        raise UserError(f"{path}: {name} is {tokens!r}; write the model again")
     return tokens
 
 

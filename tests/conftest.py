@@ -19,9 +19,11 @@ from small_modernbert import stages
 # Before torch is imported: tiny models gain nothing from a second thread, and on a busy machine
 # its threads wait for each other (a test of one second then takes fifty).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A suite that a shell started in the background would ignore Ctrl-C, and so would its children.
+# Started in the background, or under nohup, the suite and its children would ignore these.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 if TYPE_CHECKING:
     from transformers import ModernBertModel, PreTrainedTokenizerFast

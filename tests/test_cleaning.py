@@ -1,5 +1,6 @@
 """cleaning.py: what is taken out of a text, and where it is cut."""
 
+import base64
 import random
 from pathlib import Path
 
@@ -79,6 +80,26 @@ def test_cleans(found: str, wanted: str) -> None:
     """What breaks or misleads a model goes, the text stays; cleaning twice changes nothing."""
     assert clean(found, min_characters=5) == wanted
     assert clean(wanted, min_characters=5) == wanted
+
+
+def test_writing_without_spaces_is_no_dump(tokenizer: Tokenizer) -> None:
+    """A Chinese paragraph stays, and is cut to pieces that fit; base64 of any length does not."""
+    paragraph = "".join(random.Random(0).choices("河流在石头之间静静地走过绿色的窗户，。", k=3_000))
+    assert clean(paragraph, min_characters=12) == paragraph
+    chunks = Chunker(tokenizer, 64).chunk([paragraph])[0]
+    assert len(chunks) > 1
+    assert "".join(piece for piece, _ in chunks) == paragraph
+    assert all(len(tokenizer.encode(piece).ids) == tokens <= 64 for piece, tokens in chunks)
+    dump = base64.b64encode(random.Random(0).randbytes(1_500)).decode()
+    assert len(dump) == 2_000
+    assert clean(dump, min_characters=12) is Reason.OVER_LONG
+    assert clean(f"{paragraph} {dump} {paragraph}", 12) == f"{paragraph} {paragraph}"
+
+
+def test_a_dump_within_a_dump_leaves_nothing() -> None:
+    """What is taken out does not depend on the order of a set, another one in each process."""
+    dumps = ["x" * length for length in range(1_001, 1_030)]
+    assert clean(f"A river {' '.join(dumps)} of stone", min_characters=5) == "A river of stone"
 
 
 def test_sentences_are_the_text_again() -> None:

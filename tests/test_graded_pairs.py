@@ -346,3 +346,25 @@ def test_written_record_counts(tmp_path: Path) -> None:
         "pairs": {"train": 20, "held_out": 12},
         "dropped": {"blank": 3},
     }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+@pytest.mark.parametrize("score", [pa.decimal128(3, 2), pa.float32()], ids=str)
+def test_other_types_are_read(tmp_path: Path, text: pa.DataType, score: pa.DataType) -> None:
+    """Text as polars and pandas write it, and scores as DuckDB does, are texts and numbers."""
+    sides = [[f"text {i} {side}" for i in range(20)] for side in "ab"]
+    scores = pa.array([i / 20 for i in range(20)], pa.float64()).cast(score)
+    columns = [*(pa.array(side).cast(text) for side in sides), scores]
+    path = tmp_path / "pairs.parquet"
+    write_parquet(path, **dict(zip(graded_pairs.COLUMNS, columns, strict=True)))
+    splits = graded_pairs.read_folder(path, 4, 0)
+    assert (len(splits.train), len(splits.held_out), sum(splits.dropped.values())) == (16, 4, 0)
+    for pairs in (splits.train, splits.held_out):
+        for first, second, value in zip(pairs.first, pairs.second, pairs.scores, strict=True):
+            number = int(first.split()[1])
+            assert (first, second) == (sides[0][number], sides[1][number])
+            assert value == pytest.approx(number / 20)

@@ -149,3 +149,17 @@ def test_batches_are_of_near_equal_lengths() -> None:
     lengths = [5, 900, 40, 41, 5, 300, 39, 5, 0]
     batches = list(judges.cut_by_length(lengths, 120))
     assert batches == [[1], [5], [3, 2], [6, 0, 4], [7, 8]]
+
+
+def test_cross_encoder_in_half_precision_works_in_single(
+    cross_encoder: Path, pairs: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    """Weights saved in half precision are widened: scores are those of the same numbers."""
+    shutil.copytree(cross_encoder, tmp_path, dirs_exist_ok=True)
+    model = BertForSequenceClassification.from_pretrained(cross_encoder, dtype=torch.float16)
+    model.save_pretrained(tmp_path)
+    narrow = judges.load_judge(tmp_path).score(pairs)
+    (tmp_path / "wide").mkdir()
+    shutil.copytree(cross_encoder, tmp_path / "wide", dirs_exist_ok=True)
+    model.float().save_pretrained(tmp_path / "wide")
+    np.testing.assert_allclose(narrow, judges.load_judge(tmp_path / "wide").score(pairs), atol=1e-6)

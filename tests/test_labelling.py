@@ -92,6 +92,23 @@ def test_overlapped_shards_equal_those_made_one_after_the_other(
     assert writers == {True, False}
 
 
+def test_the_vectors_of_the_fit_need_room_too(
+    label: Callable[[str], tuple[dict[str, bytes], int]],
+    corpus: Path,
+    teacher_folder: Path,
+    open_stage: Callable[..., stages.Stage],
+) -> None:
+    """The space that is asked for is that of the vectors which `fit` leaves, and of the labels."""
+    vectors = [data for name, data in label("whole")[0].items() if name.endswith(".npy")]
+    assert len(vectors) == 3  # 20 texts, in slices of 8
+    with open_stage(VARIANT="space") as stage:
+        teacher = load_teacher(teacher_folder)
+        work = create_distil_dataset.Labelling(stage, corpus, teacher, "fp32")
+        headers = 128 * len(vectors)
+        assert work.space(WIDTH) == 2 * WIDTH * 60 + sum(map(len, vectors)) - headers
+        assert work.space(48) == 2 * 48 * 60  # nothing to fit
+
+
 def test_a_failed_write_surfaces_and_the_same_command_goes_on(
     label: Callable[[str], tuple[dict[str, bytes], int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,8 @@
 """Promises of report.py: what a person sees."""
 
+import io
+import sys
+
 import pytest
 
 from small_modernbert import report
@@ -53,3 +56,29 @@ def test_progress_is_silent_for_short_work(capsys: pytest.CaptureFixture[str]) -
     assert list(report.progress(range(5), description="counting")) == [0, 1, 2, 3, 4]
     printed = capsys.readouterr()
     assert "counting" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize("gone", [BrokenPipeError(32, "Broken pipe"), ValueError("closed file")])
+def test_a_bar_nobody_reads_does_not_end_the_work(
+    gone: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal that was closed, or a `tee` that has ended, costs the bar and not the run."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            tried.append(text)
+            raise gone
+
+        def flush(self) -> None:
+            raise gone
+
+        def isatty(self) -> bool:
+            raise gone
+
+    tried: list[str] = []
+    monkeypatch.setattr(report, "SHOW_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    bar = report.progress(range(5), description="counting")
+    bar.mininterval = 0
+    assert list(bar) == [0, 1, 2, 3, 4]
+    assert tried

@@ -177,3 +177,23 @@ def test_an_unreachable_hub_names_make_run(monkeypatch: pytest.MonkeyPatch) -> N
         UserError, match="^dataset sentence-transformers/NanoBEIR-en cannot be reached .*make run$"
     ):
         retrieval.load_nanobeir("NanoMSMARCO")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+def test_other_types_are_read(tmp_path: Path, text: pa.DataType) -> None:
+    """Text as polars and pandas write it, and scores as DuckDB does, are texts and numbers."""
+    scores = pa.array([1.0, 0.0, 1.0]).cast(pa.decimal128(3, 2))
+    qrels = {"query-id": ["q1", "q1", "q2"], "corpus-id": ["d1", "d3", "d2"]}
+    tables = {
+        part: {name: pa.array(values).cast(text) for name, values in columns.items()}
+        for part, columns in {"corpus": CORPUS, "queries": QUERIES, "qrels": qrels}.items()
+    }
+    tables["qrels"]["score"] = scores
+    made = retrieval.load_retrieval_set(write(tmp_path, **tables), "made")
+    assert (made.queries, list(made.documents)) == (QUERIES["text"], CORPUS["text"])
+    assert made.relevant == {"q1": {"d1"}, "q2": {"d2"}}
+    assert made.counts["irrelevant_judgements"] == 1

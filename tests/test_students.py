@@ -197,3 +197,38 @@ def test_packed_model_is_saved_readable(
     use_packed_attention(model)
     students.save_model(tmp_path, model, tokenizer, MAX_TOKENS)
     assert students.load_student(tmp_path).config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("limit", "wanted"),
+    [({"model_max_length": 40}, 40), ({"model_max_length": 10**30}, 64), ({}, 64),
+     ({"model_max_length": 1e30}, 64), ({"model_max_length": None}, 64),
+     ({"model_max_length": 100}, 64)],
+)  # fmt: skip
+def test_the_tokenizer_may_hold_the_limit(
+    folder: Path, limit: dict[str, object], wanted: int
+) -> None:
+    """Newer sentence-transformers write no max_seq_length: the tokenizer's counts, or positions."""
+    config = students.load_student(folder).config
+    assert config.max_position_embeddings == 64
+    path = folder / "sentence_bert_config.json"
+    path.write_text(json.dumps({"transformer_task": "feature-extraction"}))
+    path = folder / "tokenizer_config.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    del stored["model_max_length"]
+    path.write_text(json.dumps(stored | limit), encoding="utf-8")
+    assert students.read_max_tokens(folder, config) == wanted
+    loaded = SentenceTransformer(str(folder), device="cpu").max_seq_length
+    assert loaded is None or min(loaded, 64) == wanted
+
+
+@pytest.mark.parametrize("limit", ["64", [64], 0, -1, True, 40.5])
+def test_a_tokenizer_limit_that_is_none_is_refused(folder: Path, limit: object) -> None:
+    """Something else than a positive whole number is the file's fault, and the file is named."""
+    config = students.load_student(folder).config
+    (folder / "sentence_bert_config.json").write_text("{}")
+    path = folder / "tokenizer_config.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(stored | {"model_max_length": limit}), encoding="utf-8")
+    with pytest.raises(UserError, match=r"tokenizer_config.json: model_max_length is"):
+        students.read_max_tokens(folder, config)

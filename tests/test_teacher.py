@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from small_modernbert import engines, storage
+from small_modernbert import encoders, engines, judges, storage
 from small_modernbert import teacher as teachers
 from small_modernbert.errors import UserError
 from small_modernbert.guide import principal_directions
@@ -72,3 +73,24 @@ def test_saved_teacher_does_not_depend_on_what_it_encoded(
     assert storage.digest_folder(tmp_path / "before") == storage.digest_folder(tmp_path / "after")
     again = SentenceTransformer(str(tmp_path / "after"), local_files_only=True)
     np.testing.assert_allclose(again.encode(texts), vectors, atol=1e-5)
+
+
+def test_a_teacher_in_half_precision_works_in_single(
+    teacher_folder: Path, texts: list[str], tmp_path: Path
+) -> None:
+    """What was saved in half precision is widened when it is loaded: as teacher, encoder, judge."""
+    half = SentenceTransformer(str(teacher_folder), device="cpu").half()
+    half.save(str(tmp_path), create_model_card=False)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {
+        torch.float16
+    }
+    loaded = teachers.load_teacher(tmp_path)
+    judge = judges.load_judge(tmp_path)
+    for model in (loaded, encoders.load_encoder(tmp_path).model, judge.encoder.model):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    wanted = half.float().encode(texts)
+    found = engines.encode_texts(loaded, texts, tokens_per_batch=300)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(encoders.load_encoder(tmp_path).encode(texts), wanted, atol=1e-5)

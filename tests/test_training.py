@@ -326,6 +326,9 @@ def test_non_finite_loss_stops(open_stage: Open, value: float) -> None:
         (True, [0.9, 0.2, 0.5, 0.1, 0.5, 0.2, 0.4, 0.1], 6),
         (False, [0.9, 0.2, 0.5, 0.1, 0.5, 0.2, 0.4, 0.9], 0),  # never better than untrained
         (False, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], 12),  # the last
+        # no figure is no best one, wherever it comes
+        (False, [math.nan, 0.2, 0.5, math.nan, 0.4, 0.1, math.nan, 0.5], 4),
+        (True, [math.nan, 0.9, 0.5, -math.inf, 0.7, 0.8, math.nan, 0.5], 4),
     ],
 )
 def test_best_model_is_kept(
@@ -358,6 +361,43 @@ def test_without_selection_the_last_model_is_kept(open_stage: Open) -> None:
     assert progress.best_step == 0
     assert progress.latest == {"held_out": 0.1}
     assert not (folder / "checkpoints" / "best").exists()
+
+
+def test_without_a_figure_the_last_model_is_kept(open_stage: Open) -> None:
+    """Where no evaluation gives a number, the run, cut or not, ends with its last weights."""
+    nothing = [math.nan] * 9
+    with pytest.raises(KeyboardInterrupt), open_stage() as stage:
+        task = ToyTask(9, nothing)
+        training.train(task, optimise(task), PLAN, stage)
+    task, plain = ToyTask(held_out=nothing), ToyTask(held_out=nothing)
+    with open_stage() as stage:
+        assert stage.resumed
+        progress = training.train(task, optimise(task), PLAN, stage)
+        training.finish(stage, progress, "held_out", lambda folder: None)
+    assert (progress.step, progress.best) == (STEPS, None)
+    with open_stage(VARIANT="plain") as stage:
+        training.train(plain, optimise(plain), replace(PLAN, select_by=""), stage)
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.equal(tensor, task.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("empty", [{0}, {1}, {2}, {0, 1}])
+def test_an_epoch_without_batches_is_passed_over(open_stage: Open, empty: set[int]) -> None:
+    """The batches of the other epochs are trained on, each once and in order."""
+
+    class Gaps(ToyTask):
+        def epoch(self, epoch: int) -> list[torch.Tensor]:
+            return [] if epoch in empty else super().epoch(epoch)
+
+        def loss(self, batch: torch.Tensor) -> tuple[torch.Tensor, int]:
+            seen.append(batch.tolist())
+            return super().loss(batch)
+
+    seen: list[list[int]] = []
+    progress = run(open_stage, Gaps())[0]
+    batches = [batch for epoch in range(3) for batch in Gaps().epoch(epoch)]
+    assert seen == [batch.tolist() for batch in batches]
+    assert progress.step == progress.planned == 4 * (3 - len(empty))
 
 
 def test_unknown_selection_names_the_figures(open_stage: Open) -> None:

@@ -86,3 +86,15 @@ def test_the_memo_is_bounded(
     for text in texts:
         assert memo.ids([text]) == [tokenizer.encode(text).ids]
         assert len(memo._memo) <= 5 + len(text)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece_folder", "bpe_folder"])
+def test_what_is_longer_than_a_word_is_not_kept(kind: str, request: pytest.FixtureRequest) -> None:
+    """Sentences of a script without spaces do not fill the memo; their ids are right each time."""
+    tokenizer = load(request.getfixturevalue(kind))
+    memo = WordMemo(load(request.getfixturevalue(kind)))
+    texts = ["漢字かな交じり文。" * number for number in range(1, 12)]
+    texts += ["a" * word_memo.LONGEST, "b" * (word_memo.LONGEST + 1), "b" * 500, f"{'é' * 40} a"]
+    for _ in range(2):
+        assert memo.ids(texts) == [tokenizer.encode(text).ids for text in texts]
+        assert max(map(len, memo._memo)) == word_memo.LONGEST

@@ -243,6 +243,18 @@ def test_best_damaged(
         survived("best model damaged", STAGE, "the last step's checkpoint")
 
 
+def test_whole_checkpoints_are_read_once(open_stage: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that nobody has touched since are not hashed again at each of the next checkpoints."""
+    checked: list[str] = []
+    damage = checkpoints.damage
+    monkeypatch.setattr(
+        checkpoints, "damage", lambda path: checked.append(path.name) or damage(path)
+    )
+    toy.train(open_stage(), toy.ToyTask())
+    steps = [name for name in checked if name != "best"]
+    assert sorted(steps) == [f"step-{step:08d}" for step in (3, 6, 9, 12, 15)]
+
+
 def test_retention_keeps_whole_ones(
     cut_run: tuple[toy.Outcome, Path], open_stage: Open, survived: Survived
 ) -> None:

@@ -12,9 +12,11 @@ import runpy
 import shutil
 import stat
 import struct
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from small_modernbert import (
     gathering,
     hub,
     judges,
+    retrieval,
     storage,
     students,
     teacher,
@@ -284,6 +287,35 @@ def test_absurd_sizes_are_refused_before_memory_is_taken(
     survived(f"config.json: {key} = {str(value)[:12]}", "any loader", "refused by name")
 
 
+def test_absurd_layer_is_refused_before_memory_is_taken(
+    folder: Path, survived: Survived, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dense layer of 160 GB, of which the folder holds a row, is never built."""
+    width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    modules = json.loads((folder / "modules.json").read_text())
+    dense = {"idx": len(modules), "name": "9", "path": "9_Dense"}
+    dense["type"] = "sentence_transformers.models.Dense"
+    (folder / "modules.json").write_text(json.dumps([*modules, dense]))
+    edit(folder / "9_Dense" / "config.json", in_features=200_000, out_features=200_000, bias=False)
+    save_file({"linear.weight": torch.ones(1, width)}, folder / "9_Dense" / "model.safetensors")
+    built: list[tuple[int, int]] = []
+    linear = torch.nn.Linear.__init__
+
+    def build(
+        self: torch.nn.Linear, inputs: int, outputs: int, *rest: object, **named: object
+    ) -> None:
+        if inputs * outputs > 10**9:
+            built.append((inputs, outputs))
+            raise MemoryError
+        linear(self, inputs, outputs, *rest, **named)
+
+    monkeypatch.setattr(torch.nn.Linear, "__init__", build)
+    said = try_all(folder, refused=True)
+    assert not built
+    assert any("_features is 200,000" in one for one in said)
+    survived("a dense layer of 200,000 x 200,000", "any loader", "refused by name")
+
+
 def write_header(path: Path, header: object, length: int | None = None) -> None:
     """Write a safetensors file with a header of one's own before the old data."""
     data = path.read_bytes()
@@ -385,7 +417,7 @@ def test_tokenizer_that_does_not_fit(fault: str, folder: Path, survived: Survive
     survived(f"tokenizer.json: {fault}", "any loader", "refused by name")
 
 
-@pytest.mark.parametrize("tokens", [-1, 0, 2, 10**12, 0.5, "64", None])
+@pytest.mark.parametrize("tokens", [-1, 0, 2, 10**12, 0.5, "64"])
 def test_length_that_is_none(tokens: object, folder: Path, survived: Survived) -> None:
     """A model that takes no token, or a text for a number, is refused where it is read."""
     edit(folder / "sentence_bert_config.json", max_seq_length=tokens)
@@ -471,6 +503,22 @@ def test_pickled_offsets_are_not_unpickled(
         ]
     assert not (tmp_path / "pwned").exists()
     survived("a pickle for the token cache's offsets", "any training stage", "all", exit_code=0)
+
+
+@pytest.mark.parametrize("damage", ["", '{"key": "k', "[]", "\x00" * 40])
+def test_damaged_index_of_tokens(
+    damage: str, originals: Path, tmp_path: Path, survived: Survived
+) -> None:
+    """A cache whose tokens.json a crash has spoilt is made again, and asks nobody."""
+    backend = tokenised.load_backend(originals / "student", 32)
+    kept = tokenised.store(WORDS, backend, tmp_path / "cache", "key")
+    ids = kept.ids.tolist()
+    (tmp_path / "cache" / tokenised.READY).write_text(damage, encoding="utf-8")
+    again = tokenised.store(WORDS, backend, tmp_path / "cache", "key")
+    assert (again.ids.tolist(), again.offsets.tolist()) == (ids, kept.offsets.tolist())
+    stored = storage.read_json(tmp_path / "cache" / tokenised.READY, "")
+    assert stored == {"key": "key", "texts": len(WORDS), "tokens": len(ids)}
+    survived("a damaged index of tokens", "any training stage", "made again", exit_code=0)
 
 
 def test_pickled_vectors_are_not_unpickled(
@@ -581,6 +629,22 @@ def test_what_can_move_is_warned_of(
     survived("a hub id without a commit", "any loader", "a warning names it", exit_code=0)
 
 
+@pytest.mark.parametrize(("revision", "warned"), [(None, True), ("a" * 40, False)])
+def test_datasets_that_can_move_are_warned_of(
+    revision: str | None, warned: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So is a hub dataset without a commit; a folder does not move."""
+    said: list[str] = []
+    monkeypatch.setattr(hub.logger, "warning", lambda line, *values: said.append(line % values))
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **named: named["revision"])
+    assert retrieval.load_hub_split("owner/name", None, "train", revision) == revision
+    assert bool(said) == warned
+    assert all("owner/name" in one for one in said)
+    said.clear()
+    retrieval.load_hub_split(str(tmp_path), None, "train", None)
+    assert not said
+
+
 def test_no_code_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of a hub model, weights in safetensors, configuration and tokenizer come; no code."""
     from fnmatch import fnmatch
@@ -620,3 +684,26 @@ def test_audit_fails_for_what_can_be_mended(
     assert "2 of 5 packages checked against pypi" in said
     assert f"old 1.0: CVE-1, {'fixed in 2.0' if fixes else 'no fix yet'}" in said
     assert audit["skip"]("no network") == 0
+
+
+def test_audit_leaves_out_what_is_not_ours_to_pin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither this package nor what every fresh environment brings is asked about."""
+    audit = runpy.run_path(str(ROOT / ".ci" / "audit.py"))
+    asked: list[str] = []
+
+    def answer(command: list[str | Path]) -> subprocess.CompletedProcess[str]:
+        if "-r" in command:
+            pins = Path(command[command.index("-r") + 1]).read_text(encoding="utf-8")
+            asked.extend(pins.split())
+        known = {"dependencies": [{"name": "sound", "version": "3", "vulns": []}]}
+        return subprocess.CompletedProcess(command, 0, json.dumps(known), "")
+
+    monkeypatch.setattr("venv.create", lambda *_, **named: None)
+    names = ["pip", "setuptools", "small-modernbert", "torch"]
+    monkeypatch.setattr(
+        "importlib.metadata.distributions",
+        lambda: [SimpleNamespace(name=name, version="2.13.0+cpu") for name in names],
+    )
+    monkeypatch.setitem(audit["main"].__globals__, "run", answer)
+    assert audit["main"]() == 0
+    assert asked == ["torch==2.13.0"]

@@ -172,6 +172,60 @@ def test_spike_goes_back(
     )
 
 
+@pytest.mark.parametrize("asked", [None, 90])
+def test_spike_between_many_checkpoints(
+    open_stage: Open, survived: Survived, asked: int | None
+) -> None:
+    """However often checkpoints are written, one from before a spike is left when it is seen."""
+    plan = replace(LONG, checkpoint_every=4)
+    first = 0
+    if asked:
+        with pytest.raises(interruption.Interrupted), interruption.handled():
+            toy.train(open_stage(), toy.ToyTask({asked - 1: ask_to_stop}, batches=BATCHES), plan)
+        first = asked
+        newest = checkpoints.list_checkpoints(open_stage().checkpoints)[-1]
+        assert newest.name == f"step-{asked:08d}"
+    # High from step 93 on, seen at 97: what is from step 88 on is skipped.
+    stage = open_stage()
+    outcome = toy.train(stage, toy.ToyTask(spike(92 - first), batches=BATCHES), plan)
+    assert outcome.progress.rollbacks == 1
+    assert outcome.progress.skipped == list(range(87, 97))
+    # Steps 85 to 87 are made again, from the checkpoint of step 84.
+    assert outcome.progress.step == BATCHES
+    left = [int(path.name[-3:]) for path in checkpoints.list_checkpoints(outcome.folder)]
+    assert left == [108, 112, 116, 120]
+    survived(
+        "loss spike soon after a signal's checkpoint" if asked else "loss spike, many checkpoints",
+        STAGE,
+        "a checkpoint from before it",
+        "work since that",
+        exit_code=0,
+    )
+
+
+def test_best_newer_than_the_checkpoints(open_stage: Open, survived: Survived) -> None:
+    """Killed after best/ was replaced, a run takes it over, even if it is never so good again."""
+    figures = [{"held_out": value} for value in (0.0, 1.0, 9.0)]
+    stage = open_stage()
+    with pytest.raises(SystemError):  # in step 9; evaluated at 0, 4 and 8
+        toy.train(stage, toy.ToyTask({15: toy.die}, figures))
+    newest = checkpoints.list_checkpoints(stage.checkpoints)[-1]
+    assert json.loads((newest / checkpoints.PROGRESS).read_text())["best_step"] == 4
+    best = toy.load_file(stage.checkpoints / "best" / checkpoints.MODEL)
+    # The same steps on another machine may give other figures.
+    again = [{"held_out": value} for value in (0.5, 0.6, 0.7, 0.8)]
+    outcome = toy.train(open_stage(), toy.ToyTask(figures=again))
+    assert (outcome.progress.best_step, outcome.progress.best) == (8, 9.0)
+    assert all(torch.equal(outcome.weights[name], best[name]) for name in best)
+    survived(
+        "killed between the best evaluation and a checkpoint",
+        STAGE,
+        "the best weights",
+        "work since the checkpoint",
+        exit_code=0,
+    )
+
+
 def test_kill_after_a_rollback(open_stage: Open, survived: Survived) -> None:
     """Killed after it has gone back, a run remembers what it skips, and ends as it would have."""
     # 95 calls until it is seen; then calls 95 to 99 are steps 81 to 85 again.
@@ -276,6 +330,7 @@ def test_collapse(open_stage: Open, survived: Survived, capsys: pytest.CaptureFi
         ((0.4, 0.995, 0.6, 0.995, 0.6), 2),  # recovers
         ((0.999, 0.998, 0.997, 0.996, 0.9), 0),  # a random start on its way out
         ((0.1, 0.2, 0.3, 0.4, 0.5), 0),
+        ((0.4, math.nan, math.nan, math.nan, 0.5), 0),  # nothing to judge by
     ],
 )
 def test_collapse_that_ends(
@@ -291,6 +346,18 @@ def test_collapse_that_ends(
     assert capsys.readouterr().out.count("the embeddings have collapsed") == warned
     if warned:
         survived("embeddings collapse, and recover", STAGE, "the run, warned", exit_code=0)
+
+
+def test_collapse_in_the_beginning(
+    open_stage: Open, survived: Survived, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the first tenth of a run, where a student may learn its teacher's mean, nothing stops."""
+    task = toy.ToyTask(figures=collapsing(0.4, 0.995, 0.996, 0.5), batches=BATCHES)
+    outcome = toy.train(open_stage(), task, replace(LONG, evaluate_every=4))  # at 0, 4, 8, 12
+    assert outcome.progress.step == BATCHES
+    said = capsys.readouterr().out
+    assert said.count("the embeddings have collapsed") == said.count("the run goes on") == 2
+    survived("embeddings collapse in the first steps", STAGE, "the run, warned", exit_code=0)
 
 
 def test_what_stopped_early_is_not_finished(open_stage: Open, survived: Survived) -> None:
