@@ -40,7 +40,7 @@ test: setup
 	$(BIN)/python -m pytest
 
 faults: setup
-	$(BIN)/python -m pytest tests/faults -m 'long or not long' --least-faults 60 $(ARGS)
+	$(BIN)/python -m pytest tests/faults -m 'long or not long' --least-faults 200 $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

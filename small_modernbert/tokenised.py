@@ -126,7 +126,8 @@ def _reopen(folder: Path, key: str) -> TokenStore | None:
         return None
     plausible = (
         offsets.dtype == np.int64
-        and offsets.shape == (facts.get("texts", -1) + 1,)
+        and type(facts.get("texts")) is int
+        and offsets.shape == (facts["texts"] + 1,)
         and offsets[0] == 0
         and 4 * int(offsets[-1]) == size
         and (np.diff(offsets) >= 0).all()
