@@ -36,10 +36,7 @@ def fresh() -> Iterator[None]:
         "aot_eager",  # traced and differentiated by torch.compile, computed by torch's own kernels
         pytest.param(
             "inductor",  # what a run uses
-            marks=[
-                pytest.mark.long,
-                pytest.mark.skipif(not compiling.has_compiler(), reason="no C++ compiler"),
-            ],
+            marks=pytest.mark.skipif(not compiling.has_compiler(), reason="no C++ compiler"),
         ),
     ],
 )

@@ -18,7 +18,6 @@ from script_runner import run
 from small_modernbert import storage
 
 SHORT, LONG = 128, 512
-pytestmark = pytest.mark.long
 FIRST = (
     *("--sequence-tokens", str(SHORT), "--sequences-per-batch", "8", "--accumulate", "1"),
     *("--epochs", "3", "--learning-rate", "3e-3", "--precision", "fp32", "--evaluate-every", "0"),
