@@ -115,24 +115,7 @@ def main() -> None:
             rows_per_batch=ROWS_PER_BATCH,
             seed=SEED,
         )
-        optimizer = training.make_optimizer(
-            OPTIMIZER,
-            model,
-            learning_rate=LEARNING_RATE,
-            weight_decay=WEIGHT_DECAY,
-            embedding_rate=EMBEDDING_RATE,
-        )
-        plan = training.Plan(
-            epochs=EPOCHS,
-            max_steps=MAX_STEPS,
-            accumulate=ACCUMULATE,
-            learning_rate=LEARNING_RATE,
-            warmup=WARMUP,
-            decay=DECAY,
-            evaluate_every=EVALUATE_EVERY,
-            checkpoint_every=CHECKPOINT_EVERY,
-            select_by=SELECT_BY,
-        )
+        optimizer, plan = training.prepare(globals(), model)
         steps = MAX_STEPS or EPOCHS * len(task.epoch(0)) // ACCUMULATE
         encoder.compiled = compiling.settle(COMPILE, model, steps)
         outcome = training.train(task, optimizer, plan, stage)

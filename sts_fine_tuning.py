@@ -110,24 +110,7 @@ def main() -> None:
             rows_per_batch=ROWS_PER_BATCH,
             seed=SEED,
         )
-        optimizer = training.make_optimizer(
-            OPTIMIZER,
-            model,
-            learning_rate=LEARNING_RATE,
-            weight_decay=WEIGHT_DECAY,
-            embedding_rate=EMBEDDING_RATE,
-        )
-        plan = training.Plan(
-            epochs=EPOCHS,
-            max_steps=MAX_STEPS,
-            accumulate=ACCUMULATE,
-            learning_rate=LEARNING_RATE,
-            warmup=WARMUP,
-            decay=DECAY,
-            evaluate_every=EVALUATE_EVERY,
-            checkpoint_every=CHECKPOINT_EVERY,
-            select_by=splits.figure,
-        )
+        optimizer, plan = training.prepare(globals(), model, select_by=splits.figure)
         outcome = training.train(task, optimizer, plan, stage)
         stage.record["rows"] = {
             "train": len(splits.train),

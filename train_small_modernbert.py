@@ -109,25 +109,7 @@ def main() -> None:
             seed=SEED,
         )
         stage.record["rows"]["epoch"] = task.describe()
-        optimizer = training.make_optimizer(
-            OPTIMIZER,
-            model,
-            learning_rate=LEARNING_RATE,
-            weight_decay=WEIGHT_DECAY,
-            embedding_rate=EMBEDDING_RATE,
-        )
-        plan = training.Plan(
-            epochs=EPOCHS,
-            max_steps=MAX_STEPS,
-            accumulate=ACCUMULATE,
-            learning_rate=LEARNING_RATE,
-            warmup=WARMUP,
-            decay=DECAY,
-            decay_shape=DECAY_SHAPE,
-            evaluate_every=EVALUATE_EVERY,
-            checkpoint_every=CHECKPOINT_EVERY,
-            select_by=SELECT_BY,
-        )
+        optimizer, plan = training.prepare(globals(), model)
         outcome = training.train(task, optimizer, plan, stage)
         students.save_sentence_transformer(
             stage.building,

@@ -98,20 +98,9 @@ def main() -> None:
             if MIXTURE
             else None,
         )
-        optimizer = training.make_optimizer(
-            OPTIMIZER, model, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY
-        )
-        plan = training.Plan(
-            epochs=EPOCHS,
-            max_steps=MAX_STEPS,
-            accumulate=ACCUMULATE,
-            accumulate_warmup=ACCUMULATE_WARMUP,
-            learning_rate=LEARNING_RATE,
-            warmup=WARMUP,
-            decay=DECAY,
-            clip=CLIP,
-            evaluate_every=EVALUATE_EVERY,
-            checkpoint_every=CHECKPOINT_EVERY,
+        optimizer, plan = training.prepare(
+            globals(),
+            model,
             select_by="held_out_loss" if task.held_out_batches else "",
             lower_is_better=True,
         )

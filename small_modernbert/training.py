@@ -6,11 +6,12 @@ its newest checkpoint and ends with the weights of a run that was not.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -81,6 +82,34 @@ def make_optimizer(
     from optimi import StableAdamW
 
     return StableAdamW(groups, lr=learning_rate, betas=betas, eps=epsilon)
+
+
+def prepare(
+    constants: Mapping[str, Any],
+    model: nn.Module,
+    **fields: Any,  # noqa: ANN401  numbers and names
+) -> tuple[torch.optim.Optimizer, Plan]:
+    """Build the optimizer and the plan of a script from its constants.
+
+    Args:
+        constants: the script's globals; a field of the plan is the constant of its name in capitals;
+            what the script has no constant for keeps its default.
+        model: to be trained.
+        fields: of the plan, in place of constants.
+
+    Raises:
+        UserError: no run can be made of these constants; see `Plan`.
+    """
+    optimizer = make_optimizer(
+        constants["OPTIMIZER"],
+        model,
+        learning_rate=constants["LEARNING_RATE"],
+        weight_decay=constants["WEIGHT_DECAY"],
+        embedding_rate=constants.get("EMBEDDING_RATE", 1.0),
+    )
+    names = {one.name: one.name.upper() for one in dataclasses.fields(Plan)}
+    given = {name: constants[high] for name, high in names.items() if high in constants}
+    return optimizer, Plan(**given | fields)
 
 
 def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage) -> Progress:

@@ -7,6 +7,7 @@ start-up is the promise, or its working directory) goes through `run_process`.
 """
 
 import contextlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from small_modernbert.stages import ROOT
@@ -189,6 +191,15 @@ def run_process(
             time.monotonic() - begun,
             usage.ru_utime + usage.ru_stime,
         )
+
+
+def load_script(name: str) -> ModuleType:
+    """Import a script of the repository anew, without running it: no test sees another's flags."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, ROOT / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class _NoNetwork(socket.socket):

@@ -1,15 +1,14 @@
 """Promises of benchmark_hotpotqa.py, try_it.py and the modules that serve only them."""
 
-import importlib.util
 import io
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from script_runner import load_script
 
 from small_modernbert import bm25, comparison, encoders, settings
 from small_modernbert.errors import UserError
@@ -29,15 +28,6 @@ WORDS = [
     "bridge",
     "boat",
 ]
-
-
-def load_script(name: str) -> ModuleType:
-    """Import a script of the repository without running it."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def make_tokenizer() -> "object":

@@ -13,9 +13,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from miniature import Language, make_bpe_tokenizer, make_teacher
 from model2vec import StaticModel
-from script_runner import Finished, record_recipe, run
+from script_runner import Finished, load_script, record_recipe, run
 from sentence_transformers import SentenceTransformer
-from test_benchmark import load_script
 
 from small_modernbert import encoders, model2vec_distil, settings, storage, students
 from small_modernbert.errors import UserError

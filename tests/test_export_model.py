@@ -16,9 +16,8 @@ import torch
 from miniature import Language
 from onnxruntime import InferenceSession
 from onnxruntime.quantization import quantize_dynamic
-from script_runner import run_process
+from script_runner import load_script, run_process
 from sentence_transformers import SentenceTransformer
-from test_benchmark import load_script
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
 from small_modernbert import exporting, int8, settings, static, storage, students

@@ -1,16 +1,15 @@
 """Promises of post_train_distilled_model.py: the judge's margins, at every dimension."""
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from miniature import Language
 from safetensors.torch import load_file
+from script_runner import load_script
 from sentence_transformers import SentenceTransformer
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
@@ -26,16 +25,6 @@ FLAGS = (
     *("--dimensions", "32", "16", "8", "--checkpoint-every", "5", "--evaluate-every", "8"),
     *("--select-by", "judge_spearman", "--recipe", "toy"),
 )
-
-
-def load_script() -> ModuleType:
-    """Import the script anew, so that no test sees another's flags."""
-    path = ROOT / "post_train_distilled_model.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class World:
@@ -126,7 +115,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(world: World, *flags: str) -> None:
     """Run the script."""
-    settings.run(load_script().__dict__, world.flags(*flags))
+    settings.run(load_script("post_train_distilled_model").__dict__, world.flags(*flags))
 
 
 def record_of(stage: Path) -> dict[str, Any]:

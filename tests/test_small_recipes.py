@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 from miniature import make_miniature_assets
-from script_runner import record_recipe, run
-from test_benchmark import load_script
+from script_runner import load_script, record_recipe, run
 from test_recipes import stage_of
 
 from small_modernbert import settings, stages, storage

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from miniature import Language
 from safetensors.torch import load_file
+from script_runner import load_script
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
 from small_modernbert import labels, offline_tasks, settings, storage, students, training
@@ -30,17 +30,6 @@ FLAGS = (
     *("--mine-pairs", "120", "--held-out-pairs", "60", "--checkpoint-every", "5"),
     *("--evaluate-every", "8"),
 )
-
-
-def load_script() -> ModuleType:
-    """Import the script anew, so that no test sees another's flags."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("sts_fine_tuning", ROOT / "sts_fine_tuning.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class World:
@@ -120,7 +109,7 @@ def test_mined_pairs_from_start_to_end(
     world: World, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A mined run agrees better with its teacher, calls it that, and keeps held-out texts apart."""
-    settings.run(load_script().__dict__, world.flags("--max-retrieval-drop", "1"))
+    settings.run(load_script("sts_fine_tuning").__dict__, world.flags("--max-retrieval-drop", "1"))
     stage = runs / "sts_fine_tuning"
     record = record_of(stage)
     before, after = record["metrics"]["before"], record["metrics"]["after"]
@@ -142,7 +131,7 @@ def test_mined_pairs_from_start_to_end(
     closing = capsys.readouterr().out.strip().splitlines()[-1]
     assert "teacher_agreement_spearman 0" in closing or "teacher_agreement_spearman -" in closing
     assert closing.endswith(str(stage / "final"))
-    settings.run(load_script().__dict__, world.flags("--max-retrieval-drop", "1"))
+    settings.run(load_script("sts_fine_tuning").__dict__, world.flags("--max-retrieval-drop", "1"))
     assert "finished before" in capsys.readouterr().out
 
 
@@ -153,7 +142,7 @@ def test_a_loss_in_retrieval_keeps_the_input(
 
     A margin of -1 makes any change a fall beyond it.
     """
-    settings.run(load_script().__dict__, world.flags("--max-retrieval-drop", "-1"))
+    settings.run(load_script("sts_fine_tuning").__dict__, world.flags("--max-retrieval-drop", "-1"))
     stage = runs / "sts_fine_tuning"
     record = record_of(stage)
     assert record["status"] == "finished"
@@ -174,7 +163,10 @@ def test_a_loss_in_retrieval_keeps_the_input(
 
 def test_no_gain_keeps_the_input(world: World, runs: Path) -> None:
     """Training that only harms (a rate of 10) leaves the student that came in, and shows both."""
-    settings.run(load_script().__dict__, world.flags("--learning-rate", "10", "--max-steps", "2"))
+    settings.run(
+        load_script("sts_fine_tuning").__dict__,
+        world.flags("--learning-rate", "10", "--max-steps", "2"),
+    )
     record = record_of(runs / "sts_fine_tuning")
     metrics, figure = record["metrics"], "teacher_agreement_spearman"
     assert metrics["after"] == metrics["before"]
@@ -194,7 +186,7 @@ def test_pairs_that_people_scored_are_sts(world: World, runs: Path) -> None:
     first, second = (list(side) for side in zip(*rows, strict=True))
     pq.write_table(pa.table({"sentence1": first, "sentence2": second, "score": scores}), path)
     flags = world.flags("--pairs", str(path), "--max-steps", "3", "--seed", "1")
-    settings.run(load_script().__dict__, flags)
+    settings.run(load_script("sts_fine_tuning").__dict__, flags)
     record = record_of(runs / "sts_fine_tuning")
     assert "sts_spearman" in record["metrics"]["after"]
     assert "teacher_agreement_spearman" not in record["metrics"]["after"]
@@ -208,7 +200,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
 ) -> None:
     """Cut off after a checkpoint and run again, the stage ends with the very same weights."""
     flags = world.flags("--max-retrieval-drop", "1")
-    settings.run(load_script().__dict__, [*flags, "--variant", "whole"])
+    settings.run(load_script("sts_fine_tuning").__dict__, [*flags, "--variant", "whole"])
     save = training.save_checkpoint
 
     def save_and_die(*arguments: Any) -> None:  # noqa: ANN401  passed on as they come
@@ -218,11 +210,11 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
     with monkeypatch.context() as patch:
         patch.setattr(training, "save_checkpoint", save_and_die)
         with pytest.raises(SystemError):
-            settings.run(load_script().__dict__, flags)
+            settings.run(load_script("sts_fine_tuning").__dict__, flags)
     stage = runs / "sts_fine_tuning"
     assert not (stage / "final").exists()
     assert [path.name for path in (stage / "checkpoints").glob("step-*")] == ["step-00000005"]
-    settings.run(load_script().__dict__, flags)
+    settings.run(load_script("sts_fine_tuning").__dict__, flags)
     whole = load_file(runs / "sts_fine_tuning@whole" / "final" / "model.safetensors")
     again = load_file(stage / "final" / "model.safetensors")
     assert whole.keys() == again.keys()
@@ -248,7 +240,7 @@ def test_missing_inputs_name_the_cure(
 ) -> None:
     """An input that is not there ends in one line with the command that makes it, and exit 1."""
     with pytest.raises(SystemExit) as ended:
-        settings.run(load_script().__dict__, world.flags(*change))
+        settings.run(load_script("sts_fine_tuning").__dict__, world.flags(*change))
     assert ended.value.code == 1
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1

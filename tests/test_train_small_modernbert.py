@@ -1,10 +1,8 @@
 """Promises of train_small_modernbert.py: a blank student learns, what is held out stays out."""
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from miniature import Language
 from safetensors.torch import load_file
+from script_runner import load_script
 from sentence_transformers import SentenceTransformer
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
@@ -27,16 +26,6 @@ FLAGS = (
     *("--dev", "", "--dev-rows", "40", "--checkpoint-every", "5", "--evaluate-every", "6"),
     *("--select-by", "triplet_accuracy", "--recipe", "toy"),
 )
-
-
-def load_script() -> ModuleType:
-    """Import the script anew, so that no test sees another's flags."""
-    path = ROOT / "train_small_modernbert.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class World:
@@ -103,7 +92,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(world: World, *flags: str) -> None:
     """Run the script."""
-    settings.run(load_script().__dict__, world.flags(*flags))
+    settings.run(load_script("train_small_modernbert").__dict__, world.flags(*flags))
 
 
 def record_of(stage: Path) -> dict[str, Any]:
