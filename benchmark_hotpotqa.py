@@ -14,12 +14,12 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from small_modernbert import settings, stages
-from small_modernbert.errors import UserError
+from small_modernbert.runs import settings, stages
+from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
-    from small_modernbert.comparison import Row
-    from small_modernbert.retrieval import RetrievalSet, SentencePairs
+    from small_modernbert.data.evaluation_sets import RetrievalSet, SentencePairs
+    from small_modernbert.evaluation.benchmark import Row
 
 # Models: a stage of the recipe (distil_modernbert, distil_modernbert@random), a folder, or a hub id
 # (owner/name, owner/name@revision). `label=reference` names the row; the first is "the student".
@@ -59,7 +59,8 @@ def main() -> None:
         if stage.finished:
             print((stage.final / "results.md").read_text(encoding="utf-8").partition("\n## ")[0])
             return
-        from small_modernbert import comparison, storage
+        from small_modernbert.evaluation import benchmark
+        from small_modernbert.runs import storage
 
         sets, distractors = load_sets(inputs.get("retrieval"))
         pairs = load_pairs(inputs)
@@ -67,26 +68,26 @@ def main() -> None:
         if BM25:
             rows.append(score_bm25(sets))
         teacher = next((row for row in rows if row.label == "teacher"), None)
-        machine = comparison.machine()
+        machine = benchmark.machine()
         results = {
             "quality": "nDCG@10 averaged over the retrieval sets",
             "machine": machine,
             "sets": {one.name: one.counts for one in sets},
             "pairs": {one.name: len(one.gold) for one in pairs},
-            "rows": [comparison.record(row, teacher) for row in rows],
+            "rows": [benchmark.record(row, teacher) for row in rows],
         }
         if distractors:
             path = stage.building / "hotpotqa_distractors.json"
             storage.write_json(path, distractors)
             results[path.stem] = {"number": len(distractors), "sha256": storage.sha256_file(path)}
         storage.write_json(stage.building / "results.json", results)
-        report = comparison.markdown(rows, teacher, sets, pairs, machine)
+        report = benchmark.markdown(rows, teacher, sets, pairs, machine)
         storage.write_text(stage.building / "results.md", report)
-        comparison.plot(rows, stage.building / "results.png", machine)
+        benchmark.plot(rows, stage.building / "results.png", machine)
         stage.record["metrics"] = {row.label: row.quality for row in rows}
-        stage.finish(f"{len(rows)} rows on {', '.join(RETRIEVAL)}", comparison.read_results)
+        stage.finish(f"{len(rows)} rows on {', '.join(RETRIEVAL)}", benchmark.read_results)
         storage.remove(stage.folder / "vectors")
-        print(comparison.summary_table(rows, teacher))
+        print(benchmark.summary_table(rows, teacher))
 
 
 def find_inputs() -> tuple[dict[str, Path | str], dict[str, Path | str]]:
@@ -135,17 +136,19 @@ def find_inputs() -> tuple[dict[str, Path | str], dict[str, Path | str]]:
 
 def load_sets(folder: Path | str | None) -> "tuple[list[RetrievalSet], list[str]]":
     """Load the retrieval sets, and the ids of hotpotqa's distractors if they were drawn."""
-    from small_modernbert import retrieval
+    from small_modernbert.data import evaluation_sets
 
     sets, distractors = [], []
     for name in RETRIEVAL:
-        local = isinstance(folder, Path) and retrieval.has_retrieval_set(folder, name)
+        local = isinstance(folder, Path) and evaluation_sets.has_retrieval_set(folder, name)
         if name == "hotpotqa" and not local:
-            one, distractors = retrieval.load_hotpotqa(HOTPOTQA, HOTPOTQA_QRELS, DISTRACTORS, SEED)
+            one, distractors = evaluation_sets.load_hotpotqa(
+                HOTPOTQA, HOTPOTQA_QRELS, DISTRACTORS, SEED
+            )
         elif name.startswith("Nano") and not local:
-            one = retrieval.load_nanobeir(name)
+            one = evaluation_sets.load_nanobeir(name)
         elif isinstance(folder, Path):
-            one = retrieval.load_retrieval_set(folder, name)
+            one = evaluation_sets.load_retrieval_set(folder, name)
         else:
             raise UserError(
                 f"RETRIEVAL: {name!r} is neither hotpotqa nor a Nano set of the hub; if a folder "
@@ -157,11 +160,11 @@ def load_sets(folder: Path | str | None) -> "tuple[list[RetrievalSet], list[str]
 
 def load_pairs(inputs: dict[str, Path | str]) -> "list[SentencePairs]":
     """Load the sets of sentence pairs."""
-    from small_modernbert import retrieval
+    from small_modernbert.data import evaluation_sets
 
     found = [(reference, inputs[f"pairs {reference}"]) for reference in STS]
     return [
-        retrieval.load_sentence_pairs(reference, path if isinstance(path, Path) else None)
+        evaluation_sets.load_sentence_pairs(reference, path if isinstance(path, Path) else None)
         for reference, path in found
     ]
 
@@ -178,17 +181,19 @@ def encode_and_score(
     goes on where it was, and a model under two labels is encoded once. VECTORS keeps the vectors,
     never the speeds, beyond this run.
     """
-    from small_modernbert import comparison, encoders, storage
+    from small_modernbert.evaluation import benchmark
+    from small_modernbert.models import encoders
+    from small_modernbert.runs import storage
 
     kept = stages.runs_folder() / VECTORS if VECTORS else folder
-    texts = comparison.digest_texts(sets, pairs)
-    sample = comparison.speed_sample(sets, SPEED_DOCUMENTS, SPEED_QUERIES, SEED)
-    stores: dict[str, comparison.VectorStore] = {}
-    rows: dict[str, comparison.Row] = {}
+    texts = benchmark.digest_texts(sets, pairs)
+    sample = benchmark.speed_sample(sets, SPEED_DOCUMENTS, SPEED_QUERIES, SEED)
+    stores: dict[str, benchmark.VectorStore] = {}
+    rows: dict[str, benchmark.Row] = {}
     teacher = None
     for label, reference in models.items():
         digest = storage.digest_json([encoders.digest_model(reference), texts])[:16]
-        store = stores[label] = comparison.VectorStore(kept / digest)
+        store = stores[label] = benchmark.VectorStore(kept / digest)
         place = reference if isinstance(reference, Path) else encoders.fetch(reference)
         encoder = encoders.load_encoder(place, label)
         if label == "reduced teacher" and teacher is not None:
@@ -198,11 +203,11 @@ def encode_and_score(
             else:
                 logger.info("the reduced teacher is not made of this teacher: encoded on its own")
         store.fill(encoder, sets, pairs)
-        row = rows[label] = comparison.describe(encoder, str(reference))
-        row.documents_per_second, row.queries_per_second = comparison.speeds(
+        row = rows[label] = benchmark.describe(encoder, str(reference))
+        row.documents_per_second, row.queries_per_second = benchmark.speeds(
             folder / digest / "speed.json", encoder, sample
         )
-        comparison.score(row, store, store, sets, pairs)
+        benchmark.score(row, store, store, sets, pairs)
         logger.info("%s: %.4f", label, row.quality)
         teacher = encoder if label == "teacher" else None
         del encoder
@@ -211,17 +216,17 @@ def encode_and_score(
     documents = "reduced teacher" if "reduced teacher" in rows else "teacher"
     if student and documents in rows:
         pair = (rows[student], stores[student]), (rows[documents], stores[documents])
-        if row := comparison.asymmetric(*pair, sets):
+        if row := benchmark.asymmetric(*pair, sets):
             rows[row.label] = row
     return list(rows.values())
 
 
 def score_bm25(sets: "list[RetrievalSet]") -> "Row":
     """Make the row of lexical search."""
-    from small_modernbert import bm25, comparison, evaluation
+    from small_modernbert.evaluation import benchmark, bm25, metrics
 
-    row = comparison.Row("BM25", "bm25s")
-    row.retrieval = {one.name: evaluation.ranking_metrics(bm25.rank(one), one) for one in sets}
+    row = benchmark.Row("BM25", "bm25s")
+    row.retrieval = {one.name: metrics.ranking_metrics(bm25.rank(one), one) for one in sets}
     return row
 
 

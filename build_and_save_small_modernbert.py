@@ -14,7 +14,7 @@ two deviations, and divided by sqrt(2 x layers) where a matrix writes to the res
 
 from typing import Literal
 
-from small_modernbert import settings, stages
+from small_modernbert.runs import settings, stages
 
 # Shape: a 0 keeps the preset's value
 PRESET: Literal[  # where the shape starts; architecture.py has them with their sources
@@ -51,7 +51,8 @@ def main() -> None:
         import torch
         from transformers import ModernBertModel
 
-        from small_modernbert import architecture, report, storage, students
+        from small_modernbert.models import architecture, students
+        from small_modernbert.runs import report, storage
 
         shape = architecture.choose(
             PRESET,

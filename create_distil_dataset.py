@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from small_modernbert import settings, stages
+from small_modernbert.runs import settings, stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from sentence_transformers import SentenceTransformer
 
-    from small_modernbert.guide import Projection
+    from small_modernbert.initialisation.guide import Projection
 
 # Inputs
 CORPUS: str = "mlm/create_dataset"  # a stage of this recipe, or its folder
@@ -60,8 +60,10 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert import allocation, labels, precision, report, storage
-        from small_modernbert.teacher import load_teacher, reduce_teacher, save_teacher
+        from small_modernbert.data import labels
+        from small_modernbert.models import precision
+        from small_modernbert.models.teachers import load_teacher, reduce_teacher, save_teacher
+        from small_modernbert.runs import allocation, report, storage
 
         allocation.keep_freed()
         teacher = load_teacher(teacher_place, TEACHER_REVISION or None)
@@ -91,7 +93,7 @@ def main() -> None:
 
 def student_width() -> int:
     """Read hidden_size from the student's config.json, without loading the model."""
-    from small_modernbert import storage
+    from small_modernbert.runs import storage
 
     folder = stages.need(
         STUDENT, RECIPE, "student", "run: python build_and_save_small_modernbert.py"
@@ -101,8 +103,8 @@ def student_width() -> int:
 
 def check_labels(folder: Path) -> None:
     """Read every shard back; a shard that does not read as it was written fails the stage."""
-    from small_modernbert.errors import UserError
-    from small_modernbert.labels import open_labels
+    from small_modernbert.data.labels import open_labels
+    from small_modernbert.runs.errors import UserError
 
     found = open_labels(folder)
     for split, rows in found.rows.items():
@@ -117,8 +119,9 @@ class Labelling:
     def __init__(
         self, stage: stages.Stage, corpus: Path, teacher: SentenceTransformer, precision: str
     ) -> None:
-        from small_modernbert import corpora, engines
-        from small_modernbert.teacher import token_ids
+        from small_modernbert.data import corpora
+        from small_modernbert.models import inference
+        from small_modernbert.models.teachers import token_ids
 
         self.stage, self.corpus, self.teacher = stage, corpus, teacher
         self.cache = stage.building / "teacher_vectors"
@@ -128,8 +131,8 @@ class Labelling:
         self.explained = 1.0
         self.bar = None
         # The same texts on every resume, so the same decision.
-        probes = token_ids(teacher, next(self.slices("train"), [])[: engines.PROBES])
-        self.engine = engines.load_engine(teacher, precision, probes)
+        probes = token_ids(teacher, next(self.slices("train"), [])[: inference.PROBES])
+        self.engine = inference.load_engine(teacher, precision, probes)
         stage.record["dtype"], stage.record["fidelity"] = (
             self.engine.precision,
             self.engine.fidelity,
@@ -146,7 +149,7 @@ class Labelling:
 
     def slices(self, split: str) -> Iterator[list[str]]:
         """Yield the split's texts in slices of ROWS_PER_SHARD."""
-        from small_modernbert.corpora import read_texts
+        from small_modernbert.data.corpora import read_texts
 
         waiting: list[str] = []
         for batch in read_texts(self.corpus, split):
@@ -166,7 +169,7 @@ class Labelling:
         self, split: str, made: Callable[[int], bool]
     ) -> Iterator[tuple[int, list[str], list[list[int]] | None]]:
         """Yield (number, texts, token ids) of each slice; no ids where `made` says it is there."""
-        from small_modernbert.teacher import token_ids
+        from small_modernbert.models.teachers import token_ids
 
         for index, texts in enumerate(self.slices(split)):
             yield index, texts, None if made(index) else token_ids(self.teacher, texts)
@@ -197,10 +200,10 @@ class Labelling:
         import torch
         from safetensors.torch import save_file
 
-        from small_modernbert import storage
-        from small_modernbert.errors import UserError
-        from small_modernbert.guide import directions_of_moment
-        from small_modernbert.overlap import Behind, ahead
+        from small_modernbert.initialisation.guide import directions_of_moment
+        from small_modernbert.labelling.overlap import Behind, ahead
+        from small_modernbert.runs import storage
+        from small_modernbert.runs.errors import UserError
 
         dimension = self.teacher.get_embedding_dimension()
         if width == dimension:
@@ -253,9 +256,10 @@ class Labelling:
         from contextlib import closing
         from functools import partial
 
-        from small_modernbert import labels, storage
-        from small_modernbert.overlap import Behind, ahead
-        from small_modernbert.teacher import normalise, project
+        from small_modernbert.data import labels
+        from small_modernbert.labelling.overlap import Behind, ahead
+        from small_modernbert.models.teachers import normalise, project
+        from small_modernbert.runs import storage
 
         def made(index: int) -> bool:
             path = labels.shard_path(self.stage.building, split, index)
@@ -285,7 +289,7 @@ def save_vectors(path: Path, vectors: np.ndarray) -> None:
     """Write a slice's vectors, atomically."""
     import numpy as np
 
-    from small_modernbert import storage
+    from small_modernbert.runs import storage
 
     beside = path.with_name("partial.npy")
     np.save(beside, vectors)

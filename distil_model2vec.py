@@ -15,8 +15,8 @@ No data and no training: a minute on a CPU. A finished model is not made again t
 from pathlib import Path
 from typing import Literal
 
-from small_modernbert import settings, stages
-from small_modernbert.errors import UserError
+from small_modernbert.runs import settings, stages
+from small_modernbert.runs.errors import UserError
 
 # Teacher
 BASE_MODEL_NAME: str = "GTE_MODERNBERT_BASE"  # or another; owner/name@revision pins one of the hub
@@ -53,14 +53,14 @@ def main() -> None:
     if words := find_vocabulary():
         inputs["vocabulary"] = words
     if PUSH:
-        from small_modernbert import model2vec_distil
+        from small_modernbert.export import model2vec
 
-        model2vec_distil.need_push_access(MODEL_REPOSITORY_NAME)
+        model2vec.need_push_access(MODEL_REPOSITORY_NAME)
     with stages.Stage(globals(), inputs) as stage:
         if not stage.finished:
             build(stage, found, words)
     if PUSH:
-        print(model2vec_distil.push(stage.final, MODEL_REPOSITORY_NAME, COMMIT_MSG))
+        print(model2vec.push(stage.final, MODEL_REPOSITORY_NAME, COMMIT_MSG))
 
 
 def find_vocabulary() -> Path | None:
@@ -79,15 +79,17 @@ def find_vocabulary() -> Path | None:
 
 def build(stage: stages.Stage, teacher: Path | str, words: Path | None) -> None:
     """Load the teacher, distil it into the stage's folder, and finish the stage."""
-    from small_modernbert import encoders, model2vec_distil, retrieval
-    from small_modernbert.teacher import load_teacher
+    from small_modernbert.data import evaluation_sets
+    from small_modernbert.export import model2vec
+    from small_modernbert.models import encoders
+    from small_modernbert.models.teachers import load_teacher
 
-    given = model2vec_distil.read_vocabulary(words) if words else []
+    given = model2vec.read_vocabulary(words) if words else []
     if isinstance(teacher, Path):
         folder, name = teacher, teacher.parent.name if teacher.name == "final" else teacher.name
     else:
-        folder, name = encoders.fetch(teacher), retrieval.split_revision(teacher)[0]
-    distilled = model2vec_distil.distil(
+        folder, name = encoders.fetch(teacher), evaluation_sets.split_revision(teacher)[0]
+    distilled = model2vec.distil(
         load_teacher(folder),
         name,
         vocabulary=given,
@@ -97,24 +99,25 @@ def build(stage: stages.Stage, teacher: Path | str, words: Path | None) -> None:
         pooling=POOLING,
         card=find_card(teacher),
     )
-    model2vec_distil.save(distilled, stage.building)
+    model2vec.save(distilled, stage.building)
     model, added = distilled.model, distilled.words_added
     stage.record["rows"] = {"tokens": len(model.tokens), "words": len(given), "words_added": added}
     stage.record["metrics"] = {"dimensions": model.dim, "table_bytes": model.embedding.nbytes}
     stage.finish(
         f"{len(model.tokens):,} tokens x {model.dim} {model.embedding_dtype} of {name}",
-        lambda final: model2vec_distil.check_reload(final, distilled),
+        lambda final: model2vec.check_reload(final, distilled),
     )
 
 
 def find_card(teacher: Path | str) -> Path | None:
     """Return the teacher's README.md, which names its licence; None where there is none."""
-    from small_modernbert import hub, retrieval
+    from small_modernbert.data import evaluation_sets
+    from small_modernbert.runs import hub
 
     if isinstance(teacher, Path):
         return teacher / "README.md"
     try:
-        return hub.fetch_file(*retrieval.split_revision(teacher), "README.md")
+        return hub.fetch_file(*evaluation_sets.split_revision(teacher), "README.md")
     except UserError:
         return None
 

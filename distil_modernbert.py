@@ -16,7 +16,7 @@ the benchmark reports.
 
 from typing import Literal
 
-from small_modernbert import settings, stages
+from small_modernbert.runs import settings, stages
 
 # Inputs
 STUDENT: str = "mlm/pre_train"  # a stage of this recipe, or a folder
@@ -73,16 +73,10 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert import (
-            compiling,
-            distillation,
-            labels,
-            precision,
-            retrieval,
-            students,
-            training,
-        )
-        from small_modernbert.tokenised import load_backend, store
+        from small_modernbert.data import evaluation_sets, labels
+        from small_modernbert.data.token_store import load_backend, store
+        from small_modernbert.models import precision, students
+        from small_modernbert.training import compiling, distillation, loop
 
         found = labels.open_labels(label_folder)
         model = students.load_student(student_folder)
@@ -100,7 +94,7 @@ def main() -> None:
             for split in ("train", "held_out")
         }
         vectors = {split: found.vectors(split, cache / f"{split}.f16") for split in tokens}
-        sets = retrieval.load_named(VALIDATION_SETS, set_folder or None)
+        sets = evaluation_sets.load_named(VALIDATION_SETS, set_folder or None)
         encoder = distillation.PackedEncoder(model, pooling, dtype)
         held_out = tokens["held_out"].head(held_out_rows)
         task = distillation.DistillationTask(
@@ -115,10 +109,10 @@ def main() -> None:
             rows_per_batch=ROWS_PER_BATCH,
             seed=SEED,
         )
-        optimizer, plan = training.prepare(globals(), model)
+        optimizer, plan = loop.prepare(globals(), model)
         steps = MAX_STEPS or EPOCHS * len(task.epoch(0)) // ACCUMULATE
         encoder.compiled = compiling.settle(COMPILE, model, steps)
-        outcome = training.train(task, optimizer, plan, stage)
+        outcome = loop.train(task, optimizer, plan, stage)
         students.save_sentence_transformer(
             stage.building,
             model,
@@ -127,9 +121,7 @@ def main() -> None:
             pooling=pooling,
         )
         stage.record["rows"] = {"train": found.rows["train"], "held_out": held_out_rows}
-        training.finish(
-            stage, outcome, SELECT_BY, lambda folder: students.check_reload(folder, model)
-        )
+        loop.finish(stage, outcome, SELECT_BY, lambda folder: students.check_reload(folder, model))
 
 
 if __name__ == "__main__":

@@ -10,18 +10,18 @@ Writes: runs/<recipe>/export_model/final/: the sentence-transformers files, onnx
     python export_model.py --student path/to/folder --texts my_text.parquet --max-tokens 256
 
 Every form encodes texts from one token to the maximum, and is compared with the torch model. To
-search on a CPU without torch: small_modernbert/onnx_encoder.py.
+search on a CPU without torch: small_modernbert/export/onnx_encoder.py.
 """
 
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from small_modernbert import settings, stages
-from small_modernbert.errors import UserError
+from small_modernbert.runs import settings, stages
+from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
-    from small_modernbert.exporting import Parity
+    from small_modernbert.export.graphs import Parity
 
 # Inputs
 STUDENT: str = "distil_modernbert"  # a stage of this recipe, or a folder
@@ -53,10 +53,11 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert import exporting, int8, students
-        from small_modernbert.tokenised import load_backend
+        from small_modernbert.data.token_store import load_backend
+        from small_modernbert.export import graphs, int8
+        from small_modernbert.models import students
 
-        exporting.check_modules(folder)
+        graphs.check_modules(folder)
         model = students.load_student(folder).eval()
         pooling = students.read_pooling(folder)
         max_tokens = MAX_TOKENS or students.read_max_tokens(folder, model.config)
@@ -74,29 +75,29 @@ def main() -> None:
         )
         calibration, probes = draw_texts(files)
         uncut = load_backend(final, 1 << 30)
-        probes = exporting.probes(probes, uncut, max_tokens, PROBES)
-        forms = [exporting.GRAPH]
-        exporting.export_onnx(model, pooling, final / exporting.GRAPH)
+        probes = graphs.probes(probes, uncut, max_tokens, PROBES)
+        forms = [graphs.GRAPH]
+        graphs.export_onnx(model, pooling, final / graphs.GRAPH)
         if INT8:
             backend, pad = load_backend(final, max_tokens), model.config.pad_token_id
-            batches = exporting.token_batches(calibration, backend, pad)
-            int8.quantise(final / exporting.GRAPH, final / exporting.INT8, batches)
-            forms.append(exporting.INT8)
+            batches = graphs.token_batches(calibration, backend, pad)
+            int8.quantise(final / graphs.GRAPH, final / graphs.INT8, batches)
+            forms.append(graphs.INT8)
         if OPENVINO:
-            made = exporting.export_openvino(final / exporting.GRAPH, final / exporting.OPENVINO)
-            forms += [exporting.OPENVINO] if made else []
+            made = graphs.export_openvino(final / graphs.GRAPH, final / graphs.OPENVINO)
+            forms += [graphs.OPENVINO] if made else []
         numbers = {
             "dimensions": model.config.hidden_size,
             "max_tokens": max_tokens,
             "pad_token_id": model.config.pad_token_id,
             "pooling": pooling,
         }
-        exporting.describe(final, {}, **numbers)
+        graphs.describe(final, {}, **numbers)
         parity = measure(folder, final, forms, probes, max_tokens)
-        exporting.describe(final, parity, **numbers)
+        graphs.describe(final, parity, **numbers)
         stage.record["rows"] = {"probes": len(probes), "calibration": len(calibration)}
         stage.record["metrics"] = {form: vars(figures) for form, figures in parity.items()}
-        lost = f", int8 loses {1 - parity[exporting.INT8].mean_cosine:.0e}" if INT8 else ""
+        lost = f", int8 loses {1 - parity[graphs.INT8].mean_cosine:.0e}" if INT8 else ""
         stage.finish(
             f"{len(forms)} forms; ONNX within {1 - parity[forms[0]].min_cosine:.0e} of torch{lost} "
             "(cosine)",
@@ -127,9 +128,10 @@ def find_texts() -> list[Path]:
 
 def draw_texts(files: list[Path]) -> tuple[list[str], list[str]]:
     """Return texts to calibrate with and texts to check with; the same few if there are few."""
-    from small_modernbert import exporting, retrieval
+    from small_modernbert.data import evaluation_sets
+    from small_modernbert.export import graphs
 
-    texts = retrieval.read_texts(files) if files else list(exporting.SENTENCES)
+    texts = evaluation_sets.read_texts(files) if files else list(graphs.SENTENCES)
     random.Random(SEED).shuffle(texts)
     if len(texts) < 2 * CALIBRATION_TEXTS:
         return texts[:CALIBRATION_TEXTS], texts
@@ -144,16 +146,16 @@ def measure(
     Raises:
         UserError: a form that should be exact is not.
     """
-    from small_modernbert import exporting
-    from small_modernbert.onnx_encoder import OnnxEncoder
+    from small_modernbert.export import graphs
+    from small_modernbert.export.onnx_encoder import OnnxEncoder
 
-    wanted = exporting.torch_encoder(student, max_tokens)(probes)
-    found = {exporting.TORCH: exporting.torch_encoder(final, max_tokens)(probes)}
+    wanted = graphs.torch_encoder(student, max_tokens)(probes)
+    found = {graphs.TORCH: graphs.torch_encoder(final, max_tokens)(probes)}
     found |= {form: OnnxEncoder(final, form, THREADS).encode(probes) for form in forms}
-    parity = {form: exporting.compare(wanted, vectors) for form, vectors in found.items()}
-    print(exporting.table(final, parity))
+    parity = {form: graphs.compare(wanted, vectors) for form, vectors in found.items()}
+    print(graphs.table(final, parity))
     for form, figures in parity.items():
-        if form != exporting.INT8 and figures.min_cosine < 1 - TOLERANCE:
+        if form != graphs.INT8 and figures.min_cosine < 1 - TOLERANCE:
             raise UserError(
                 f"{form} is off by {1 - figures.min_cosine:.1e} in cosine, more than TOLERANCE "
                 f"{TOLERANCE:g}; install the versions of requirements.txt and export again"

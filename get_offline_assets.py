@@ -13,7 +13,8 @@ import logging
 import sys
 import time
 
-from small_modernbert import assets, report, settings, stages
+from small_modernbert.data import offline_assets
+from small_modernbert.runs import report, settings, stages
 
 # Output
 OUTPUT: str = "assets"  # folder, relative to the repository
@@ -30,9 +31,9 @@ VALIDATION_QUESTIONS: int = 500  # BoolQ training questions set aside to select 
 
 def show_counts(manifest: dict) -> None:
     """Print what was read, what left training and why, and the size of the evaluation sets."""
-    data = manifest["parts"][assets.DATA_PART.name]
+    data = manifest["parts"][offline_assets.DATA_PART.name]
     for name, rows in data["rows"].items():
-        print(f"\n{name}/train.parquet, rows:\n{assets.counts_table(rows)}")
+        print(f"\n{name}/train.parquet, rows:\n{offline_assets.counts_table(rows)}")
     sizes = [
         [name, size.get("queries", size.get("pairs")), size.get("documents")]
         for name, size in data["evaluation"].items()
@@ -45,10 +46,10 @@ def main() -> None:
     begun = time.monotonic()
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
     folder = stages.ROOT / OUTPUT
-    parts = [assets.model_part(assets.LIGHT_TEACHER), assets.DATA_PART]
+    parts = [offline_assets.model_part(offline_assets.LIGHT_TEACHER), offline_assets.DATA_PART]
     if STRONG_TEACHER:
-        parts.append(assets.model_part(assets.STRONG_TEACHER))
-    manifest, built = assets.lay_out(
+        parts.append(offline_assets.model_part(offline_assets.STRONG_TEACHER))
+    manifest, built = offline_assets.lay_out(
         folder,
         parts,
         {"seed": SEED, "validation_questions": VALIDATION_QUESTIONS},
@@ -58,7 +59,7 @@ def main() -> None:
     if not built:
         print(f"get_offline_assets: everything is in place: {folder} (--overwrite redoes)")
         return
-    if assets.DATA_PART.name in built:
+    if offline_assets.DATA_PART.name in built:
         show_counts(manifest)
     spent = report.minutes(time.monotonic() - begun)
     print(f"\nget_offline_assets: {', '.join(built)} · {spent} · {folder}")

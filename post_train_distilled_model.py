@@ -19,12 +19,12 @@ model is the best one by SELECT_BY.
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from small_modernbert import settings, stages
+from small_modernbert.runs import settings, stages
 
 if TYPE_CHECKING:
-    from small_modernbert.contrastive import Loss
-    from small_modernbert.examples import Examples
-    from small_modernbert.held_out import HeldOut
+    from small_modernbert.data.examples import Examples
+    from small_modernbert.evaluation.watching import HeldOut
+    from small_modernbert.training.contrastive import Loss
 
 # Inputs
 STUDENT: str = "distil_modernbert"  # a stage of this recipe, or a folder
@@ -84,18 +84,13 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert import (
-            contrastive,
-            distillation,
-            held_out,
-            precision,
-            students,
-            training,
-        )
-        from small_modernbert.tokenised import load_backend, store
+        from small_modernbert.data.token_store import load_backend, store
+        from small_modernbert.evaluation import watching
+        from small_modernbert.models import precision, students
+        from small_modernbert.training import contrastive, distillation, loop
 
         model = students.load_student(student_folder)
-        measured = held_out.check_dimensions(
+        measured = watching.check_dimensions(
             DIMENSIONS, DIMENSION_WEIGHTS, model.config.hidden_size
         )
         train, watched = load_examples(stage, inputs)
@@ -124,8 +119,8 @@ def main() -> None:
             seed=SEED,
         )
         stage.record["rows"]["epoch"] = task.describe()
-        optimizer, plan = training.prepare(globals(), model)
-        outcome = training.train(task, optimizer, plan, stage)
+        optimizer, plan = loop.prepare(globals(), model)
+        outcome = loop.train(task, optimizer, plan, stage)
         students.save_sentence_transformer(
             stage.building,
             model,
@@ -133,8 +128,8 @@ def main() -> None:
             max_tokens=max_tokens,
             pooling=pooling,
         )
-        table = held_out.write_dimensions(stage.building, measured, outcome.before, outcome.latest)
-        training.finish(
+        table = watching.write_dimensions(stage.building, measured, outcome.before, outcome.latest)
+        loop.finish(
             stage,
             outcome,
             SELECT_BY or "triplet_accuracy",
@@ -158,15 +153,16 @@ def find_inputs() -> dict[str, Path | str]:
 
 def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[Examples, HeldOut]":
     """Read the judged triplets, and what they are watched by; keep evaluation texts out of them."""
-    from small_modernbert import examples, held_out, retrieval, triplets
-    from small_modernbert.errors import UserError
+    from small_modernbert.data import evaluation_sets, examples, triplets
+    from small_modernbert.evaluation import watching
+    from small_modernbert.runs.errors import UserError
 
     place = inputs.get("sentence pairs")
-    pairs = held_out.load_pairs(STS, place if isinstance(place, Path) else None)
-    sets = retrieval.load_named(VALIDATION_SETS, inputs.get("retrieval"))
+    pairs = watching.load_pairs(STS, place if isinstance(place, Path) else None)
+    sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
     found = triplets.open_triplets(inputs["triplets"])
     dev, _ = examples.collect(examples.from_judged(found.rows("dev")))
-    watched = held_out.HeldOut(dev.with_negatives(), pairs, sets)
+    watched = watching.HeldOut(dev.with_negatives(), pairs, sets)
     rows = examples.from_judged(found.rows("train"))
     train, dropped = examples.collect(rows, watched.texts())
     read = len(train)
@@ -194,7 +190,7 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
 
 def loss_function() -> "Loss":
     """Return the objective, at every dimension."""
-    from small_modernbert import contrastive
+    from small_modernbert.training import contrastive
 
     if OBJECTIVE == "margin_mse":
         loss = contrastive.margin_mse(scale=MARGIN_SCALE)

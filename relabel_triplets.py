@@ -1,6 +1,6 @@
 r"""Let a judge score pairs and triplets, mend or drop the wrong ones, and mine hard negatives.
 
-Reads: pairs (hub datasets by their names in small_modernbert/pair_sources.py, Parquet files with
+Reads: pairs (hub datasets by their names in small_modernbert/data/pair_sources.py, Parquet files with
     anchor and positive, or folders of them), a judge, and a miner.
 Writes: final/{train,dev}/shard-*.parquet with anchor, positive, negatives, positive_score,
     negative_scores (0 to 1) and source; final/triplets.json; final/examples.md.
@@ -20,16 +20,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from small_modernbert import settings, stages
+from small_modernbert.runs import settings, stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from small_modernbert.encoders import Encoder
-    from small_modernbert.gathering import Gathered
-    from small_modernbert.judges import Judge
-    from small_modernbert.mining import Pool
-    from small_modernbert.relabelling import Relabeller, Rules
+    from small_modernbert.data.pair_gathering import Gathered
+    from small_modernbert.labelling.judges import Judge
+    from small_modernbert.labelling.mining import Pool
+    from small_modernbert.labelling.relabelling import Relabeller, Rules
+    from small_modernbert.models.encoders import Encoder
 
 # Inputs
 PAIRS: list[str] = [  # names in the table, Parquet files, folders
@@ -84,13 +84,15 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert import assets, gathering, judgements, report, storage, triplets
-        from small_modernbert.judges import load_judge
+        from small_modernbert.data import offline_assets, pair_gathering, triplets
+        from small_modernbert.labelling import judgements
+        from small_modernbert.labelling.judges import load_judge
+        from small_modernbert.runs import report, storage
 
         judge = load_judge(judge_place, JUDGE_REVISION or None)
         encoder = load_miner(judge, miner_place)
         work = stage.folder / "cache"
-        found = gathering.gather(
+        found = pair_gathering.gather(
             work / "pairs",
             pairs,
             only=SOURCES,
@@ -110,7 +112,7 @@ def main() -> None:
                 shards[split] = len(paths)
                 rows[split] = sum(triplets.count_rows(path) for path in paths)
         merged = judgements.merge(facts, EXAMPLES)
-        read = assets.counts_table(found.counts)
+        read = offline_assets.counts_table(found.counts)
         heading = f"Judge {JUDGE}; miner {MINER or JUDGE}."
         storage.write_text(
             stage.building / "examples.md", judgements.markdown(heading, read, merged)
@@ -146,7 +148,7 @@ def check_settings() -> None:
     Raises:
         UserError: with the flag to change.
     """
-    from small_modernbert.errors import UserError
+    from small_modernbert.runs.errors import UserError
 
     if not PAIRS or len(set(PAIRS)) < len(PAIRS):
         raise UserError("--pairs: name at least one source, and each of them once")
@@ -173,7 +175,7 @@ def find_pairs(reference: str) -> Path | str:
     Raises:
         UserError: it is none of these, or a file lacks a column.
     """
-    from small_modernbert import pair_sources
+    from small_modernbert.data import pair_sources
 
     place: Path | str = reference
     if reference not in pair_sources.SOURCES:
@@ -185,7 +187,7 @@ def find_pairs(reference: str) -> Path | str:
 
 def hub_id(name: str) -> str:
     """Return what the stage remembers of a row in the table: its id, config and revision."""
-    from small_modernbert.pair_sources import SOURCES
+    from small_modernbert.data.pair_sources import SOURCES
 
     source = SOURCES[name]
     return f"{source.id}/{source.config or ''}@{source.revision or 'newest'}"
@@ -197,7 +199,7 @@ def find_model(reference: str) -> Path | str:
     Raises:
         UserError: it is one of the assets, and not there.
     """
-    from small_modernbert.errors import UserError
+    from small_modernbert.runs.errors import UserError
 
     found = stages.locate(reference, RECIPE)
     if found is None and reference.startswith("assets/"):
@@ -213,8 +215,8 @@ def load_miner(judge: Judge, place: Path | str) -> Encoder:
     Raises:
         UserError: the judge is to mine, and is a cross-encoder.
     """
-    from small_modernbert import encoders
-    from small_modernbert.errors import UserError
+    from small_modernbert.models import encoders
+    from small_modernbert.runs.errors import UserError
 
     if not place or (MINER == JUDGE and MINER_REVISION == JUDGE_REVISION and judge.encoder):
         if judge.encoder is None:
@@ -230,7 +232,7 @@ def load_miner(judge: Judge, place: Path | str) -> Encoder:
 
 def rules() -> Rules:
     """Return the constants as the rules of relabelling."""
-    from small_modernbert.relabelling import Rules
+    from small_modernbert.labelling.relabelling import Rules
 
     return Rules(
         negatives=NEGATIVES_PER_ANCHOR,
@@ -246,7 +248,8 @@ def prepare(judge: Judge, encoder: Encoder, found: Gathered, work: Path) -> Rela
     """Encode the pools, once, and index their words."""
     import dataclasses
 
-    from small_modernbert import judges, mining, relabelling, triplets
+    from small_modernbert.data import triplets
+    from small_modernbert.labelling import judges, mining, relabelling
 
     vectors = mining.Vectors(encoder)
     pools: dict[str, Pool] = {}
@@ -270,7 +273,7 @@ def write_shards(
     advance: Callable[[int], Any],
 ) -> list[Path]:
     """Write the missing shards of a split; return the paths of all."""
-    from small_modernbert import triplets
+    from small_modernbert.data import triplets
 
     paths = []
     for index, pairs in enumerate(found.slices(split, ROWS_PER_SHARD)):
@@ -283,7 +286,7 @@ def write_shards(
 
 def check_triplets(folder: Path) -> None:
     """Read every shard back; a row that is missing fails the stage."""
-    from small_modernbert.triplets import open_triplets
+    from small_modernbert.data.triplets import open_triplets
 
     found = open_triplets(folder)
     for split in found.counts:

@@ -17,12 +17,12 @@ student that came in is the result, and the closing line says so.
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from small_modernbert import settings, stages
+from small_modernbert.runs import settings, stages
 
 if TYPE_CHECKING:
-    from small_modernbert.graded_pairs import PairSplits
-    from small_modernbert.retrieval import RetrievalSet, SentencePairs
-    from small_modernbert.training import Progress
+    from small_modernbert.data.evaluation_sets import RetrievalSet, SentencePairs
+    from small_modernbert.training.graded_pairs import PairSplits
+    from small_modernbert.training.loop import Progress
 
 # Inputs
 STUDENT: str = "distil_modernbert"  # a stage of this recipe, or a folder
@@ -80,8 +80,9 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert import distillation, graded_pairs, precision, students, training
-        from small_modernbert.tokenised import load_backend, store
+        from small_modernbert.data.token_store import load_backend, store
+        from small_modernbert.models import precision, students
+        from small_modernbert.training import distillation, graded_pairs, loop
 
         sets, sentence_pairs = load_evaluation(inputs)
         splits = load_pairs(stage, sets, sentence_pairs)
@@ -110,8 +111,8 @@ def main() -> None:
             rows_per_batch=ROWS_PER_BATCH,
             seed=SEED,
         )
-        optimizer, plan = training.prepare(globals(), model, select_by=splits.figure)
-        outcome = training.train(task, optimizer, plan, stage)
+        optimizer, plan = loop.prepare(globals(), model, select_by=splits.figure)
+        outcome = loop.train(task, optimizer, plan, stage)
         stage.record["rows"] = {
             "train": len(splits.train),
             "held_out": len(splits.held_out),
@@ -129,14 +130,14 @@ def main() -> None:
             max_tokens=max_tokens,
             pooling=pooling,
         )
-        training.finish(
+        loop.finish(
             stage, outcome, splits.figure, lambda folder: students.check_reload(folder, model)
         )
 
 
 def find_inputs() -> dict[str, Path | str]:
     """Resolve every reference before anything is loaded."""
-    from small_modernbert.errors import UserError
+    from small_modernbert.runs.errors import UserError
 
     inputs: dict[str, Path | str] = {
         "student": stages.need(STUDENT, RECIPE, "student", "run: python distil_modernbert.py")
@@ -162,11 +163,11 @@ def load_evaluation(
     inputs: dict[str, Path | str],
 ) -> "tuple[list[RetrievalSet], SentencePairs | None]":
     """Load the validation sets and the sentence pairs."""
-    from small_modernbert import retrieval
+    from small_modernbert.data import evaluation_sets
 
-    sets = retrieval.load_named(VALIDATION_SETS, inputs.get("retrieval"))
+    sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
     place = inputs.get("sentence pairs")
-    return sets, place and retrieval.load_sentence_pairs(SENTENCE_PAIRS, place)
+    return sets, place and evaluation_sets.load_sentence_pairs(SENTENCE_PAIRS, place)
 
 
 def load_pairs(
@@ -176,7 +177,8 @@ def load_pairs(
 
     A resumed run reads what was written: it goes on with the very same pairs.
     """
-    from small_modernbert import graded_pairs, labels
+    from small_modernbert.data import labels
+    from small_modernbert.training import graded_pairs
 
     mined = PAIRS == MINED
     folder = stage.building / "pairs" if mined else stage.folder / "cache" / "pairs"
@@ -228,7 +230,7 @@ def keep_input(
     """Publish a copy of the student that came in, and record the figures of both."""
     import shutil
 
-    from small_modernbert import students
+    from small_modernbert.models import students
 
     model = students.load_student(student)
     if (student / "modules.json").exists():

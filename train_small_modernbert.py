@@ -1,7 +1,7 @@
 r"""Train the blank student on pairs and triplets of texts, as the first generation was.
 
 Reads: a student (build_and_save_small_modernbert.py); pairs by name from the hub (the table is in
-    small_modernbert/pair_sources.py), Parquet files or folders of them.
+    small_modernbert/data/pair_sources.py), Parquet files or folders of them.
 Writes: final/, a sentence-transformers folder; checkpoints/, metrics.jsonl.
 
     python train_small_modernbert.py --recipe small_v1
@@ -18,11 +18,11 @@ negatives ranking). No text stands twice in a batch. The kept model is the best 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from small_modernbert import settings, stages
+from small_modernbert.runs import settings, stages
 
 if TYPE_CHECKING:
-    from small_modernbert.examples import Examples
-    from small_modernbert.held_out import HeldOut
+    from small_modernbert.data.examples import Examples
+    from small_modernbert.evaluation.watching import HeldOut
 
 # Inputs
 STUDENT: str = "build_and_save_small_modernbert"  # a stage of this recipe, or a folder
@@ -82,10 +82,11 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert import contrastive, distillation, precision, students, training
-        from small_modernbert.tokenised import load_backend, store
+        from small_modernbert.data.token_store import load_backend, store
+        from small_modernbert.models import precision, students
+        from small_modernbert.training import contrastive, distillation, loop
 
-        train, held_out = load_examples(stage, inputs)
+        train, watched = load_examples(stage, inputs)
         model = students.load_student(student_folder)
         model.to(precision.default_device())
         dtype = precision.settle(stage, PRECISION, model.device)
@@ -100,7 +101,7 @@ def main() -> None:
             train,
             tokens,
             contrastive.mnrl(scale=SCALE, symmetric=SYMMETRIC),
-            lambda: held_out.measure(encoder, backend),
+            lambda: watched.measure(encoder, backend),
             mix=MIX,
             tokens_per_batch=TOKENS_PER_BATCH,
             rows_per_batch=ROWS_PER_BATCH,
@@ -109,8 +110,8 @@ def main() -> None:
             seed=SEED,
         )
         stage.record["rows"]["epoch"] = task.describe()
-        optimizer, plan = training.prepare(globals(), model)
-        outcome = training.train(task, optimizer, plan, stage)
+        optimizer, plan = loop.prepare(globals(), model)
+        outcome = loop.train(task, optimizer, plan, stage)
         students.save_sentence_transformer(
             stage.building,
             model,
@@ -118,7 +119,7 @@ def main() -> None:
             max_tokens=max_tokens,
             pooling=pooling,
         )
-        training.finish(
+        loop.finish(
             stage,
             outcome,
             SELECT_BY or "triplet_accuracy",
@@ -149,12 +150,14 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
 
     A resumed run reads what was written: it goes on with the very same rows.
     """
-    from small_modernbert import assets, examples, held_out, retrieval, storage, triplets
-    from small_modernbert.errors import UserError
+    from small_modernbert.data import evaluation_sets, examples, offline_assets, triplets
+    from small_modernbert.evaluation import watching
+    from small_modernbert.runs import storage
+    from small_modernbert.runs.errors import UserError
 
     place = inputs.get("sentence pairs")
-    pairs = held_out.load_pairs(STS, place if isinstance(place, Path) else None)
-    sets = retrieval.load_named(VALIDATION_SETS, inputs.get("retrieval"))
+    pairs = watching.load_pairs(STS, place if isinstance(place, Path) else None)
+    sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
     folder = stage.folder / "cache" / "rows"
     index = folder / examples.ROWS_INDEX
     if not index.exists():
@@ -173,12 +176,12 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
         sources = [pair.source for pair in parted[0]]
         chosen = examples.draw(sources, ROWS, SEED, evenly=MIX == "round_robin")
         rows = {"train": [parted[0][row] for row in chosen], "dev": parted[1]}
-        for line in assets.counts_table(counts.to_json()).splitlines():
+        for line in offline_assets.counts_table(counts.to_json()).splitlines():
             stages.logger.info("%s", line)
         splits = {split: list(examples.from_pairs(some)) for split, some in rows.items()}
         examples.write_rows(folder, splits, {"read": counts.to_json()})
     dev_rows, _ = examples.collect(examples.reopen_rows(folder, "dev"))
-    watched = held_out.HeldOut(dev_rows.with_negatives(), pairs, sets)
+    watched = watching.HeldOut(dev_rows.with_negatives(), pairs, sets)
     train, dropped = examples.collect(examples.reopen_rows(folder, "train"), watched.texts())
     if not len(train):
         raise UserError(f"PAIRS leave no row to train on (dropped: {dropped or 'none'}); give more")

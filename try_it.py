@@ -18,13 +18,13 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from small_modernbert import settings, stages
-from small_modernbert.errors import UserError
+from small_modernbert.runs import settings, stages
+from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from small_modernbert.encoders import Encoder
+    from small_modernbert.models.encoders import Encoder
 
 # Inputs
 MODEL: str = (
@@ -101,9 +101,11 @@ def load(model: "Path | str", passages: list[Path]) -> "tuple[Encoder, list[str]
     The vectors are kept under the digests of model and text, so another model or another text
     never meets them.
     """
-    from small_modernbert import encoders, lineage, retrieval, storage
+    from small_modernbert.data import evaluation_sets
+    from small_modernbert.models import encoders
+    from small_modernbert.runs import lineage, storage
 
-    texts = retrieval.read_texts(passages)
+    texts = evaluation_sets.read_texts(passages)
     digest = storage.digest_json([lineage.digest_input(model), storage.digest_json(texts)])[:16]
     path = stages.runs_folder() / RECIPE / "try_it" / f"{digest}.npy"
     folder = model if isinstance(model, Path) else encoders.fetch(model)
@@ -131,12 +133,12 @@ def read_questions() -> Iterator[str]:
 
 def show(question: str, encoder: "Encoder", texts: list[str], vectors: "np.ndarray") -> None:
     """Print the nearest passages with their cosines, wrapped to the terminal."""
-    from small_modernbert import evaluation
+    from small_modernbert.evaluation import metrics
 
     vector = encoder.encode([question])
     width = max(40, min(shutil.get_terminal_size().columns, 110))
     print(f"\n{question}")
-    for row in evaluation.nearest(vector, vectors, TOP_K)[0]:
+    for row in metrics.nearest(vector, vectors, TOP_K)[0]:
         score = float(vector[0] @ vectors[row])
         text = textwrap.fill(
             " ".join(texts[row].split()),

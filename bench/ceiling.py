@@ -26,7 +26,7 @@ def gemm() -> Round:
     import torch
     from torch.nn import functional
 
-    from small_modernbert.precision import default_device
+    from small_modernbert.models.precision import default_device
 
     device = default_device()
     shapes = SHAPES if device.type == "cpu" else GPU_SHAPES

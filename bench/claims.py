@@ -13,7 +13,7 @@ from typing import Any
 from document import markdown_of_script, within
 from harness import Result, Spread, compare, share
 
-from small_modernbert import report, stages, storage
+from small_modernbert.runs import report, stages, storage
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ import claims
 import harness
 import inputs
 
-from small_modernbert import settings
+from small_modernbert.runs import settings
 
 # Data
 ROWS: int = 88_000  # of each of the two sources: nearly all of the offline text
@@ -113,7 +113,7 @@ def described(paths: list[str]) -> list[Any]:
     """Return the sources as rows of our table."""
     import dataclasses
 
-    from small_modernbert import corpora
+    from small_modernbert.data import corpora
 
     offline = corpora.SOURCES["offline"]
     return [dataclasses.replace(offline, name=Path(path).stem, id=path) for path in paths]
@@ -133,7 +133,7 @@ def ours(
     import pyarrow.parquet as pq
 
     from mlm import create_dataset
-    from small_modernbert import corpora
+    from small_modernbert.data import corpora
 
     os.environ["RUNS"] = f"{folder}/runs"
     table = {source.name: source for source in described(sources)}
@@ -173,8 +173,8 @@ def peer(
     from datasets import concatenate_datasets, load_dataset
     from tokenizers import Tokenizer
 
-    from small_modernbert import corpora
-    from small_modernbert.cleaning import Chunker, Reason, clean
+    from small_modernbert.data import corpora
+    from small_modernbert.data.cleaning import Chunker, Reason, clean
 
     chunker = Chunker(Tokenizer.from_file(f"{tokenizer}/tokenizer.json"), max_tokens, memo=False)
     rows = sum(pq.read_metadata(path).num_rows for path in sources)
@@ -225,8 +225,8 @@ def texts_of_one(folder: Path) -> int:
     """
     import pyarrow.parquet as pq
 
-    from small_modernbert import corpora
-    from small_modernbert.duplicates import text_key
+    from small_modernbert.data import corpora
+    from small_modernbert.data.duplicates import text_key
 
     built = folder / "runs" / "round-1" / "mlm" / "create_dataset" / "final"
     mine = {text_key(text) for text in corpora.texts(built)}

@@ -20,7 +20,7 @@ import claims
 import harness
 import inputs
 
-from small_modernbert import settings
+from small_modernbert.runs import settings
 
 # Data
 TEXTS: int = 256  # of a round, of realistic lengths
@@ -112,7 +112,7 @@ def slice_of(number: int, texts: int, warmup: int) -> slice:
 
 def unit_vectors(rows: int, width: int, seed: int) -> "inputs.np.ndarray":
     """Return `(rows, width)` float16 random directions, as label shards hold them."""
-    from small_modernbert.teacher import normalise
+    from small_modernbert.models.teachers import normalise
 
     drawn = inputs.np.random.default_rng(seed).standard_normal((rows, width), dtype="float32")
     return normalise(drawn).astype("float16")
@@ -122,8 +122,9 @@ def ours(
     folder: str, texts: int, warmup: int, seed: int, rows_per_batch: int, tokens_per_batch: int
 ) -> harness.Round:
     """Prepare the student and its optimizer; a round tokenises its texts and trains on them."""
-    from small_modernbert import distillation, precision, students, training
-    from small_modernbert.tokenised import load_backend, store
+    from small_modernbert.data.token_store import load_backend, store
+    from small_modernbert.models import precision, students
+    from small_modernbert.training import distillation, loop
 
     place = Path(folder)
     model = students.load_student(place / "student").to(precision.default_device())
@@ -132,7 +133,7 @@ def ours(
     backend = load_backend(place / "student", longest)
     found = inputs.read_texts(place / "texts.parquet")
     vectors = unit_vectors(len(found), width, seed)
-    optimizer = training.make_optimizer(
+    optimizer = loop.make_optimizer(
         "stable_adamw", model, learning_rate=LEARNING_RATE, weight_decay=0.01
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness import processors
 
-from small_modernbert import lineage, report
+from small_modernbert.runs import lineage, report
 
 
 def within(value: float, least: float | None, most: float | None) -> bool:

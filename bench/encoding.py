@@ -25,7 +25,7 @@ import claims
 import harness
 import inputs
 
-from small_modernbert import settings, stages
+from small_modernbert.runs import settings, stages
 
 # Models
 PRESET: str = "offline"  # the student
@@ -160,7 +160,7 @@ def rounds_of(texts: str, size: int) -> Any:  # noqa: ANN401  a function
 
 def packed(model: str, texts: str, size: int) -> harness.Round:
     """Prepare our encoder: packed for a ModernBERT, sorted and padded for others."""
-    from small_modernbert.encoders import load_encoder
+    from small_modernbert.models.encoders import load_encoder
 
     encoder = load_encoder(Path(model))
     of_round = rounds_of(texts, size)
@@ -202,7 +202,7 @@ def padded(model: str, texts: str, size: int) -> harness.Round:
 
 def served(model: str, file: str, texts: str, size: int) -> harness.Round:
     """Prepare an exported student, encoded without torch."""
-    from small_modernbert.onnx_encoder import OnnxEncoder
+    from small_modernbert.export.onnx_encoder import OnnxEncoder
 
     encoder = OnnxEncoder(model, file, threads=int(os.environ["OMP_NUM_THREADS"]))
     of_round = rounds_of(texts, size)

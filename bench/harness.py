@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from small_modernbert import stages
+from small_modernbert.runs import stages
 
 TAIL_CHARACTERS = 3_000  # of a failed contender's output
 

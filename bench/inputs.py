@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from harness import Clock
 
-from small_modernbert import storage
-from small_modernbert.errors import UserError
+from small_modernbert.runs import storage
+from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,7 +34,7 @@ def locate(reference: str) -> Path:
     Raises:
         UserError: it is not there.
     """
-    from small_modernbert import stages
+    from small_modernbert.runs import stages
 
     path = stages.ROOT / reference
     if not path.exists():
@@ -95,7 +95,7 @@ def make_student(folder: Path, preset: str, tokenizer_folder: Path, seed: int) -
     import torch
     from transformers import ModernBertModel
 
-    from small_modernbert import architecture, students
+    from small_modernbert.models import architecture, students
 
     tokenizer = students.load_tokenizer(tokenizer_folder)
     config = architecture.configure(architecture.choose(preset), tokenizer)
@@ -184,7 +184,7 @@ def clock_callback(clock: Clock) -> "TrainerCallback":
 
 
 class TimedSteps:
-    """Stands in for a stage: the clock stops at the last step of `training.train`.
+    """Stands in for a stage: the clock stops at the last step of `loop.train`.
 
     It starts at the first one, unless what came before is to be counted too.
 
@@ -252,16 +252,16 @@ def train_round(
     Args:
         task: whose batches they are.
         batches: one a step.
-        optimizer: from `training.make_optimizer`.
+        optimizer: from `loop.make_optimizer`.
         learning_rate: of the plateau.
         clock: counts the steps alone; or all since its start, if it was `started` before.
         folder: to use and to remove.
         started: see `clock`.
     """
-    from small_modernbert import training
+    from small_modernbert.training import loop
 
     portion = Portion(task, batches)
-    plan = training.Plan(epochs=1, learning_rate=learning_rate, checkpoint_every=0)
+    plan = loop.Plan(epochs=1, learning_rate=learning_rate, checkpoint_every=0)
     stage = TimedSteps(folder, clock, len(batches), started)
-    training.train(portion, optimizer, plan, stage)
+    loop.train(portion, optimizer, plan, stage)
     storage.remove(folder)

@@ -20,7 +20,7 @@ import claims
 import harness
 import inputs
 
-from small_modernbert import settings
+from small_modernbert.runs import settings
 
 # Data
 ROWS: int = 16_000  # texts that batches are drawn from; realistic lengths
@@ -155,7 +155,7 @@ def make_model(tokenizer: str, preset: str, vocabulary: int, seed: int, *, spars
     import torch
     from transformers import ModernBertForMaskedLM
 
-    from small_modernbert import architecture, students
+    from small_modernbert.models import architecture, students
 
     loaded = students.load_tokenizer(Path(tokenizer))
     config = architecture.configure(architecture.choose(preset), loaded)
@@ -168,7 +168,7 @@ def tokenise(folder: str, tokenizer: str, longest: int) -> Any:  # noqa: ANN401 
     """Return the token ids of all texts; each contender makes its own store, before the clock."""
     import os
 
-    from small_modernbert.tokenised import load_backend, store
+    from small_modernbert.data.token_store import load_backend, store
 
     texts = inputs.read_texts(Path(folder) / "texts.parquet")
     backend = load_backend(Path(tokenizer), longest)
@@ -187,12 +187,13 @@ def ours(
     steps: int,
 ) -> harness.Round:
     """Prepare our task and its optimizer; a round takes the next batches of the epoch."""
-    from small_modernbert import precision, pretraining, training
+    from small_modernbert.models import precision
+    from small_modernbert.training import loop, masked_lm
 
     model, loaded = make_model(tokenizer, preset, vocabulary, seed, sparse=True)
     model.to(precision.default_device())
     tokens = tokenise(folder, tokenizer, longest)
-    task = pretraining.MaskedTask(
+    task = masked_lm.MaskedTask(
         model,
         loaded,
         tokens,
@@ -203,7 +204,7 @@ def ours(
         precision=precision.decide("auto", model.device)[0],
         seed=seed,
     )
-    optimizer = training.make_optimizer(
+    optimizer = loop.make_optimizer(
         "stable_adamw", model, learning_rate=LEARNING_RATE, weight_decay=0.01
     )
     waiting = iter(task.epoch(0))
@@ -234,7 +235,7 @@ def trainer(
     from datasets import Dataset
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
-    from small_modernbert.precision import default_device
+    from small_modernbert.models.precision import default_device
 
     model, loaded = make_model(tokenizer, preset, vocabulary, seed, sparse=False)
     tokens = tokenise(folder, tokenizer, longest)

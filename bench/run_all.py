@@ -20,8 +20,8 @@ from typing import Any
 import claims
 import document
 
-from small_modernbert import report, settings, stages, storage
-from small_modernbert.errors import UserError
+from small_modernbert.runs import report, settings, stages, storage
+from small_modernbert.runs.errors import UserError
 
 RERUN = "run: make bench"
 SCRIPTS = ("mlm_pretraining", "teacher_labels", "distillation", "corpus", "encoding", "scaling")

@@ -19,7 +19,7 @@ import claims
 import harness
 import inputs
 
-from small_modernbert import settings, storage
+from small_modernbert.runs import settings, storage
 
 # Data: rows at 1 x
 CORPUS_ROWS: int = 10_000  # of the offline text, for corpus building
@@ -94,7 +94,7 @@ def prepare_inputs(folder: Path) -> None:
     import torch
     from transformers import ModernBertModel
 
-    from small_modernbert import architecture, students
+    from small_modernbert.models import architecture, students
 
     source = inputs.locate(inputs.TEXT)
     tokenizer = students.load_tokenizer(inputs.locate(inputs.TEACHER))
@@ -190,7 +190,7 @@ def load_stage(stage: str) -> Any:  # noqa: ANN401  a module
     import importlib
     import sys
 
-    from small_modernbert import stages
+    from small_modernbert.runs import stages
 
     sys.path.insert(0, str(stages.ROOT))
     scripts = {

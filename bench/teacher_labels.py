@@ -21,7 +21,7 @@ import claims
 import harness
 import inputs
 
-from small_modernbert import settings
+from small_modernbert.runs import settings
 
 # Data
 TEXTS: int = 1_000  # of a round, of realistic lengths; two batches of the peer's map
@@ -157,7 +157,7 @@ def has_int8() -> bool:
     """Say whether this machine can run the opt-in row."""
     import torch
 
-    from small_modernbert import precision
+    from small_modernbert.models import precision
 
     return precision.has_int8(torch.device("cpu")) and not torch.cuda.is_available()
 
@@ -178,15 +178,17 @@ def ours(
     """Prepare our labelling: one shard a round."""
     import numpy as np
 
-    from small_modernbert import allocation, engines, labels, precision
-    from small_modernbert.teacher import load_teacher, normalise, token_ids
+    from small_modernbert.data import labels
+    from small_modernbert.models import inference, precision
+    from small_modernbert.models.teachers import load_teacher, normalise, token_ids
+    from small_modernbert.runs import allocation
 
     allocation.keep_freed()
     loaded = load_teacher(Path(teacher))
     found = inputs.read_texts(Path(folder) / "texts.parquet")
     chosen, _ = precision.decide(wanted, loaded.device)
-    probes = token_ids(loaded, found[-engines.PROBES :])
-    engine = engines.load_engine(loaded, chosen, probes)
+    probes = token_ids(loaded, found[-inference.PROBES :])
+    engine = inference.load_engine(loaded, chosen, probes)
     count = inputs.count_tokens(loaded[0])
     place = Path(folder) / f"ours-{wanted}"
 

@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from small_modernbert import report, settings, stages, storage
-from small_modernbert.errors import UserError
+from small_modernbert.runs import report, settings, stages, storage
+from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
-    from small_modernbert.corpora import Source
-    from small_modernbert.duplicates import MinHash
-    from small_modernbert.spills import Spill
+    from small_modernbert.data.corpora import Source
+    from small_modernbert.data.corpus_building import Spill
+    from small_modernbert.data.duplicates import MinHash
 
 # Inputs
 SOURCES: list[str] = ["msmarco", "philosophy", "npr", "finewiki"]  # rows of the table in corpora.py
@@ -70,14 +70,16 @@ def main() -> None:
         if stage.finished:
             storage.remove(stage.checkpoints)
             return
-        from small_modernbert import corpora, duplicates, selection, spills
+        from small_modernbert.data import corpora, corpus_building, corpus_selection, duplicates
 
         near = duplicates.MinHash(NUM_PERMUTATIONS, NEAR_THRESHOLD, SEED)
         minhash = near if DEDUPLICATE_NEAR else None
         spilled = spill_sources(sources, tokenizer_file, minhash, stage.checkpoints)
         begun = time.monotonic()
-        choice = selection.choose(spilled, minhash, MAX_TEXTS, PASSAGE_TOKENS, PASSAGE_SHARE, SEED)
-        counts = selection.tabulate(spilled, choice, HELD_OUT_ROWS)
+        choice = corpus_selection.choose(
+            spilled, minhash, MAX_TEXTS, PASSAGE_TOKENS, PASSAGE_SHARE, SEED
+        )
+        counts = corpus_selection.tabulate(spilled, choice, HELD_OUT_ROWS)
         kept = sum(row["kept"] for row in counts.values())
         if kept <= HELD_OUT_ROWS:
             raise UserError(
@@ -87,7 +89,7 @@ def main() -> None:
         logger.info("chose %s texts in %.1f s", f"{kept:,}", time.monotonic() - begun)
         begun = time.monotonic()
         storage.remove(stage.building)
-        shards = spills.write_shards(
+        shards = corpus_building.write_shards(
             spilled,
             choice.place,
             HELD_OUT_ROWS,
@@ -127,7 +129,7 @@ def check_settings() -> None:
 
 def resolve_sources() -> "list[Source]":
     """Return the rows of the table of sources, with the offline text's real path."""
-    from small_modernbert import corpora
+    from small_modernbert.data import corpora
 
     sources = corpora.select(SOURCES)
     text = Path(OFFLINE_TEXT).expanduser()
@@ -160,7 +162,7 @@ def find_tokenizer() -> Path:
         if not path.is_file():
             raise UserError(f"{path} is not there; --tokenizer takes a folder that has one")
         return path
-    from small_modernbert import hub
+    from small_modernbert.runs import hub
 
     return hub.fetch_file(TOKENIZER, TOKENIZER_REVISION or None, "tokenizer.json")
 
@@ -169,8 +171,8 @@ def spill_sources(
     sources: "list[Source]", tokenizer_file: Path, minhash: "MinHash | None", folder: Path
 ) -> "list[Spill]":
     """Clean, cut and fingerprint every source; those that are done are taken up."""
-    from small_modernbert import corpora, spills, workers
-    from small_modernbert.cleaning import USELESS
+    from small_modernbert.data import corpora, corpus_building, workers
+    from small_modernbert.data.cleaning import USELESS
 
     counted = [corpora.count_source(source) for source in sources]
     few = None not in counted and sum(counted) < FEW_ROWS
@@ -180,11 +182,11 @@ def spill_sources(
         for source in sources:
             begun = time.monotonic()
             place = folder / source.name
-            done = "was read before" if (place / spills.COUNTS).exists() else "read"
-            preparation = spills.Preparation(
+            done = "was read before" if (place / corpus_building.COUNTS).exists() else "read"
+            preparation = corpus_building.Preparation(
                 source, tokenizer_file, MAX_TOKENS, minhash, MIN_CHARACTERS
             )
-            spill = spills.write_spill(place, preparation, SEED, executor)
+            spill = corpus_building.write_spill(place, preparation, SEED, executor)
             lost = {one: sum(row.get(one, 0) for row in spill.counts.values()) for one in USELESS}
             read = sum(row["read"] for row in spill.counts.values())
             corpora.check_lost(f"source {source.name}", read, lost, MAX_LOST_SHARE)

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from small_modernbert import settings, stages
-from small_modernbert.errors import UserError
+from small_modernbert.runs import settings, stages
+from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,7 +81,7 @@ def main() -> None:
 
 def start_random(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str, tuple[str, str]]:
     """Add a fresh language-modelling head to the blank student."""
-    from small_modernbert import students
+    from small_modernbert.models import students
 
     model = students.load_student(inputs["student"], masked_lm=True)
     save(stage, inputs, model)
@@ -92,7 +92,8 @@ def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str
     """Carve the student out of the donor."""
     import torch
 
-    from small_modernbert import donors, guide, students, vocabulary
+    from small_modernbert.initialisation import donors, guide, vocabulary
+    from small_modernbert.models import students
 
     place, revision = inputs["donor"], DONOR_REVISION or None
     donor = donors.read_donor(donors.load_donor(place, revision))
@@ -141,7 +142,8 @@ def start_tiled(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str,
     """Fill the student with a smaller donor, repeated from the middle."""
     import torch
 
-    from small_modernbert import donors, students, tiling
+    from small_modernbert.initialisation import donors, tiling
+    from small_modernbert.models import students
 
     place = inputs["donor"]
     donor = donors.load_donor(place, DONOR_REVISION or None)
@@ -181,9 +183,12 @@ def start_from_table(
     """Make the teacher's table, fit it to the labels, and start the student from it."""
     import numpy as np
 
-    from small_modernbert import labels, report, static, storage, students, vocabulary
-    from small_modernbert.teacher import load_teacher
-    from small_modernbert.tokenised import load_backend, store
+    from small_modernbert.data import labels
+    from small_modernbert.data.token_store import load_backend, store
+    from small_modernbert.initialisation import static, vocabulary
+    from small_modernbert.models import students
+    from small_modernbert.models.teachers import load_teacher
+    from small_modernbert.runs import report, storage
 
     folder = inputs["student"]
     student = students.load_student(folder)
@@ -233,7 +238,7 @@ def start_from_table(
 
 def save(stage: stages.Stage, inputs: dict[str, Path | str], model: object) -> None:
     """Write a student with its language-modelling head, and the tokenizer of the blank one."""
-    from small_modernbert import students
+    from small_modernbert.models import students
 
     folder = inputs["student"]
     students.save_model(
@@ -249,7 +254,7 @@ def report_transfer(stage: stages.Stage, how: dict[str, tuple[str, str]]) -> Non
     """Write transfer.json, log one line per kind, and finish the stage."""
     from collections import Counter
 
-    from small_modernbert import report, storage
+    from small_modernbert.runs import report, storage
 
     storage.write_json(stage.building / "transfer.json", how)
     print(report.table(("tensor", "how", "from"), [(name, *entry) for name, entry in how.items()]))

@@ -18,7 +18,7 @@ masked positions only; the decoder is the embedding table.
 
 from typing import Literal
 
-from small_modernbert import settings, stages
+from small_modernbert.runs import settings, stages
 
 # Inputs
 STUDENT: str = "mlm/init_model_mlm"  # a stage of this recipe, or a folder
@@ -66,8 +66,10 @@ def main() -> None:
             return
         import torch
 
-        from small_modernbert import compiling, corpora, precision, pretraining, students, training
-        from small_modernbert.tokenised import load_backend, store
+        from small_modernbert.data import corpora
+        from small_modernbert.data.token_store import load_backend, store
+        from small_modernbert.models import precision, students
+        from small_modernbert.training import compiling, loop, masked_lm
 
         torch.manual_seed(SEED)  # a bare student gets a fresh head
         model = students.load_student(student_folder, masked_lm=True)
@@ -84,7 +86,7 @@ def main() -> None:
             )
             for split in ("train", "held_out")
         }
-        task = pretraining.MaskedTask(
+        task = masked_lm.MaskedTask(
             model,
             tokenizer,
             tokens["train"],
@@ -94,11 +96,11 @@ def main() -> None:
             probability=MASKING,
             precision=precision.settle(stage, PRECISION, model.device),
             seed=SEED,
-            weights=pretraining.mixture_weights(MIXTURE, corpora.sources(corpus))
+            weights=masked_lm.mixture_weights(MIXTURE, corpora.sources(corpus))
             if MIXTURE
             else None,
         )
-        optimizer, plan = training.prepare(
+        optimizer, plan = loop.prepare(
             globals(),
             model,
             select_by="held_out_loss" if task.held_out_batches else "",
@@ -107,14 +109,14 @@ def main() -> None:
         steps = MAX_STEPS or EPOCHS * len(task.epoch(0)) // ACCUMULATE
         task.compiled = compiling.settle(COMPILE, model.model, steps)
         stages.logger.info("packing fills %.2f %% of each sequence", 100 * task.fill)
-        outcome = training.train(task, optimizer, plan, stage)
+        outcome = loop.train(task, optimizer, plan, stage)
         students.save_model(
             stage.building,
             model,
             tokenizer,
             max(students.read_max_tokens(student_folder, model.config), SEQUENCE_TOKENS),
         )
-        training.finish(
+        loop.finish(
             stage,
             outcome,
             "held_out_loss",

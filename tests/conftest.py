@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from miniature import Language, make_bpe_tokenizer, make_teacher, make_wordpiece_tokenizer
 
-from small_modernbert import stages
+from small_modernbert.runs import stages
 
 # Before torch is imported: tiny models gain nothing from a second thread, and on a busy machine
 # its threads wait for each other (a test of one second then takes fifty).
@@ -105,7 +105,7 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory, language: Language)
 @pytest.fixture(scope="session")
 def tokenizer(wordpiece_folder: Path) -> "PreTrainedTokenizerFast":
     """Return the WordPiece tokenizer."""
-    from small_modernbert.students import load_tokenizer
+    from small_modernbert.models.students import load_tokenizer
 
     return load_tokenizer(wordpiece_folder)
 
@@ -116,7 +116,7 @@ def make_student(tokenizer: "PreTrainedTokenizerFast") -> Callable[..., "ModernB
     import torch
     from transformers import ModernBertForMaskedLM, ModernBertModel
 
-    from small_modernbert.architecture import Shape, configure
+    from small_modernbert.models.architecture import Shape, configure
 
     def make(
         *, seed: int = 0, masked_lm: bool = False, deviation: float = 0.2, **shape: int

@@ -11,10 +11,11 @@ import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from small_modernbert import assets, offline_tasks, storage
-from small_modernbert.contamination import LeakFilter
-from small_modernbert.offline_tasks import Document, Pair, TrainingFiles
-from small_modernbert.retrieval import RetrievalSet
+from small_modernbert.data import offline_assets, offline_tasks
+from small_modernbert.data.evaluation_sets import RetrievalSet
+from small_modernbert.data.leaks import LeakFilter
+from small_modernbert.data.offline_tasks import Document, Pair, TrainingFiles
+from small_modernbert.runs import storage
 
 TEACHER = "all-MiniLM-L6-v2"
 PASSAGES = 400
@@ -302,12 +303,14 @@ def make_miniature_assets(folder: Path, seed: int = 0) -> Path:
     make_bpe_tokenizer(folder / "tokenizers" / "modernbert-bpe", texts)
     rows = {"text": files.text_counts.to_json(), "pairs": files.pair_counts.to_json()}
     parts = {
-        TEACHER: {"files": assets.describe_files(folder, [f"models/{TEACHER}"])},
-        assets.DATA_PART.name: {
-            "files": assets.describe_files(folder, assets.DATA_FOLDERS),
+        TEACHER: {"files": offline_assets.describe_files(folder, [f"models/{TEACHER}"])},
+        offline_assets.DATA_PART.name: {
+            "files": offline_assets.describe_files(folder, offline_assets.DATA_FOLDERS),
             "rows": rows,
             "evaluation": sizes,
         },
     }
-    storage.write_json(folder / assets.MANIFEST, {"format": assets.FORMAT, "parts": parts})
+    storage.write_json(
+        folder / offline_assets.MANIFEST, {"format": offline_assets.FORMAT, "parts": parts}
+    )
     return folder

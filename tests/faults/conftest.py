@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from small_pipeline import Pipeline
 
-from small_modernbert import report
+from small_modernbert.runs import report
 
 HEAD = ["fault", "stage", "kept", "lost", "exit"]
 _rows: list[list[str]] = []

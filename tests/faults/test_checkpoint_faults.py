@@ -11,9 +11,10 @@ import torch
 import toy_training as toy
 from safetensors.torch import save_file
 
-from small_modernbert import checkpoints, storage, training
-from small_modernbert.errors import UserError
-from small_modernbert.stages import Stage
+from small_modernbert.runs import storage
+from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.stages import Stage
+from small_modernbert.training import checkpoints, loop
 
 Open = Callable[..., Stage]
 Survived = Callable[..., None]
@@ -216,7 +217,7 @@ def test_best_damaged(
     last = steps + 3 if steps == 2 else steps + 1
     plan = replace(toy.PLAN, max_steps=last, evaluate_every=2)
     stage = open_stage()
-    save = training.save_checkpoint
+    save = loop.save_checkpoint
 
     def save_and_damage(*arguments: Any) -> None:  # noqa: ANN401  passed on as they come
         save(*arguments)
@@ -224,7 +225,7 @@ def test_best_damaged(
             toy.flip(stage.checkpoints / "best" / checkpoints.MODEL)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", save_and_damage)
+        patch.setattr(loop, "save_checkpoint", save_and_damage)
         if steps == 6:  # a checkpoint stands at 6
             outcome = toy.train(stage, toy.ToyTask(figures=figures), plan)
             stored = toy.load_file(stage.checkpoints / "step-00000006" / checkpoints.MODEL)
@@ -261,9 +262,7 @@ def test_retention_keeps_whole_ones(
     """A damaged checkpoint does not push a whole one out; neither of the newest two is removed."""
     _, folder = cut_run
     task = toy.ToyTask()
-    optimizer = training.make_optimizer(
-        "stable_adamw", task.model, learning_rate=0.1, weight_decay=0.1
-    )
+    optimizer = loop.make_optimizer("stable_adamw", task.model, learning_rate=0.1, weight_decay=0.1)
     progress = checkpoints.resume(folder, task.model, optimizer)
     assert progress.step == 6
     toy.flip(folder / "step-00000006" / checkpoints.MODEL)

@@ -18,19 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from small_modernbert import (
-    corpora,
-    graded_pairs,
-    labels,
-    parquet,
-    retrieval,
-    settings,
-    storage,
-    triplets,
-)
-from small_modernbert.cleaning import Reason, clean
-from small_modernbert.errors import UserError
-from small_modernbert.stages import ROOT
+from small_modernbert.data import corpora, evaluation_sets, labels, parquet, triplets
+from small_modernbert.data.cleaning import Reason, clean
+from small_modernbert.runs import settings, storage
+from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.stages import ROOT
+from small_modernbert.training import graded_pairs
 
 Survived = Callable[..., None]
 GOOD = "A text that everybody can use."
@@ -161,9 +154,9 @@ READERS: dict[str, tuple[dict[str, Any], Callable[[Path], Any]]] = {
     ),
     "sentence pairs": (
         {"sentence1": ["a b"] * 50, "sentence2": ["c d"] * 50, "label": [1] * 50},
-        lambda path: retrieval.load_sentence_pairs("mine", path),
+        lambda path: evaluation_sets.load_sentence_pairs("mine", path),
     ),
-    "texts": ({"text": [GOOD] * 50}, lambda path: retrieval.read_texts([path])),
+    "texts": ({"text": [GOOD] * 50}, lambda path: evaluation_sets.read_texts([path])),
 }
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 NOT_PARQUET = {
@@ -271,7 +264,7 @@ def test_graded_pair_that_is_no_use(
     assert len(found.train) + len(found.held_out) == 49
     assert sum(found.dropped.values()) == 1
     with pytest.raises(UserError, match=rf"given\.parquet, column {column}, row 7: "):
-        retrieval.load_sentence_pairs("mine", path)
+        evaluation_sets.load_sentence_pairs("mine", path)
     survived(f"a graded pair whose {column} is {value!r}", "sts_fine_tuning", "the other pairs")
 
 
@@ -280,7 +273,7 @@ def test_label_that_is_neither_0_nor_1(tmp_path: Path, survived: Survived) -> No
     columns = READERS["sentence pairs"][0]
     path = write(tmp_path / "given.parquet", {**columns, "label": [1] * 49 + [-1]})
     with pytest.raises(UserError, match=r"column label: 0 and 1 are wanted, not \[-1, 1\]"):
-        retrieval.load_sentence_pairs("mine", path)
+        evaluation_sets.load_sentence_pairs("mine", path)
     survived("hidden labels (-1) in sentence pairs", "benchmark_hotpotqa", "refused")
 
 
@@ -301,16 +294,16 @@ def test_blank_document_never_becomes_a_vector(tmp_path: Path, survived: Survive
     """A blank distractor is left out and counted; a blank answer, or question, is refused."""
     ids = ["d0", "d1", "d2"]
     folder = write_set(tmp_path, corpus={"_id": ids, "text": ["one", "two", " "]})
-    found = retrieval.load_retrieval_set(folder, "toy")
+    found = evaluation_sets.load_retrieval_set(folder, "toy")
     assert found.document_ids == ["d0", "d1"]
     assert list(found.documents) == ["one", "two"]
     assert found.counts["blank_documents"] == 1
     write_set(tmp_path, corpus={"_id": ids, "text": ["one", "", "three"]})
     with pytest.raises(UserError, match="set toy, corpus: document 'd1' answers a query and is"):
-        retrieval.load_retrieval_set(folder, "toy")
+        evaluation_sets.load_retrieval_set(folder, "toy")
     write_set(tmp_path, queries={"_id": ["q0", "q1"], "text": ["first?", "\t"]})
     with pytest.raises(UserError, match="set toy, queries, row 2: a text is wanted"):
-        retrieval.load_retrieval_set(folder, "toy")
+        evaluation_sets.load_retrieval_set(folder, "toy")
     survived("blank documents in a retrieval set", "benchmark_hotpotqa", "the others", exit_code=0)
 
 
@@ -321,7 +314,7 @@ def test_judgement_that_is_no_number(
     """NaN is not above zero and not below: it must not count as relevant."""
     qrels = {"query-id": ["q0", "q1"], "corpus-id": ["d0", "d1"], "score": [1.0, score]}
     with pytest.raises(UserError, match="set toy, qrels, column score, row 2: a number is wanted"):
-        retrieval.load_retrieval_set(write_set(tmp_path, qrels=qrels), "toy")
+        evaluation_sets.load_retrieval_set(write_set(tmp_path, qrels=qrels), "toy")
     survived("a judgement without a number", "benchmark_hotpotqa", "refused with its row")
 
 

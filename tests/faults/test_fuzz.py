@@ -24,24 +24,15 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from miniature import Language, make_teacher, make_wordpiece_tokenizer
 
-from small_modernbert import (
-    checkpoints,
-    corpora,
-    graded_pairs,
-    labels,
-    report,
-    retrieval,
-    storage,
-    students,
-    teacher,
-    tokenised,
-    triplets,
-)
-from small_modernbert.architecture import Shape, configure
-from small_modernbert.cleaning import Reason, clean
-from small_modernbert.errors import UserError
-from small_modernbert.pair_sources import INDEX, find_sources
-from small_modernbert.schedule import Progress
+from small_modernbert.data import corpora, evaluation_sets, labels, token_store, triplets
+from small_modernbert.data.cleaning import Reason, clean
+from small_modernbert.data.pair_sources import INDEX, find_sources
+from small_modernbert.models import students, teachers
+from small_modernbert.models.architecture import Shape, configure
+from small_modernbert.runs import report, storage
+from small_modernbert.runs.errors import UserError
+from small_modernbert.training import checkpoints, graded_pairs
+from small_modernbert.training.schedule import Progress
 
 ROWS, WIDTH = 40, 8
 SHORT, LONG = 8, 170  # mutants of each target
@@ -141,13 +132,13 @@ def use_graded(folder: Path) -> None:
     pairs = graded_pairs.read_folder(folder / "sts.parquet", 5, 1)
     assert np.isfinite(pairs.train.scores).all()
     assert all(text.strip() for text in pairs.train.texts())
-    evaluated = retrieval.load_sentence_pairs("sts", folder / "sts.parquet")
+    evaluated = evaluation_sets.load_sentence_pairs("sts", folder / "sts.parquet")
     assert all(math.isfinite(value) for value in evaluated.gold)
 
 
 def use_retrieval(folder: Path) -> None:
     """Read a retrieval set; every judged document is there and says something."""
-    found = retrieval.load_retrieval_set(folder, "toy")
+    found = evaluation_sets.load_retrieval_set(folder, "toy")
     documents = dict(zip(found.document_ids, found.documents, strict=True))
     for relevant in found.relevant.values():
         assert all(documents[name].strip() for name in relevant)
@@ -160,8 +151,8 @@ def use_student(folder: Path) -> None:
     students.read_pooling(folder)
     tokens = students.read_max_tokens(folder, model.config)
     students.load_tokenizer(folder)
-    backend = tokenised.load_backend(folder, tokens)
-    ids = next(tokenised.tokenise(["ba be bi"], backend))
+    backend = token_store.load_backend(folder, tokens)
+    ids = next(token_store.tokenise(["ba be bi"], backend))
     assert len(ids) <= tokens
     assert ids.size == 0 or ids.max() < model.config.vocab_size
     assert all(torch.isfinite(weights).all() for weights in model.parameters())
@@ -169,11 +160,11 @@ def use_student(folder: Path) -> None:
 
 def use_teacher(folder: Path) -> None:
     """Load a teacher and encode with it."""
-    loaded = teacher.load_teacher(folder)
+    loaded = teachers.load_teacher(folder)
     vectors = loaded.encode(["ba be", "bi"], show_progress_bar=False)
     assert vectors.ndim == 2
     assert np.isfinite(vectors).all()
-    teacher.token_ids(loaded, ["ba be", "bi"])
+    teachers.token_ids(loaded, ["ba be", "bi"])
 
 
 def use_checkpoint(folder: Path) -> None:

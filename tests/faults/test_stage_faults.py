@@ -27,9 +27,10 @@ from small_pipeline import (
     Pipeline,
     shows,
 )
-from test_assets import Shelf
+from test_offline_assets import Shelf
 
-from small_modernbert import assets, interruption, stages, storage
+from small_modernbert.data import offline_assets
+from small_modernbert.runs import signals, stages, storage
 
 # Every fault is a killed run and a whole one: the most that fit the time, spread over the run.
 POINTS = {BUILD: 8, CORPUS: 9, LABELS: 10, STATIC: 8, GUIDE: 5, DISTIL: 12, JUDGE: 4, MODEL2VEC: 4}
@@ -136,7 +137,7 @@ def test_kill_while_assets_are_laid_out(
         shutil.rmtree(root, ignore_errors=True)
         assert lay_out(root, KillAtWrite(place, root)) == -9
         assert lay_out(root) == 0
-        for name in ("models", *assets.DATA_FOLDERS):
+        for name in ("models", *offline_assets.DATA_FOLDERS):
             assert storage.digest_folder(root / name) == storage.digest_folder(whole / name)
         assert not (root / ".partial").exists()
     survived(
@@ -194,7 +195,7 @@ def test_kill_at_every_change_of_a_small_stage(
     folder = stages.runs_folder() / "toys" / "train_toy"
 
     def work() -> None:
-        with interruption.handled(), open_stage(OVERWRITE=overwrite) as stage:
+        with signals.handled(), open_stage(OVERWRITE=overwrite) as stage:
             if stage.finished:
                 return
             for number in range(2):

@@ -11,10 +11,11 @@ import pytest
 import torch
 import toy_training as toy
 
-from small_modernbert import checkpoints, guards, interruption, storage, training
-from small_modernbert.errors import UserError
-from small_modernbert.schedule import Progress
-from small_modernbert.stages import Stage
+from small_modernbert.runs import signals, storage
+from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.stages import Stage
+from small_modernbert.training import checkpoints, guards, loop
+from small_modernbert.training.schedule import Progress
 
 Open = Callable[..., Stage]
 Survived = Callable[..., None]
@@ -71,7 +72,7 @@ def test_signal_between_batches(open_stage: Open, survived: Survived, call: int)
     """SIGTERM ends the run between two batches; the steps up to there are saved, and not redone."""
     whole = toy.train(open_stage(VARIANT="whole"), toy.ToyTask())
     stage = open_stage()
-    with pytest.raises(interruption.Interrupted), interruption.handled():
+    with pytest.raises(signals.Interrupted), signals.handled():
         toy.train(stage, toy.ToyTask({call: ask_to_stop}))
     done = {3: 2, 8: 5, 9: 5}[call]  # the last batch of a step, its only one, the first of two
     newest = checkpoints.list_checkpoints(stage.checkpoints)[-1]
@@ -94,7 +95,7 @@ def test_signal_during_evaluation(open_stage: Open, survived: Survived) -> None:
         return evaluate()
 
     task.evaluate = interrupted
-    with pytest.raises(interruption.Interrupted), interruption.handled():
+    with pytest.raises(signals.Interrupted), signals.handled():
         toy.train(stage, task)
     assert (stage.checkpoints / "step-00000008").is_dir()
     whole.check_equal(toy.train(open_stage(), toy.ToyTask()))
@@ -180,7 +181,7 @@ def test_spike_between_many_checkpoints(
     plan = replace(LONG, checkpoint_every=4)
     first = 0
     if asked:
-        with pytest.raises(interruption.Interrupted), interruption.handled():
+        with pytest.raises(signals.Interrupted), signals.handled():
             toy.train(open_stage(), toy.ToyTask({asked - 1: ask_to_stop}, batches=BATCHES), plan)
         first = asked
         newest = checkpoints.list_checkpoints(open_stage().checkpoints)[-1]
@@ -367,7 +368,7 @@ def test_what_stopped_early_is_not_finished(open_stage: Open, survived: Survived
         toy.train(stage, toy.ToyTask({14: toy.die}))
     progress = Progress(**storage.read_json(stage.checkpoints / "step-00000006/progress.json", ""))
     with open_stage() as stage, pytest.raises(UserError, match=r"after 6 of 15 steps and is not"):
-        training.finish(stage, progress, "held_out", lambda folder: None)
+        loop.finish(stage, progress, "held_out", lambda folder: None)
     assert not stage.final.exists()
     survived("finish is called after too few steps", STAGE, "the checkpoints")
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from small_modernbert import checkpoints, training
-from small_modernbert.stages import Stage
-from small_modernbert.training import Plan, Progress
+from small_modernbert.runs.stages import Stage
+from small_modernbert.training import checkpoints, loop
+from small_modernbert.training.loop import Plan, Progress
 
 PLAN = Plan(
     epochs=3,
@@ -138,11 +138,11 @@ def train(
     stage: Stage, task: ToyTask, plan: Plan = PLAN, optimizer: str = "stable_adamw"
 ) -> Outcome:
     """Train in an opened stage, to its end or to the fault."""
-    made = training.make_optimizer(
+    made = loop.make_optimizer(
         optimizer, task.model, learning_rate=plan.learning_rate, weight_decay=0.1
     )
     with stage:
-        progress = training.train(task, made, plan, stage)
+        progress = loop.train(task, made, plan, stage)
     lines = (stage.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     metrics = [
         {name: value for name, value in json.loads(line).items() if name != "seconds"}

@@ -1,0 +1,1 @@
+"""Text, pairs and evaluation sets, from what people have to indexed shards."""

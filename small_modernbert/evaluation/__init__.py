@@ -1,0 +1,1 @@
+"""How good vectors are: metrics, search, what a run is watched by, the benchmark."""

@@ -1,0 +1,1 @@
+"""Models for others: graphs, int8, a static Model2Vec model."""

@@ -1,0 +1,1 @@
+"""Students that start from a larger model: GUIDE, tiling, a static table."""

@@ -1,0 +1,150 @@
+"""Reading donors: ModernBERT, BERT and MPNet weights in the one notation of `guide`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
+
+from small_modernbert.initialisation.guide import Donor, DonorBlock
+from small_modernbert.models.loading import check_folder, check_weights, explained
+from small_modernbert.runs import hub
+from small_modernbert.runs.errors import UserError
+
+
+def load_donor(place: Path | str, revision: str | None) -> PreTrainedModel:
+    """Load a donor in fp32, with its language-modelling head where the folder holds one.
+
+    Raises:
+        UserError: it does not load, or the hub cannot be reached.
+    """
+    with explained("donor", place):
+        folder = Path(place)
+        if isinstance(place, str) and not folder.is_dir():
+            folder = hub.fetch_model(place, revision)
+        check_folder(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with_head = any("MaskedLM" in name for name in config.architectures or ())
+        # Only ModernBERT's head can be carried over; a BERT's would be loaded for nothing.
+        carried = with_head and config.model_type == "modernbert"
+        kind = AutoModelForMaskedLM if carried else AutoModel
+        model = kind.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+        check_weights(model, folder)
+    return model
+
+
+def read_donor(model: PreTrainedModel) -> Donor:
+    """Return a model's weights as a donor.
+
+    Raises:
+        UserError: the family is none that we can carve from.
+    """
+    kind = model.config.model_type
+    if kind not in READERS:
+        raise UserError(
+            f"cannot carve a student from a {kind} model; donors are: {', '.join(READERS)}"
+        )
+    with torch.no_grad():
+        return READERS[kind](model)
+
+
+def _split_heads(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    return weight.unflatten(0, (heads, -1))
+
+
+def _read_modernbert(model: PreTrainedModel) -> Donor:
+    bare = getattr(model, "model", model)
+    heads = model.config.num_attention_heads
+    blocks = []
+    for layer in bare.layers:
+        query, key, value = layer.attn.Wqkv.weight.chunk(3)
+        units, gate = layer.mlp.Wi.weight.chunk(2)
+        norm = layer.attn_norm
+        blocks.append(
+            DonorBlock(
+                query=_split_heads(query, heads),
+                key=_split_heads(key, heads),
+                value=_split_heads(value, heads),
+                attention_out=layer.attn.Wo.weight.unflatten(1, (heads, -1)),
+                units_in=units,
+                units_gate=gate,
+                units_out=layer.mlp.Wo.weight,
+                attention_gain=norm.weight if isinstance(norm, nn.LayerNorm) else None,
+                units_gain=layer.mlp_norm.weight,
+                attention_type=layer.attention_type,
+            )
+        )
+    head = getattr(model, "head", None)
+    decoder = getattr(model, "decoder", None)
+    return Donor(
+        embedding=bare.embeddings.tok_embeddings.weight,
+        embedding_gain=bare.embeddings.norm.weight,
+        blocks=blocks,
+        final_gain=bare.final_norm.weight,
+        head_dense=head.dense.weight if head is not None else None,
+        head_gain=head.norm.weight if head is not None else None,
+        decoder_bias=decoder.bias if decoder is not None else None,
+        left_behind=[] if head is not None else ["MLM head: the donor has none"],
+    )
+
+
+def _read_bert_family(
+    model: PreTrainedModel, parts: Callable[[nn.Module], tuple[nn.Linear, ...]], extra: list[str]
+) -> Donor:
+    heads = model.config.num_attention_heads
+    blocks = []
+    # Post-norm: what a layer's attention reads was normed at the end of the layer before.
+    gain = model.embeddings.LayerNorm.weight
+    for layer in model.encoder.layer:
+        query, key, value, out, norm = parts(layer)
+        blocks.append(
+            DonorBlock(
+                query=_split_heads(query.weight, heads),
+                key=_split_heads(key.weight, heads),
+                value=_split_heads(value.weight, heads),
+                attention_out=out.weight.unflatten(1, (heads, -1)),
+                units_in=layer.intermediate.dense.weight,
+                units_gate=None,
+                units_out=layer.output.dense.weight,
+                # Layer 0 of a ModernBERT has no norm of its own either: the embedding's serves.
+                attention_gain=None if not blocks else gain,
+                units_gain=norm.weight,
+            )
+        )
+        gain = layer.output.LayerNorm.weight
+    return Donor(
+        embedding=model.embeddings.word_embeddings.weight,
+        embedding_gain=model.embeddings.LayerNorm.weight,
+        blocks=blocks,
+        final_gain=gain,
+        left_behind=[
+            "position embeddings: ModernBERT turns queries and keys instead (RoPE)",
+            "all biases of linear layers and norms: ModernBERT has none",
+            "the norms' places: post-norm there, pre-norm here; their gains are folded in",
+            *extra,
+        ],
+    )
+
+
+def _read_bert(model: PreTrainedModel) -> Donor:
+    def parts(layer: nn.Module) -> tuple[nn.Linear, ...]:
+        attention, output = layer.attention.self, layer.attention.output
+        return attention.query, attention.key, attention.value, output.dense, output.LayerNorm
+
+    return _read_bert_family(
+        model, parts, ["token type embeddings and pooler: ModernBERT has none"]
+    )
+
+
+def _read_mpnet(model: PreTrainedModel) -> Donor:
+    def parts(layer: nn.Module) -> tuple[nn.Linear, ...]:
+        attention = layer.attention.attn
+        return attention.q, attention.k, attention.v, attention.o, layer.attention.LayerNorm
+
+    return _read_bert_family(model, parts, ["relative attention bias: ModernBERT has none"])
+
+
+READERS = {"modernbert": _read_modernbert, "bert": _read_bert, "mpnet": _read_mpnet}

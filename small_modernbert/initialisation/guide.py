@@ -1,0 +1,338 @@
+"""Guided initialisation: a narrow ModernBERT carved out of a wide model.
+
+The method is GUIDE's (arXiv 2510.06502): the principal directions of the donor's embedding table
+give an orthonormal projection P `(width, donor_width)`; with the student's stream standing for P
+times the donor's, a matrix that reads the stream becomes W P^T and one that writes to it P W.
+Attention heads and GeGLU units are then picked evenly. Which donor layers feed which student
+layers (the first ones, or evenly spaced ones) is a separate choice.
+
+LayerNorm does not commute with a rotation, so at a smaller width no layer's output can come back
+exactly; at equal width P is the identity and everything does.
+
+Pure functions over tensors; no files, no models loaded.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+How = Literal["copied", "projected", "fresh"]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """An orthonormal map to fewer dimensions.
+
+    Attributes:
+        directions: `(k, d)`, orthonormal rows, by falling share of the second moment.
+        mean: `(d,)`, the mean of the fitted vectors; recorded, never subtracted.
+        explained: `(k,)`, each direction's share of the vectors' second moment.
+    """
+
+    directions: torch.Tensor
+    mean: torch.Tensor
+    explained: torch.Tensor
+
+
+def principal_directions(vectors: torch.Tensor, k: int) -> Projection:
+    """Return the k directions that keep most of the vectors' inner products.
+
+    The second moment is decomposed without centring: cosine and dot product are taken from the
+    origin, so keeping the origin keeps the rankings, and a table in a k-dimensional subspace
+    through the origin loses nothing. At k = d the identity is returned: a rotation would change
+    nothing but the LayerNorms' view.
+
+    Args:
+        vectors: `(n, d)`.
+        k: directions wanted.
+
+    Raises:
+        ValueError: k exceeds d, or the vectors are not finite.
+    """
+    d = vectors.shape[1]
+    if k > d:
+        raise ValueError(f"{k} directions out of {d} dimensions")
+    if not torch.isfinite(vectors).all():
+        raise ValueError("the vectors hold NaN or infinity")
+    data = vectors.double()
+    moment = data.T @ data / len(data)
+    return directions_of_moment(moment, data.mean(dim=0), k)
+
+
+def directions_of_moment(moment: torch.Tensor, mean: torch.Tensor, k: int) -> Projection:
+    """Like `principal_directions`, from the second moment `(d, d)` and the mean `(d,)`."""
+    d = len(moment)
+    if k == d:
+        directions, values = torch.eye(d, dtype=torch.float64), moment.diagonal()
+    else:
+        values, columns = torch.linalg.eigh(moment.double())
+        values, columns = values.flip(0)[:k], columns.flip(1)[:, :k]
+        directions = columns.T
+        # An eigenvector's sign is arbitrary: make its largest entry positive, for equal reruns.
+        largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
+        directions = directions * largest.sign()
+    explained = values.clamp(min=0) / moment.diagonal().sum().clamp(min=1e-30)
+    return Projection(directions.float(), mean.float(), explained.float())
+
+
+def evenly(count: int, total: int) -> list[int]:
+    """Pick `count` of `total` heads or units at even distances, the first always among them.
+
+    Raises:
+        ValueError: there are fewer than `count`.
+    """
+    if count > total:
+        raise ValueError(f"cannot pick {count} of {total}")
+    return [index * total // count for index in range(count)]
+
+
+def choose_layers(selection: Literal["first", "uniform"], count: int, total: int) -> list[int]:
+    """Return the donor layer for each of `count` student layers.
+
+    "uniform" steps by ceil(total / count) where that fits (22 into 6: 0, 4, 8, 12, 16, 20), else
+    takes a rounded even spacing from the first to the last layer (22 into 12). A student deeper
+    than its donor repeats layers in order.
+    """
+    if count > total:
+        return [index * total // count for index in range(count)]
+    if selection == "first" or count == total:
+        return list(range(count))
+    step = -(-total // count)
+    if (count - 1) * step < total:
+        return [index * step for index in range(count)]
+    return [round(index * (total - 1) / max(count - 1, 1)) for index in range(count)]
+
+
+@dataclass(frozen=True)
+class DonorBlock:
+    """One layer of a donor, in one notation for every family.
+
+    Attributes:
+        query: `(heads, head_dim, donor_width)`; key and value alike.
+        key: see query.
+        value: see query.
+        attention_out: `(donor_width, heads, head_dim)`.
+        units_in: `(units, donor_width)`, the activated half of a GLU, or the whole of an FFN.
+        units_gate: `(units, donor_width)`, the gate half; None where the family has none.
+        units_out: `(donor_width, units)`.
+        attention_gain: `(donor_width,)`, gain of the norm that attention reads; None without one.
+        units_gain: `(donor_width,)`, gain of the norm that the FFN reads.
+        attention_type: "full_attention" or "sliding_attention".
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    attention_out: torch.Tensor
+    units_in: torch.Tensor
+    units_gate: torch.Tensor | None
+    units_out: torch.Tensor
+    attention_gain: torch.Tensor | None
+    units_gain: torch.Tensor
+    attention_type: str = "full_attention"
+
+
+@dataclass(frozen=True)
+class Donor:
+    """A donor's weights in one notation; see `small_modernbert.initialisation.donors` for how they are read.
+
+    Attributes:
+        embedding: `(donor_vocabulary, donor_width)`.
+        embedding_gain: `(donor_width,)`, gain of the norm after the embedding.
+        blocks: layers, in order.
+        final_gain: `(donor_width,)`, gain of the last norm; None where there is none.
+        head_dense: `(donor_width, donor_width)` of the MLM head, if it has one.
+        head_gain: `(donor_width,)` of the MLM head's norm.
+        decoder_bias: `(donor_vocabulary,)` of the MLM head.
+        left_behind: what the family has and ModernBERT has not, with the reason.
+    """
+
+    embedding: torch.Tensor
+    embedding_gain: torch.Tensor
+    blocks: list[DonorBlock]
+    final_gain: torch.Tensor | None = None
+    head_dense: torch.Tensor | None = None
+    head_gain: torch.Tensor | None = None
+    decoder_bias: torch.Tensor | None = None
+    left_behind: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Carved:
+    """A student's initial tensors.
+
+    Attributes:
+        tensors: name in the student's state dict -> value; those not listed stay fresh.
+        how: name -> ("copied" | "projected" | "fresh", where it comes from or why it is fresh).
+    """
+
+    tensors: dict[str, torch.Tensor]
+    how: dict[str, tuple[How, str]]
+
+
+def project_gain(gain: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """Return the diagonal of P diag(gain) P^T: the gain, as far as a diagonal can carry it."""
+    return directions.square() @ gain
+
+
+def fold_reader(
+    weight: torch.Tensor, gain: torch.Tensor | None, directions: torch.Tensor
+) -> torch.Tensor:
+    """Return W diag(gain) P^T: a matrix that read the donor's normed stream, on the student's."""
+    return (weight if gain is None else weight * gain) @ directions.T
+
+
+def fold_writer(weight: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    """Return P W: a matrix that wrote to the donor's stream, on the student's."""
+    return directions @ weight
+
+
+def rotary_pairs(head_dim: int, donor_head_dim: int) -> list[int]:
+    """Pick the donor's rotary pairs whose frequencies are the student's, as head positions.
+
+    Pair i of n turns by theta^(-i/n): every (donor_pairs / pairs)-th pair of a wider head has
+    exactly the frequencies of a narrower one. A pair's two halves stand head_dim / 2 apart.
+
+    Raises:
+        ValueError: the donor's heads are narrower.
+    """
+    pairs, donor_pairs = head_dim // 2, donor_head_dim // 2
+    chosen = evenly(pairs, donor_pairs)
+    return [*chosen, *(donor_pairs + pair for pair in chosen)]
+
+
+def fold_attention(
+    block: DonorBlock, directions: torch.Tensor, heads: int, head_dim: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Carve one attention layer.
+
+    Heads are picked evenly. Where the student's heads are narrower, matching rotary pairs are
+    picked inside them, and queries and keys grow by (donor_head_dim / head_dim)^(1/4) each, which
+    keeps the expected size of a score under its 1 / sqrt(head_dim).
+
+    Returns:
+        Wqkv `(3 * heads * head_dim, width)` and Wo `(width, heads * head_dim)`.
+    """
+    donor_heads, donor_head_dim, donor_width = block.query.shape
+    picked = torch.tensor(evenly(heads, donor_heads))
+    inside = torch.tensor(rotary_pairs(head_dim, donor_head_dim))
+    grow = (donor_head_dim / head_dim) ** 0.25
+    rows = []
+    for part, factor in ((block.query, grow), (block.key, grow), (block.value, 1.0)):
+        chosen = part.index_select(0, picked).index_select(1, inside)
+        flat = chosen.reshape(heads * head_dim, donor_width) * factor
+        rows.append(fold_reader(flat, block.attention_gain, directions))
+    out = block.attention_out.index_select(1, picked).index_select(2, inside)
+    out = out.reshape(donor_width, heads * head_dim)
+    return torch.cat(rows), fold_writer(out, directions)
+
+
+def fold_units(
+    block: DonorBlock, directions: torch.Tensor, units: int
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Carve one feed-forward layer; a unit's value and gate rows are picked together.
+
+    Returns:
+        value half `(units, width)`, gate half alike or None, and Wo `(width, units)`.
+    """
+    picked = torch.tensor(evenly(units, len(block.units_in)))
+    value = fold_reader(block.units_in.index_select(0, picked), block.units_gain, directions)
+    gate = None
+    if block.units_gate is not None:
+        gate = fold_reader(block.units_gate.index_select(0, picked), block.units_gain, directions)
+    return value, gate, fold_writer(block.units_out.index_select(1, picked), directions)
+
+
+@torch.no_grad()
+def carve(
+    donor: Donor,
+    student: dict[str, torch.Tensor],
+    *,
+    heads: int,
+    layer_types: Sequence[str],
+    donor_layers: Sequence[int],
+    token_rows: torch.Tensor,
+) -> Carved:
+    """Carve a student's tensors out of a donor.
+
+    Args:
+        donor: the weights to carve from.
+        student: the blank student's state dict; it gives every shape, and the fresh rows of
+            tokens that the donor does not have.
+        heads: the student's attention heads.
+        layer_types: the student's attention type per layer.
+        donor_layers: donor layer for each student layer; student layers beyond the list stay fresh.
+        token_rows: `(student_vocabulary,)`, each token's row in the donor's table, -1 for none.
+
+    Raises:
+        ValueError: the student is wider than the donor in any direction.
+    """
+    embedding_name = "model.embeddings.tok_embeddings.weight"
+    width = student[embedding_name].shape[1]
+    donor_width = donor.embedding.shape[1]
+    projection = principal_directions(donor.embedding, width)
+    directions = projection.directions
+    kept = f"P {donor_width} -> {width}, {float(projection.explained.sum()):.1%} of the table"
+    carry: How = "copied" if width == donor_width else "projected"
+    tensors: dict[str, torch.Tensor] = {}
+    how: dict[str, tuple[How, str]] = {}
+
+    def put(name: str, value: torch.Tensor, source: str) -> None:
+        if value.shape != student[name].shape:
+            raise ValueError(f"{name}: {tuple(value.shape)} for {tuple(student[name].shape)}")
+        tensors[name] = value.to(student[name].dtype).contiguous()
+        how[name] = (carry, source)
+
+    known = token_rows >= 0
+    table = student[embedding_name].clone()
+    table[known] = donor.embedding[token_rows[known]] @ directions.T
+    put(embedding_name, table, f"embedding, {kept}; {int((~known).sum()):,} rows fresh")
+    gain = project_gain(donor.embedding_gain, directions)
+    put("model.embeddings.norm.weight", gain, "embedding norm, diag(P g P^T)")
+    for index, source_index in enumerate(donor_layers):
+        block, prefix = donor.blocks[source_index], f"model.layers.{index}."
+        source = f"donor layer {source_index}"
+        if block.attention_type != layer_types[index]:
+            source += f" ({block.attention_type} there, {layer_types[index]} here)"
+        head_dim = student[prefix + "attn.Wo.weight"].shape[1] // heads
+        donor_heads, donor_head_dim, _ = block.query.shape
+        if head_dim > donor_head_dim:
+            # No pairing of narrow heads keeps what they attend to: two patterns are not one.
+            reason = f"heads of {head_dim}, and {source} has heads of {donor_head_dim}"
+            how[prefix + "attn.Wqkv.weight"] = how[prefix + "attn.Wo.weight"] = ("fresh", reason)
+        else:
+            qkv, out = fold_attention(block, directions, heads, head_dim)
+            put(prefix + "attn.Wqkv.weight", qkv, f"{source}, {heads} of {donor_heads} heads")
+            put(prefix + "attn.Wo.weight", out, source)
+        units = student[prefix + "mlp.Wo.weight"].shape[1]
+        value, gate, out = fold_units(block, directions, units)
+        note = f"{source}, {units} of {len(block.units_in)} units"
+        if gate is None:
+            gate = student[prefix + "mlp.Wi.weight"][units:]
+            note += "; gate half fresh: the donor has no gate"
+        put(prefix + "mlp.Wi.weight", torch.cat([value, gate]), note)
+        put(prefix + "mlp.Wo.weight", out, source)
+        for norm in ("attn_norm.weight", "mlp_norm.weight"):
+            if prefix + norm in student:
+                ones = torch.ones_like(student[prefix + norm])
+                put(prefix + norm, ones, f"{source}: its gain is folded into the next matrix")
+    if donor.final_gain is not None:
+        gain = project_gain(donor.final_gain, directions)
+        put("model.final_norm.weight", gain, "final norm, diag(P g P^T)")
+    if donor.head_dense is not None and "head.dense.weight" in student:
+        dense = fold_writer(donor.head_dense @ directions.T, directions)
+        put("head.dense.weight", dense, "MLM head, P W P^T")
+    if donor.head_gain is not None and "head.norm.weight" in student:
+        put("head.norm.weight", project_gain(donor.head_gain, directions), "MLM head's norm")
+    if donor.decoder_bias is not None and "decoder.bias" in student:
+        bias = torch.zeros_like(student["decoder.bias"])
+        bias[known] = donor.decoder_bias[token_rows[known]]
+        tensors["decoder.bias"], how["decoder.bias"] = bias, ("copied", "decoder bias")
+    if "decoder.weight" in student:
+        tensors["decoder.weight"] = tensors[embedding_name]
+        how["decoder.weight"] = (carry, "tied to the embedding")
+    for name in student:
+        how.setdefault(name, ("fresh", "nothing in the donor maps to it"))
+    return Carved(tensors, how)

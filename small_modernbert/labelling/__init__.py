@@ -1,0 +1,1 @@
+"""What teachers and judges say of texts: labels, mined negatives, scores."""

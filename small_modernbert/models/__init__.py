@@ -1,0 +1,1 @@
+"""What encodes: architecture, loading, students, teachers, packed forward passes."""

@@ -1,0 +1,160 @@
+"""Attention for packed batches, behind one registered name: `packed`.
+
+Restarting `position_ids` does not separate packed sequences in transformers' own attention
+functions, and a single 4-D mask loses ModernBERT's sliding window; both leak in silence. So we
+register a function of our own, which gets the lengths with each call:
+
+- CUDA with flash-attn: one variable-length FlashAttention-2 call with the sliding window.
+- elsewhere: one exact scaled-dot-product call per stretch of equally long sequences, with a band
+  mask where a sliding layer meets a sequence longer than its window.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import util
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+from small_modernbert.models.packing import PackedBatch
+
+NAME = "packed"
+
+
+def stretches(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return `(count, length)` for each run of equal lengths, in order."""
+    return tuple((len(list(run)), length) for length, run in groupby(lengths))
+
+
+@lru_cache(maxsize=16)  # 67 MB each at 8,192 tokens
+def band(length: int, reach: int, device: torch.device) -> torch.Tensor:
+    """Return the `(length, length)` mask that is true where |query - key| <= `reach` tokens."""
+    positions = torch.arange(length, device=device)
+    return (positions[:, None] - positions[None, :]).abs() <= reach
+
+
+def packed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    lengths: Sequence[int],
+    scaling: float,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **_: Any,  # noqa: ANN401  what transformers passes to every attention function
+) -> tuple[torch.Tensor, None]:
+    """Attend inside each packed sequence only.
+
+    Args:
+        module: the attention layer (part of transformers' calling convention).
+        query: `(1, heads, T, head_dim)`.
+        key: like `query`.
+        value: like `query`.
+        attention_mask: ignored: the boundaries say everything.
+        lengths: tokens of each sequence; they sum to T.
+        scaling: factor on the scores.
+        dropout: on the attention weights.
+        sliding_window: transformers' ModernBERT passes reach + 1; None attends to everything.
+
+    Returns:
+        `(1, T, heads, head_dim)` and None in place of the weights.
+    """
+    reach = None if sliding_window is None else sliding_window - 1
+    # FlashAttention has no fp32 kernel.
+    if query.is_cuda and query.dtype != torch.float32 and flash_attention_available():
+        return flash_attention(query, key, value, lengths, scaling, dropout, reach), None
+    runs = stretches(lengths)
+    sizes = [count * length for count, length in runs]
+    # One split and one concatenation: slicing would cost a T-sized zero fill per run in backward.
+    pieces = zip(*(tensor[0].split(sizes, dim=1) for tensor in (query, key, value)), strict=True)
+    outputs = []
+    for (count, length), (q, k, v) in zip(runs, pieces, strict=True):
+        heads, _, width = q.shape
+        shape = (heads, count, length, width)
+        mask = None
+        if reach is not None and length > reach + 1:
+            mask = band(length, reach, query.device)
+        # Heads and sequences are both batch dimensions here, so heads first needs no transpose.
+        output = functional.scaled_dot_product_attention(
+            q.reshape(shape),
+            k.reshape(shape),
+            v.reshape(shape),
+            attn_mask=mask,
+            dropout_p=dropout,
+            scale=scaling,
+        )
+        outputs.append(output.reshape(heads, count * length, width))
+    return torch.cat(outputs, dim=1).transpose(0, 1)[None], None
+
+
+def flash_attention_available() -> bool:
+    """Say whether flash-attn is installed; it is an optional extra for GPU machines."""
+    return util.find_spec("flash_attn") is not None
+
+
+def flash_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Sequence[int],
+    scaling: float,
+    dropout: float,
+    reach: int | None,
+) -> torch.Tensor:
+    """Call FlashAttention-2 on packed sequences; shapes as in `packed_attention`."""
+    from flash_attn import flash_attn_varlen_func
+
+    ends = torch.tensor(lengths, device=query.device).cumsum(0)
+    boundaries = functional.pad(ends, (1, 0)).to(torch.int32)
+    # flash-attn takes (T, heads, head_dim); its window is inclusive on both sides, -1 is no limit.
+    output = flash_attn_varlen_func(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
+        cu_seqlens_q=boundaries,
+        cu_seqlens_k=boundaries,
+        max_seqlen_q=max(lengths),
+        max_seqlen_k=max(lengths),
+        dropout_p=dropout,
+        softmax_scale=scaling,
+        window_size=(-1, -1) if reach is None else (reach, reach),
+    )
+    return output[None]
+
+
+def _no_mask(*_: Any, **__: Any) -> None:  # noqa: ANN401  transformers' calling convention
+    return None
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, _no_mask)
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """Switch a ModernBERT to packed attention; `forward_packed` is then the way to call it."""
+    model.set_attn_implementation(NAME)
+
+
+def forward_packed(model: PreTrainedModel, batch: PackedBatch, **arguments: Any) -> Any:  # noqa: ANN401  the model's own output class
+    """Run a ModernBERT with packed attention over one packed batch and return its output.
+
+    Raises:
+        ValueError: the model was not switched with `use_packed_attention`; running it anyway would
+            let sequences see each other.
+    """
+    if model.config._attn_implementation != NAME:
+        raise ValueError("forward_packed needs a model prepared by use_packed_attention")
+    return model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        lengths=batch.lengths,
+        **arguments,
+    )

@@ -1,0 +1,268 @@
+"""Model folders that others wrote: what is looked at before a library opens one.
+
+The libraries run no code of a folder unless they are told to trust it, and they never are. What is
+checked here is what they leave open: weights in a pickle, module types and paths that lead out of
+the model, code named for a download, sizes that would fill the memory before the weights are found
+to be none of that size, weights that are missing or not finite, tokens without an embedding.
+"""
+
+import dataclasses
+import json
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from small_modernbert.runs import storage
+from small_modernbert.runs.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CURE = "take the model from its source again, or point at another folder"
+SAFE = "save it with safetensors: model.save_pretrained(folder) of a current transformers"
+# Sentence-transformers imports a module's type by its dotted path. Types that read further paths or
+# types from their own files (Router, WordEmbeddings, ...) are not among these.
+MODULES = frozenset(
+    {"Transformer", "Pooling", "Normalize", "Dense", "StaticEmbedding", "Dropout", "LayerNorm"}
+)
+_MODULE_TYPE = re.compile(r"sentence_transformers(?:\.\w+)*\.(\w+)")
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+_LAYERS = re.compile(r"(num|n)_\w*layers?|n_layer|num_hidden_groups|inner_group_num")
+_SIZES = re.compile(
+    r"\w+_(size|dim|heads|experts)|num_labels|(num|n)_\w+|d_\w+|dim|hidden_dims?|(in|out)_features"
+)
+LEAST_SIZE = 4_096  # a size so small does no harm, whatever the tensors are
+LARGEST_NUMBER = 1 << 24  # positions, ids: anything that is no size of a tensor
+LARGEST_WEIGHT = 1e10  # beyond it a sum overflows; a flipped bit of an exponent gives 1e38
+HEADER_BYTES = 100_000_000  # the format's own bound
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a model folder that must not be loaded, or cannot be, before any of it is.
+
+    Raises:
+        UserError: with the file that is wrong; nothing of the folder was executed.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; {CURE}")
+    _check_pickles(folder)
+    parts = [folder, *_check_modules(folder)]
+    for part in dict.fromkeys(parts):
+        files = sorted(part.glob("*.safetensors"))
+        shapes = [one.shape for file in files for one in read_header(file).values()]
+        _check_config(part / "config.json", shapes)
+        for name in ("sentence_bert_config.json", "tokenizer_config.json"):
+            _check_config(part / name, None)
+        _check_tokens(part)
+
+
+def check_weights(model: "nn.Module", folder: Path, fresh: tuple[str, ...] = ()) -> None:
+    """Refuse a loaded model whose weights were not all in its folder, or are not sound.
+
+    A library fills what is missing with random numbers and says so in its log alone. Tensors are
+    told by their shapes, because libraries rename them; a pooler may be missing, nobody uses it.
+
+    Args:
+        model: as it was loaded.
+        folder: from where; its subfolders count.
+        fresh: beginnings of names that may be missing.
+
+    Raises:
+        UserError: with the folder and the tensor.
+    """
+    import torch
+
+    found: Counter[tuple[int, ...]] = Counter()
+    for file in sorted(folder.rglob("*.safetensors")):
+        found.update(one.shape for one in read_header(file).values() if one.is_weight)
+    seen: set[int] = set()
+    for name, tensor in model.named_parameters():
+        low, high = torch.aminmax(tensor.detach()) if tensor.numel() else (0, 0)
+        # NaN compares as false.
+        if not (low > -LARGEST_WEIGHT and high < LARGEST_WEIGHT):
+            raise UserError(
+                f"{folder}: the weights {name} hold NaN, infinity or numbers beyond "
+                f"{LARGEST_WEIGHT:g}; {CURE}"
+            )
+        if tensor.data_ptr() in seen or "pooler." in name or name.startswith(fresh):
+            continue
+        seen.add(tensor.data_ptr())
+        shape = tuple(tensor.shape)
+        if not found[shape]:
+            raise UserError(
+                f"{folder}: no safetensors file holds the weights {name} {shape}; {CURE}"
+            )
+        found[shape] -= 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """What a safetensors file says of a tensor: its type ("F32", "I64", ...) and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it holds what can be a weight: floats, or the bytes of a quantised table."""
+        return self.dtype.startswith(("F", "BF")) or self.dtype in ("I8", "U8")
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file by name; their data stay unread.
+
+    Raises:
+        UserError: it has no header, or one that cannot be.
+    """
+    try:
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > min(HEADER_BYTES, path.stat().st_size):
+                raise ValueError(f"its header would have {length:,} bytes")
+            header = json.loads(stream.read(length))
+        found = {
+            name: Tensor(str(entry["dtype"]), tuple(entry["shape"]))
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+        if not all(type(n) is int and n >= 0 for one in found.values() for n in one.shape):
+            raise ValueError("a shape is none")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}); {CURE}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
+        raise UserError(f"{path} is no safetensors file ({error}); {CURE}") from None
+    return found
+
+
+@contextmanager
+def explained(what: str, reference: Path | str) -> Iterator[None]:
+    """Turn whatever a library makes of a model's files into one line that names them.
+
+    Raises:
+        UserError: instead of any exception but our own and an interruption.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a hostile file can make a library raise anything
+        raise load_error(what, reference, error) from error
+    except BaseException as error:
+        # The tokenizers' own panics are no Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise load_error(what, reference, RuntimeError(str(error))) from None
+
+
+def load_error(what: str, reference: Path | str, error: Exception) -> UserError:
+    """Return the one-line error for a model or tokenizer that did not load."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(reference, Path):
+        cure = "is it a model folder? point at a stage's final/"
+    else:
+        cure = "check the id, or log in; for a run without a hub: make run"
+    return UserError(f"cannot load the {what} {reference}: {reason[:500]}; {cure}")
+
+
+def _check_pickles(folder: Path) -> None:
+    for pattern in _PICKLES:
+        for path in folder.rglob(pattern):
+            if not any(path.parent.glob("*.safetensors")):
+                raise UserError(f"{path} is a pickle; only safetensors files are loaded; {SAFE}")
+
+
+def _check_modules(folder: Path) -> list[Path]:
+    """Return the folders of a sentence-transformers model's modules; none if it is none."""
+    path = folder / "modules.json"
+    if not path.exists():
+        return []
+    modules = storage.read_json(path, CURE)
+    if not isinstance(modules, list) or not modules:
+        raise UserError(f"{path} lists no modules; {CURE}")
+    parts = []
+    for module in modules:
+        module = module if isinstance(module, dict) else {}
+        kind, place = module.get("type"), module.get("path")
+        match = _MODULE_TYPE.fullmatch(kind) if isinstance(kind, str) else None
+        if match is None or match[1] not in MODULES:
+            raise UserError(
+                f"{path}: {str(kind)[:80]!r} is not imported; a module is one of sentence-"
+                f"transformers' own: {', '.join(sorted(MODULES))}"
+            )
+        if not isinstance(place, str) or "\0" in place or "\\" in place or not _inside(place):
+            raise UserError(f"{path}: the module path {place!r} leads out of the folder; refused")
+        parts.append(folder / place)
+    return parts
+
+
+def _inside(place: str) -> bool:
+    path = PurePosixPath(place)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _check_config(path: Path, shapes: list[tuple[int, ...]] | None) -> None:
+    """Refuse a configuration with sizes that its weights do not have, or with code to fetch.
+
+    Args:
+        path: a JSON file; it may not be there.
+        shapes: of the tensors beside it; None for files that describe none.
+    """
+    if not path.is_file():
+        return
+    config = storage.read_json(path, CURE)
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is no model configuration; {CURE}")
+    largest = max((max(shape, default=0) for shape in shapes or ()), default=0)
+    for key, value in _walk(config):
+        if "attn_implementation" in key and "/" in str(value):
+            raise UserError(f"{path}: {key} names code to fetch ({value!r}); refused")
+        if shapes is None or type(value) not in (int, float) or "theta" in key:
+            continue
+        bound = LARGEST_NUMBER
+        if _LAYERS.fullmatch(key):
+            bound = max(len(shapes), 1)
+        elif _SIZES.fullmatch(key):
+            bound = max(largest, LEAST_SIZE)
+        if abs(value) > bound:
+            raise UserError(
+                f"{path}: {key} is {value:,}, and the weights have {len(shapes):,} tensors of at "
+                f"most {largest:,} rows; {CURE}"
+            )
+
+
+def _walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401  JSON
+    waiting = [(key, value)]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting.extend((str(name), one) for name, one in value.items())
+        elif isinstance(value, list):
+            waiting.extend((key, one) for one in value)
+        else:
+            yield key, value
+
+
+def _check_tokens(folder: Path) -> None:
+    """Refuse a tokenizer with entries that the model has no embedding for."""
+    path, config_path = folder / "tokenizer.json", folder / "config.json"
+    if not (path.is_file() and config_path.is_file()):
+        return
+    rows = storage.read_json(config_path, CURE).get("vocab_size")
+    tokenizer = storage.read_json(path, CURE)
+    try:
+        model = tokenizer["model"]["vocab"]
+        ids = list(model.values()) if isinstance(model, dict) else [len(model) - 1]
+        ids += [token["id"] for token in tokenizer.get("added_tokens") or []]
+        if type(rows) is int and ids and max(ids) >= rows:
+            raise UserError(
+                f"{path} has token {max(ids):,}, and the model {rows:,} embeddings; the two do not "
+                f"belong together; {CURE}"
+            )
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no tokenizer ({type(error).__name__}: {error}); {CURE}"
+        ) from None

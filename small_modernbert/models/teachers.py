@@ -1,0 +1,95 @@
+"""Teachers: sentence-transformers models that label text, and their reduction."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+
+from small_modernbert.initialisation.guide import Projection
+from small_modernbert.models.loading import check_folder, check_weights, explained
+from small_modernbert.runs import hub
+from small_modernbert.runs.errors import UserError
+
+
+def load_teacher(reference: Path | str, revision: str | None = None) -> SentenceTransformer:
+    """Load a teacher from a folder or the hub, for inference, on the best device there is.
+
+    Raises:
+        UserError: it does not load, or the hub cannot be reached.
+    """
+    with explained("teacher", reference):
+        folder = Path(reference)
+        if isinstance(reference, str) and not folder.is_dir():
+            folder = hub.fetch_model(reference, revision)
+        check_folder(folder)
+        teacher = SentenceTransformer(
+            str(folder),
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+        )
+        check_weights(teacher, folder)
+        if not hasattr(teacher[0], "auto_model"):
+            raise UserError(
+                f"{folder} has no transformer to learn from (its first module is a "
+                f"{type(teacher[0]).__name__}); name another teacher"
+            )
+        teacher.eval()
+        # A teacher that cannot encode one text must not fail after an hour of others.
+        token_ids(teacher, ["A trial."])
+        if not np.isfinite(teacher.encode(["A trial."], show_progress_bar=False)).all():
+            raise UserError(f"{folder} gives NaN or infinity; take another teacher")
+    return teacher
+
+
+def token_ids(teacher: SentenceTransformer, texts: Sequence[str]) -> list[list[int]]:
+    """Return each text's token ids as the teacher sees them: special tokens, truncation."""
+    encoded = teacher.tokenizer(
+        list(texts),
+        truncation=True,
+        max_length=teacher.max_seq_length,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    return encoded["input_ids"]
+
+
+def normalise(vectors: np.ndarray) -> np.ndarray:
+    """Return the rows scaled to unit length; a zero row stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(norms, 1e-12)
+
+
+def project(vectors: np.ndarray, projection: Projection) -> np.ndarray:
+    """Map teacher vectors to the student's width, unit length, float32."""
+    return normalise(vectors.astype(np.float32) @ projection.directions.numpy().T)
+
+
+def reduce_teacher(teacher: SentenceTransformer, projection: Projection) -> SentenceTransformer:
+    """Return the teacher followed by a Dense layer with the projection, and a normalisation.
+
+    The Dense layer has no bias: the mean is not subtracted, see `guide.principal_directions`.
+    """
+    from sentence_transformers.models import Dense, Normalize
+
+    width, dimension = projection.directions.shape
+    dense = Dense(dimension, width, bias=False, activation_function=torch.nn.Identity())
+    with torch.no_grad():
+        dense.linear.weight.copy_(projection.directions)
+    reduced = SentenceTransformer(modules=[*teacher, dense, Normalize()], device=teacher.device)
+    reduced.eval()
+    return reduced
+
+
+def save_teacher(teacher: SentenceTransformer, folder: Path) -> None:
+    """Write a teacher as a sentence-transformers folder: equal teachers, equal files.
+
+    A fast tokenizer remembers the truncation of its last call and would save it: what a run has
+    encoded so far, or a resumed one has not, is none of the file's business.
+    """
+    teacher.tokenizer.backend_tokenizer.no_truncation()
+    teacher.tokenizer.backend_tokenizer.no_padding()
+    teacher.save(str(folder), create_model_card=False)

@@ -1,0 +1,1 @@
+"""What every stage stands on: settings, folders, records, storage, signals, processes."""

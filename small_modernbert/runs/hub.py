@@ -1,0 +1,218 @@
+"""The hub's datasets: the one function through which every one of them is read."""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from small_modernbert.runs.errors import UserError
+
+BATCH_ROWS = 1_000
+SHUFFLE_WINDOW = 10_000
+KNOCK_SECONDS = 15
+# What loading a model needs; neither its other exports nor any code of it.
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+logger = logging.getLogger(__name__)
+
+
+def stream_rows(
+    id: str,
+    config: str | None,
+    split: str,
+    revision: str | None,
+    columns: Sequence[str],
+    *,
+    batch_rows: int = BATCH_ROWS,
+    shuffle_seed: int | None = None,
+) -> Iterator[dict[str, list[Any]]]:
+    """Yield batches of rows of a dataset as lists by column, without downloading it first.
+
+    Args:
+        id: a dataset of the hub, or a local folder in the hub's layout (Parquet or JSON lines).
+        config: of the dataset; None where there is only one.
+        split: "train", say.
+        revision: a commit; None takes the newest and says so, once.
+        columns: the columns to return; checked before anything is read in bulk.
+        batch_rows: rows a batch.
+        shuffle_seed: shuffles the dataset's files, and its rows in a window of
+            `SHUFFLE_WINDOW`; None keeps the order.
+
+    Raises:
+        UserError: it cannot be reached, is not there, is gated, or has other columns; the
+            message is one line with the cure.
+    """
+    local = Path(id).expanduser().is_dir()
+    name = f"{id} (config {config})" if config else id
+    if not local:
+        warn_unpinned(id, revision)
+    try:
+        if not local:
+            _knock()
+        stream, found = _open(id, config, split, None if local else revision)
+        missing = [column for column in columns if column not in found]
+        if missing:
+            raise UserError(
+                f"dataset {name}, split {split}: no column {', '.join(missing)}; it has: "
+                f"{', '.join(found)}; correct the columns in its row of the table of sources"
+            )
+        stream = stream.select_columns(list(columns))
+        if shuffle_seed is not None:
+            stream = stream.shuffle(seed=shuffle_seed, buffer_size=SHUFFLE_WINDOW)
+        yield from stream.iter(batch_size=batch_rows)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the hub's many libraries raise, with the cure
+        raise explain(error, f"dataset {name}", split) from error
+
+
+def _open(id: str, config: str | None, split: str, revision: str | None) -> tuple[Any, list[str]]:
+    """Return a streaming dataset and the names of its columns."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    stream = datasets.load_dataset(id, name=config, split=split, revision=revision, streaming=True)
+    names = stream.column_names
+    if names is None:
+        # JSON lines say what columns they have only when a row is read.
+        names = list(next(iter(stream.take(1)), {}))
+    return stream, names
+
+
+def _knock() -> None:
+    """Raise at once if the hub is out of reach; its own client would try for half a minute."""
+    from huggingface_hub import constants, utils
+
+    if not constants.HF_HUB_OFFLINE:
+        utils.get_session().head(constants.ENDPOINT, timeout=KNOCK_SECONDS)
+
+
+def warn_unpinned(id: str, revision: str | None) -> None:
+    """Say that a hub id without a commit means whatever is newest: a branch or a tag can move."""
+    if revision is None:
+        logger.warning("%s: no revision is pinned, the newest is taken", id)
+    elif not _COMMIT.fullmatch(revision):
+        logger.warning(
+            "%s: revision %r can move, it is no commit; 40 hex digits pin it", id, revision
+        )
+
+
+@contextmanager
+def cached_if_unreachable(reference: Path | str, revision: str | None = None) -> Iterator[None]:
+    """Load inside this: with the hub out of reach, what is cached is taken or missed at once.
+
+    The hub's clients would try each file for half a minute, and say so in many lines.
+
+    Args:
+        reference: what is loaded; nothing happens for a folder.
+        revision: the commit asked for; a hub id without one is warned about.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    if not Path(reference).is_dir():
+        warn_unpinned(str(reference), revision)
+        try:
+            _knock()
+        except Exception:  # out of reach, in whichever library's words
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def fetch_file(id: str, revision: str | None, name: str) -> Path:
+    """Return the path of one file of a model of the hub; the cached one if it is out of reach.
+
+    Raises:
+        UserError: see `stream_rows`.
+    """
+    warn_unpinned(id, revision)
+    try:
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+        try:
+            _knock()
+        except Exception:  # out of reach, in whichever library's words: what is cached will do
+            cached = try_to_load_from_cache(id, name, revision=revision)
+            if isinstance(cached, str):
+                return Path(cached)
+            raise
+        return Path(hf_hub_download(id, name, revision=revision))
+    except Exception as error:  # whatever the hub's many libraries raise, with the cure
+        raise explain(error, f"{name} of {id}") from error
+
+
+def fetch_model(id: str, revision: str | None) -> Path:
+    """Return the folder of a hub model: weights in safetensors, configuration, tokenizer; no code.
+
+    Raises:
+        UserError: it can't be had; the message names `make run`.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        with cached_if_unreachable(id, revision):
+            return Path(snapshot_download(id, revision=revision, allow_patterns=MODEL_FILES))
+    except HFValidationError:
+        raise UserError(f"{id!r} is neither a folder, a stage, nor a hub id") from None
+    except Exception as error:  # whatever the hub's many libraries raise, with the cure
+        raise explain(error, f"model {id}") from error
+
+
+def explain(error: Exception, what: str, split: str = "") -> UserError:
+    """Turn a failure of the hub's libraries into one line that says what to do.
+
+    Args:
+        error: what was raised.
+        what: "dataset x", "tokenizer y": the subject of the sentence.
+        split: that was asked for, if any.
+    """
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    said = " ".join(str(error).split()) or type(error).__name__
+    if any("gated" in str(link).lower() for link in chain) or "GatedRepoError" in kinds:
+        return UserError(
+            f"{what} is gated: accept its terms on its page on the hub, then run: hf auth login"
+        )
+    if "unknown split" in said.lower() or "bad split" in said.lower():
+        return UserError(f"{what} has no split {split!r} ({said})")
+    if "BuilderConfig" in said or "config name" in said.lower():
+        return UserError(f"{what}: no such config ({said})")
+    if kinds & _UNREACHABLE:
+        return UserError(f"{what} cannot be reached ({said}); for a run without a hub: make run")
+    if kinds & _NOT_THERE:
+        return UserError(f"{what} is not there ({said}); check the id and the revision")
+    return UserError(f"{what} cannot be read ({type(error).__name__}: {said})")
+
+
+# By name: the libraries that define them take seconds to import.
+_UNREACHABLE = {
+    "ConnectionError",
+    "ConnectError",
+    "OfflineModeIsEnabled",
+    "LocalEntryNotFoundError",
+    "TimeoutException",
+    "TimeoutError",
+    "TransportError",
+    "SocketBlockedError",
+    "SocketConnectBlockedError",
+    "gaierror",
+}
+_NOT_THERE = {
+    "DatasetNotFoundError",
+    "RepositoryNotFoundError",
+    "RevisionNotFoundError",
+    "EntryNotFoundError",
+    "EmptyDatasetError",
+    "DataFilesNotFoundError",
+    "FileNotFoundError",
+}

@@ -1,0 +1,157 @@
+"""What a stage remembers of its inputs, settings and output, and how it notices changes."""
+
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from small_modernbert.runs import settings, storage
+from small_modernbert.runs.errors import UserError
+
+# Of run.json. A newer one is not read with older eyes; 1 is also what carries no number.
+FORMAT = 1
+LIBRARIES = (
+    *("torch", "transformers", "sentence-transformers", "tokenizers", "pyarrow", "numpy"),
+    *("model2vec", "onnx", "onnxruntime", "openvino"),
+)
+ROOT = Path(__file__).resolve().parent.parent.parent
+_SHAPE: dict[str, type] = {"status": str, "settings": dict, "inputs": dict}
+
+
+def command(script: str) -> str:
+    """Return how to run a script again: as it was called, if it is the one that runs."""
+    if Path(sys.argv[0]).name == Path(f"{script}.py").name:
+        return settings.command_line()
+    return f"python {script}.py"
+
+
+def read_record(path: Path, cure: str) -> dict[str, Any] | None:
+    """Read a run.json; None where there is none.
+
+    Raises:
+        UserError: it is damaged, or of a newer version; `cure` is appended.
+    """
+    if not path.exists():
+        return None
+    record = storage.read_json(path, cure)
+    if not isinstance(record, dict):
+        raise UserError(f"{path} is no record of a run; {cure}")
+    if record.get("format", 1) != FORMAT:
+        raise UserError(
+            f"{path} is of format {record['format']}, this code reads {FORMAT}: use the version "
+            f"that wrote it, or {cure}"
+        )
+    for name, kind in _SHAPE.items():
+        if not isinstance(record.get(name), kind):
+            raise UserError(f"{path} is damaged: {name} is missing or no {kind.__name__}; {cure}")
+    return record
+
+
+def find_changes(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Name every setting and every input in which two records differ."""
+    changes = []
+    old, new = stored["settings"], wanted["settings"]
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            changes.append(f"{name}: {old.get(name)!r} -> {new.get(name)!r}")
+    old, new = stored["inputs"], wanted["inputs"]
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name, {}).get("digest") != new.get(name, {}).get("digest"):
+            where = new.get(name, {}).get("path", "no longer given")
+            changes.append(f"input {name} ({where}) is not the one used before")
+    return changes
+
+
+def find_updates(stored: dict[str, Any], versions: dict[str, str]) -> list[str]:
+    """Name every library whose version is not the one of an earlier run."""
+    old = stored.get("versions", {})
+    return [
+        f"{name} {old[name]} -> {version}"
+        for name, version in versions.items()
+        if old.get(name, version) != version
+    ]
+
+
+def describe_output(folder: Path) -> dict[str, Any]:
+    """Return what run.json keeps of a finished folder: one digest, and each file's own."""
+    files = storage.describe_files(folder, storage.list_files(folder))
+    contents = {name: entry["sha256"] for name, entry in files.items()}
+    return {"output_digest": storage.digest_json(contents), "output_files": files}
+
+
+def check_output(final: Path, record: dict[str, Any], cure: str) -> None:
+    """Make sure that a final/ still is what its stage made.
+
+    Sizes and times are compared; a file is read again only where its time alone differs. So a
+    changed bit that left size and time alone (a failing disk) is not seen here.
+
+    Raises:
+        UserError: a file was changed, removed or added.
+    """
+    files = record.get("output_files")
+    if files is None:  # of an earlier version, or of a run that has not got so far
+        if record.get("output_digest") in (None, storage.digest_folder(final)):
+            return
+        damage = "its content has changed"
+    else:
+        # Hidden files are the file manager's, or the hub client's.
+        names = (path.relative_to(final) for path in storage.list_files(final))
+        shown = {name.as_posix() for name in names if not name.parts[0].startswith(".")}
+        damage = storage.find_damage(final, files)
+        if damage is None and (added := sorted(shown - files.keys())):
+            damage = f"{added[0]} was added"
+    if damage:
+        raise UserError(
+            f"{final} is not what its stage made: {damage}. Put it back, or make it again with "
+            f"{cure} --overwrite; to use it as it is, copy it to a folder of its own and name that"
+        )
+
+
+def digest_input(path: Path | str) -> str:
+    """Return the digest by which a stage remembers an input.
+
+    For another stage's final/ it is the digest recorded in that stage's run.json, after a look
+    at its files; for any other folder, over its files; for a hub id, the id itself.
+
+    Raises:
+        UserError: a final/ was changed after its stage had made it.
+    """
+    if isinstance(path, str):
+        return path
+    if path.name == "final":
+        cure = "make it again: its stage's command with --overwrite"
+        record = read_record(path.parent / "run.json", cure)
+        if record is not None and record.get("output_digest"):
+            script = str(record.get("script", "the stage")).partition("@")[0]
+            check_output(path, record, f"python {script}.py")
+            return record["output_digest"]
+    return storage.digest_folder(path) if path.is_dir() else storage.sha256_file(path)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that decide what a run computes."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Return the commit that runs, and whether files differ from it; None where git has no say."""
+
+    def ask(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(ROOT), *words], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = ask("status", "--porcelain")
+    return {"commit": ask("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}

@@ -1,0 +1,407 @@
+"""A stage: one script's folder below runs/, from its first line to its `final/`.
+
+    runs/<recipe>/<script>[@variant]/
+        final/          exists only when the stage finished
+        final.partial/  what is being built; renamed to final/ at the very end
+        checkpoints/    training stages only
+        run.json        what ran, on what, with which settings, and what came out
+        metrics.jsonl   one line a step
+        log.txt
+
+A rerun with the same settings and inputs keeps a finished stage and resumes an unfinished one;
+with others it is refused, by name, until the user says `--overwrite`.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from small_modernbert.runs import lineage, processes, redaction, report, settings, signals, storage
+from small_modernbert.runs.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SCRIPTS = (
+    "get_offline_assets",
+    "build_and_save_small_modernbert",
+    "train_small_modernbert",
+    "mlm/create_dataset",
+    "mlm/init_model_mlm",
+    "mlm/pre_train",
+    "create_distil_dataset",
+    "distil_modernbert",
+    "relabel_triplets",
+    "post_train_distilled_model",
+    "sts_fine_tuning",
+    "benchmark_hotpotqa",
+    "distil_model2vec",
+    "export_model",
+)
+logger = logging.getLogger(__name__)
+
+
+def runs_folder() -> Path:
+    """Return where runs/ is: the environment's RUNS, or runs/ in the repository, never the cwd."""
+    return Path(os.environ.get("RUNS") or ROOT / "runs").resolve()
+
+
+def split_stage(reference: str) -> tuple[str, str, str] | None:
+    """Split `script[@variant][/part]` into its three words; None if no script of ours is named.
+
+    A part is something inside the stage's final/, as in `create_distil_dataset/reduced_teacher`.
+    """
+    for script in sorted(SCRIPTS, key=len, reverse=True):
+        rest = reference.removeprefix(script)
+        if rest != reference and (not rest or rest[0] in "@/"):
+            variant, _, part = rest.partition("/")
+            return script, variant.removeprefix("@"), part
+    return None
+
+
+def locate(reference: str, recipe: str) -> Path | None:
+    """Turn a reference into a folder: a stage of this recipe, or a folder; None otherwise.
+
+    None stands for a hub id, or for nothing where the reference is empty.
+
+    Relative folders are taken from the repository first, then from the working directory.
+
+    Raises:
+        UserError: it names a stage that has not finished; the message has the command to run.
+    """
+    stage = split_stage(reference)
+    if stage is not None:
+        script, variant, part = stage
+        folder = runs_folder() / recipe / (script + (f"@{variant}" if variant else ""))
+        final = folder / "final"
+        storage.recover(final)
+        if not final.is_dir():
+            flags = f" --recipe {recipe}" + (f" --variant {variant}" if variant else "")
+            raise UserError(f"{final} is not there; run: python {script}.py{flags}")
+        return final / part if part else final
+    if not reference:
+        return None
+    for base in (ROOT, Path.cwd()):
+        folder = (base / reference).expanduser()
+        if folder.is_dir():
+            return folder.resolve()
+    return None
+
+
+def need(reference: str, recipe: str, what: str, cure: str) -> Path:
+    """Like `locate`, for inputs that can only be a folder.
+
+    Raises:
+        UserError: there is no such folder; the message names `what` it should be and the `cure`.
+    """
+    folder = locate(reference, recipe)
+    if folder is None:
+        raise UserError(f"{what}: {reference!r} is not there; {cure}")
+    return folder
+
+
+def find_file(reference: str, what: str, cure: str) -> Path | None:
+    """Return the file that a reference names, from the repository or from here; None if none is.
+
+    Raises:
+        UserError: it is spelt like a Parquet file, and is not there.
+    """
+    for base in (ROOT, Path.cwd()):
+        path = (base / reference).expanduser()
+        if path.is_file():
+            return path.resolve()
+    if reference.endswith(".parquet"):
+        raise UserError(f"{what}: {reference} is not there; {cure}")
+    return None
+
+
+class Stage:
+    """One run of one script. Use as a context manager; `finished` says there is nothing to do.
+
+    Attributes:
+        folder: runs/<recipe>/<script>[@variant].
+        final: the folder that exists only when the stage finished.
+        building: `final.partial`, where the script writes; it survives a kill.
+        checkpoints: where a training loop keeps its checkpoints.
+        finished: whether an equal run finished before.
+        resumed: whether an unfinished equal run stands in the folder.
+        record: what goes to run.json; scripts add facts (`rows`, `metrics`, `dtype`, ...).
+    """
+
+    def __init__(
+        self,
+        namespace: dict[str, Any],
+        inputs: dict[str, Path | str] | None = None,
+    ) -> None:
+        """Open the stage of the script whose `globals()` are given.
+
+        Args:
+            namespace: the script's globals; RECIPE, VARIANT and OVERWRITE are read from it.
+            inputs: name -> folder, file or hub id; their digests are the stage's lineage.
+
+        Raises:
+            UserError: the folder is locked, or holds a run with other settings or inputs.
+        """
+        script = Path(namespace["__file__"]).resolve()
+        self.script = script.relative_to(ROOT).with_suffix("").as_posix()
+        variant = namespace.get("VARIANT", "")
+        self.name = self.script + (f"@{variant}" if variant else "")
+        self.folder = runs_folder() / namespace["RECIPE"] / self.name
+        self.final = self.folder / "final"
+        self.building = self.folder / "final.partial"
+        self.checkpoints = self.folder / "checkpoints"
+        self._follows = processes.rank() > 0
+        if self._follows:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = storage.take_lock(
+            self.folder / "lock",
+            f"{self.folder} is in use by {{owner}}; wait for it, or give this run a folder of "
+            "its own with --variant",
+        )
+        self._begun = time.monotonic()
+        self._log_handlers: list[logging.Handler] = []
+        try:
+            self._open(namespace, inputs or {})
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, namespace: dict[str, Any], inputs: dict[str, Path | str]) -> None:
+        storage.recover(self.final)
+        effective = json.loads(json.dumps(settings.effective(namespace), default=str))
+        wanted = {
+            "settings": redaction.redact_json(effective),
+            "inputs": {
+                name: {"path": str(path), "digest": lineage.digest_input(path)}
+                for name, path in inputs.items()
+            },
+        }
+        if namespace.get("OVERWRITE", False):
+            self._clear()
+            stored = None
+        else:
+            stored = self._take_up(wanted)
+        self.finished = stored is not None and stored["status"] == "finished"
+        self.resumed = stored is not None and not self.finished
+        self.record: dict[str, Any] = {
+            "format": lineage.FORMAT,
+            "script": self.name,
+            "status": "running",
+            "command": [Path(sys.executable).name, *redaction.redact_arguments(sys.argv)],
+            "git": lineage.git_state(),
+            **wanted,
+            "versions": lineage.versions(),
+            "rows": {},
+            "metrics": {},
+            "seconds_before": 0.0,
+        }
+        self._updates: list[str] = []
+        if self.resumed:
+            self._updates = lineage.find_updates(stored, self.record["versions"])
+            for key, value in stored.items():
+                self.record.setdefault(key, value)
+            for key in ("error", "output_digest", "output_files"):
+                self.record.pop(key, None)
+            self.record["seconds_before"] = stored.get("seconds", 0.0)
+
+    def _take_up(self, wanted: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the record of an earlier run of equal settings and inputs; None if there is none.
+
+        Raises:
+            UserError: there is one that differs, or its record or its final/ were tampered with.
+        """
+        redo = f"{lineage.command(self.script)} --overwrite"
+        stored = lineage.read_record(self.folder / "run.json", f"redo it with: {redo}")
+        if stored is None:
+            if self.final.is_dir():
+                raise UserError(
+                    f"{self.final} is there, but the run.json that says what made it is not; put "
+                    f"it back, move final/ elsewhere, or redo it with: {redo}"
+                )
+            return None
+        if changes := lineage.find_changes(stored, wanted):
+            # We have the lock: what still says "running" was killed.
+            status = {"running": "killed"}.get(stored["status"], stored["status"])
+            raise UserError(
+                f"{self.folder} holds a {status} run that differs: {'; '.join(changes)}. "
+                f"Redo it with {redo}, or keep both with --variant NAME"
+            )
+        if not self.final.is_dir():
+            if stored["status"] == "finished":  # and final/ was removed by hand: build it again
+                stored["status"] = "running"
+        elif stored["status"] == "finished":
+            lineage.check_output(self.final, stored, lineage.command(self.script))
+        elif self._was_published(stored):
+            stored["status"] = "finished"
+            storage.write_json(self.folder / "run.json", stored)
+        return stored
+
+    def _was_published(self, stored: dict[str, Any]) -> bool:
+        """Say whether a kill fell between the last rename and the last line of run.json."""
+        digest = stored.get("output_digest")
+        return (
+            digest is not None
+            and not self.building.exists()
+            and storage.digest_folder(self.final) == digest
+        )
+
+    def _clear(self) -> None:
+        # The record first, then final/ by its name: what a kill leaves must not pass for finished.
+        storage.remove(self.folder / "run.json")
+        if self.final.exists():
+            storage.remove(self.building)
+            self.final.rename(self.building)
+        for path in self.folder.iterdir():
+            if path.name != "lock":
+                storage.remove(path)
+
+    def __enter__(self) -> Self:
+        """Start logging; say whether this is a new run, a resumed one, or nothing to do.
+
+        A process that follows another (see `ranks`) says and writes nothing: it waits until that
+        one has prepared its inputs, or has nothing to train.
+        """
+        if self._follows:
+            logging.getLogger("small_modernbert").setLevel(logging.ERROR)
+            self.finished = not processes.wait()
+            if not self.finished:
+                self.record = storage.read_json(self.folder / "run.json", "run it again")
+            return self
+        processes.start()  # from here on the others notice if this process ends
+        self._start_logging()
+        if self.finished:
+            print(f"{self.name}: finished before, kept as it is: {self.final} (--overwrite redoes)")
+            return self
+        if self.resumed:
+            logger.info("%s: going on in %s", self.name, self.folder)
+            # Half-written files, ours and those of safetensors, must not get into final/.
+            for pattern in (".*.partial", ".tmp*"):
+                for path in [*self.building.rglob(pattern)]:
+                    storage.remove(path)
+            if self._updates:
+                logger.warning(
+                    "with other libraries than before (%s): the last bits of the result may differ",
+                    ", ".join(self._updates),
+                )
+        else:
+            logger.info("%s: starting in %s", self.name, self.folder)
+            storage.remove(self.building)
+            storage.remove(self.checkpoints)
+            storage.remove(self.folder / "cache")
+            storage.remove(self.folder / "metrics.jsonl")
+        self.building.mkdir(parents=True, exist_ok=True)
+        self.save_record()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Record how an unfinished run ended; let the exception go on.
+
+        Raises:
+            UserError: in place of whatever a full, read-only or forbidden disk has raised.
+        """
+        if self._follows:
+            return
+        if kind is None:
+            processes.release(work=False)
+        told = storage.explain(error, self.folder) if isinstance(error, Exception) else None
+        # A full disk may have no room for the record either: it then still says "running".
+        with contextlib.suppress(OSError):
+            if not self.finished and kind is not None and self.record["status"] == "running":
+                interrupted = issubclass(kind, KeyboardInterrupt)
+                self.record["status"] = "interrupted" if interrupted else "failed"
+                self.record["error"] = str(told or error)
+                self.save_record()
+        self._lock.close()
+        for handler in self._log_handlers:
+            logging.getLogger("small_modernbert").removeHandler(handler)
+            with contextlib.suppress(OSError):
+                handler.close()
+        if told is not None:
+            raise told from error
+
+    def _start_logging(self) -> None:
+        root = logging.getLogger("small_modernbert")
+        root.setLevel(logging.INFO)
+        root.propagate = False
+        console = logging.StreamHandler(sys.stdout)
+        console.setFormatter(_Redacting("%(message)s"))
+        self._log_handlers = [console]
+        if not self.finished:
+            file = _LogFile(self.folder / "log.txt", encoding="utf-8")
+            file.setFormatter(_Redacting("%(asctime)s %(message)s"))
+            self._log_handlers.append(file)
+        for handler in self._log_handlers:
+            root.addHandler(handler)
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds spent on this stage, those of interrupted runs included."""
+        return self.record["seconds_before"] + time.monotonic() - self._begun
+
+    def save_record(self) -> None:
+        """Write run.json, atomically."""
+        self.record["seconds"] = round(self.seconds, 1)
+        self.record["peak_memory_mib"] = peak_memory_mib()
+        storage.write_json(self.folder / "run.json", redaction.redact_json(self.record))
+
+    def write_metrics(self, **values: Any) -> None:  # noqa: ANN401  numbers and names
+        """Append one line to metrics.jsonl."""
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(values, default=float) + "\n")
+
+    def finish(
+        self,
+        summary: str,
+        verify: Callable[[Path], Any] | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """Verify what was built, give it the name `final`, record it, print the closing line.
+
+        Args:
+            summary: metric before -> after, or what was made; the middle of the closing line.
+            verify: called with the built folder; it must raise if that does not load as it should.
+            folder: what to publish; `building` if not given.
+        """
+        folder = folder or self.building
+        signals.check()  # libraries may have swallowed the exception
+        if verify is not None:
+            verify(folder)
+        self.record.update(lineage.describe_output(folder))
+        with signals.deferred():
+            self.save_record()
+            storage.publish(folder, self.final)
+            self.record["status"] = "finished"
+            self.save_record()
+            self.finished = True
+            logger.info(
+                "%s: %s · %s · %s", self.name, summary, report.minutes(self.seconds), self.final
+            )
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redaction.redact(super().format(record))
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
+        """Lose the line: a full disk is told by whatever else is being written."""
+
+
+def peak_memory_mib() -> int:
+    """Return the largest resident size of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts KiB, macOS bytes.
+    return peak // (1 << 20 if sys.platform == "darwin" else 1 << 10)

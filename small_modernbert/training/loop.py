@@ -1,0 +1,429 @@
+"""The training loop: any task, exact resume, checkpoints that verify, the best model kept.
+
+Where a step stands is a pure function of (seed, epoch, position): batches are planned per epoch,
+masks come from the task's own keys, and there is no dropout. So a run that was killed goes on at
+its newest checkpoint and ends with the weights of a run that was not.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+
+from small_modernbert.runs import processes, report, signals, storage
+from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.stages import Stage
+from small_modernbert.training import checkpoints, guards
+from small_modernbert.training.checkpoints import save_checkpoint
+from small_modernbert.training.schedule import Plan, Progress, step_sizes, warmup_stable_decay
+
+logger = logging.getLogger(__name__)
+
+
+class Task(Protocol):
+    """What a stage trains: its model, its batches, its loss, its held-out measure."""
+
+    model: nn.Module
+
+    def epoch(self, epoch: int) -> Sequence[Any]:
+        """Return the batches of one epoch; equal arguments give equal batches."""
+
+    def weight(self, batch: Any) -> float:  # noqa: ANN401  the task's own batch
+        """Return the batch's share in an accumulated step: its rows, or its masked tokens."""
+
+    def loss(self, batch: Any) -> tuple[torch.Tensor, int]:  # noqa: ANN401  the task's own batch
+        """Return the mean loss of a batch, and its number of tokens."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Return held-out figures of the model as it stands."""
+
+
+def make_optimizer(
+    name: Literal["stable_adamw", "adamw"],
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.98),
+    epsilon: float = 1e-6,
+    embedding_rate: float = 1.0,
+) -> torch.optim.Optimizer:
+    """Build the optimizer: matrices decay; norms, biases and the embedding table do not.
+
+    StableAdamW (Wortsman et al., arXiv 2304.13013) clips each tensor's update by its own RMS; it
+    is torch-optimi's. The embedding table gets `embedding_rate` times the learning rate.
+    """
+    embeddings, matrices, rest = [], [], []
+    for parameter_name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if "tok_embeddings" in parameter_name:
+            embeddings.append(parameter)
+        elif parameter.ndim >= 2:
+            matrices.append(parameter)
+        else:
+            rest.append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay, "scale": 1.0},
+        {"params": rest, "weight_decay": 0.0, "scale": 1.0},
+        {"params": embeddings, "weight_decay": 0.0, "scale": embedding_rate},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=epsilon, fused=True)
+    from optimi import StableAdamW
+
+    return StableAdamW(groups, lr=learning_rate, betas=betas, eps=epsilon)
+
+
+def prepare(
+    constants: Mapping[str, Any],
+    model: nn.Module,
+    **fields: Any,  # noqa: ANN401  numbers and names
+) -> tuple[torch.optim.Optimizer, Plan]:
+    """Build the optimizer and the plan of a script from its constants.
+
+    Args:
+        constants: the script's globals; a field of the plan is the constant of its name in capitals;
+            what the script has no constant for keeps its default.
+        model: to be trained.
+        fields: of the plan, in place of constants.
+
+    Raises:
+        UserError: no run can be made of these constants; see `Plan`.
+    """
+    optimizer = make_optimizer(
+        constants["OPTIMIZER"],
+        model,
+        learning_rate=constants["LEARNING_RATE"],
+        weight_decay=constants["WEIGHT_DECAY"],
+        embedding_rate=constants.get("EMBEDDING_RATE", 1.0),
+    )
+    names = {one.name: one.name.upper() for one in dataclasses.fields(Plan)}
+    given = {name: constants[high] for name, high in names.items() if high in constants}
+    return optimizer, Plan(**given | fields)
+
+
+def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage) -> Progress:
+    """Train to the end of the plan, or go on from the newest checkpoint that is whole.
+
+    Afterwards the task's model holds the best weights by `plan.select_by` (or the last ones), and
+    `progress.before` / `progress.latest` the evaluation before the first step and of those weights.
+    Under torchrun only the leader returns; see `ranks`.
+
+    Raises:
+        UserError: there is nothing to train on, the loss or the gradient is not finite, the loss
+            has spiked too often, the embeddings have collapsed, or no checkpoint can be trusted.
+        Interrupted: a signal came; where the run stands is saved.
+    """
+    if processes.rank():
+        processes.follow(task)
+    run = _Run(task, optimizer, plan, stage, _plan_steps(task, plan))
+    processes.release(work=True)
+    processes.meet()
+    if processes.world() > 1:
+        logger.info("%d processes share each step's batches", processes.world())
+    if processes.world() > plan.accumulate:
+        logger.warning(
+            "%d of %d processes have nothing to do: a step has %d batches (ACCUMULATE)",
+            processes.world() - plan.accumulate, processes.world(), plan.accumulate,
+        )  # fmt: skip
+    try:
+        run.resume()
+        run.to_the_end()
+    except signals.Interrupted:
+        run.save()
+        raise
+    finally:
+        # Followers wait for a step's number here, unless what ended the run is a step's own error.
+        if run.between_steps:
+            # One that has died already must not hide what ended the run.
+            with contextlib.suppress(RuntimeError):
+                processes.dismiss()
+    progress = run.progress
+    guards.check_complete(progress)
+    if progress.best is not None and progress.best_step != progress.step:
+        checkpoints.load_best(stage.checkpoints, task.model, progress)
+        # The weights of step 0 were measured before the first step.
+        progress.latest = task.evaluate() if progress.best_step else progress.before
+        logger.info("the best model is that of step %s", f"{progress.best_step:,}")
+    stage.record["tokens"] = progress.tokens
+    stage.record["tokens_per_second"] = round(progress.tokens / max(progress.seconds, 1e-9))
+    stage.record["steps"] = progress.step
+    if progress.rollbacks:
+        stage.record["rollbacks"] = progress.rollbacks
+        stage.record["skipped_steps"] = [step + 1 for step in progress.skipped]
+    return progress
+
+
+def finish(stage: Stage, progress: Progress, figure: str, verify: Callable[[Path], Any]) -> None:
+    """Record the figures before and after, publish, and print the closing line.
+
+    Raises:
+        UserError: the training has not made all of its steps.
+    """
+    guards.check_complete(progress)
+    stage.record["metrics"] = {
+        "before": progress.before,
+        "after": progress.latest,
+        "best_step": progress.best_step,
+    }
+    before, after = progress.before.get(figure), progress.latest.get(figure)
+    change = f"{figure} {before:.4f} -> {after:.4f}" if before is not None else "trained"
+    stage.finish(
+        f"{change} in {progress.step:,} steps, {stage.record['tokens_per_second']:,} tokens/s",
+        verify,
+    )
+
+
+def _plan_steps(task: Task, plan: Plan) -> list[int]:
+    batches = [len(task.epoch(epoch)) for epoch in range(plan.epochs)]
+    sizes = step_sizes(batches, plan.accumulate, plan.accumulate_warmup)
+    if not sizes:
+        raise UserError("there is nothing to train on: no batch in any epoch")
+    return sizes[: plan.max_steps] if plan.max_steps else sizes
+
+
+@dataclass
+class _Run:
+    """A run as it stands: every method leaves it where it could be saved, or raises.
+
+    Attributes:
+        sizes: batches of each step.
+        saved: step, and step of its last evaluation, of the newest checkpoint.
+        between_steps: no step is being made.
+    """
+
+    task: Task
+    optimizer: torch.optim.Optimizer
+    plan: Plan
+    stage: Stage
+    sizes: Sequence[int]
+    progress: Progress = field(default_factory=Progress)
+    saved: tuple[int, int] = (0, -1)
+    between_steps: bool = True
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint that is whole, or begin."""
+        stage, total = self.stage, len(self.sizes)
+        found = checkpoints.resume(stage.checkpoints, self.task.model, self.optimizer)
+        if found is None:
+            storage.remove(stage.folder / "metrics.jsonl")
+            self.progress = Progress(planned=total)
+            self._pass_empty_epochs()
+            return
+        if found.planned != total:
+            raise UserError(
+                f"the checkpoints in {stage.checkpoints} are of a run of {found.planned:,} steps, "
+                f"and this one has {total:,}; redo with the same command and --overwrite"
+            )
+        self.progress, self.saved = found, (found.step, found.evaluated)
+        best = checkpoints.read_best(stage.checkpoints, self.plan.select_by)
+        if best is not None and best[0] > found.step:
+            # A kill fell between that evaluation and the next checkpoint; the one before is gone.
+            found.best_step, found.best = best
+        _forget_after(stage.folder / "metrics.jsonl", found)
+
+    def to_the_end(self) -> None:
+        """Make the steps that are left, with the evaluations and checkpoints between them."""
+        plan, total = self.plan, len(self.sizes)
+        bar = report.progress(
+            description="training", total=total, initial=self.progress.step, unit="steps"
+        )
+
+        def is_due(every: int) -> bool:
+            step = self.progress.step
+            return step in (0, total) or bool(every and step % every == 0)
+
+        with bar:
+            while True:
+                if is_due(plan.evaluate_every) and self.progress.evaluated < self.progress.step:
+                    self.evaluate()
+                with signals.deferred():
+                    if is_due(plan.checkpoint_every):
+                        self.save()
+                if self.progress.step == total:
+                    return
+                with signals.deferred():
+                    if self.progress.step in self.progress.skipped:
+                        self.skip()
+                    elif not self.step():
+                        self.roll_back()
+                if self.progress.loss is not None:  # as it is when a spike led back to step 0
+                    bar.set_postfix(loss=f"{self.progress.loss:.4f}", refresh=False)
+                bar.update(self.progress.step - bar.n)
+
+    def step(self) -> bool:
+        """Make one step; say False if the loss has spiked, and leave the weights as they were."""
+        begin = time.perf_counter()
+        plan, progress, model = self.plan, self.progress, self.task.model
+        factor = warmup_stable_decay(
+            progress.step, len(self.sizes), plan.warmup, plan.decay, plan.decay_shape
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = plan.learning_rate * factor * group["scale"]
+        place = (progress.epoch, progress.position, self.sizes[progress.step])
+        self.optimizer.zero_grad(set_to_none=True)
+        self.between_steps = processes.world() == 1
+        with _undone_if_interrupted():
+            losses, tokens = processes.accumulate(self.task, *place)
+        self.between_steps = True
+        loss = sum(losses)
+        norm = float(nn.utils.clip_grad_norm_(model.parameters(), plan.clip or math.inf))
+        end = progress.position + len(losses)
+        batches = self.task.epoch(progress.epoch)[progress.position : end]
+        guards.check_finite(progress, losses, norm, batches, self.stage.checkpoints)
+        if guards.is_spike(progress, loss):
+            return False
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # evaluations may need the memory
+        self._advance()
+        progress.tokens += tokens
+        progress.loss = loss if progress.loss is None else 0.95 * progress.loss + 0.05 * loss
+        seconds = time.perf_counter() - begin
+        progress.seconds += seconds
+        self.stage.write_metrics(
+            step=progress.step,
+            loss=loss,
+            gradient_norm=norm,
+            learning_rate=plan.learning_rate * factor,
+            tokens=tokens,
+            batches=len(losses),
+            seconds=round(seconds, 4),
+        )
+        return True
+
+    def skip(self) -> None:
+        """Pass over a step's batches."""
+        size = self.sizes[self.progress.step]
+        self._advance()
+        self.stage.write_metrics(step=self.progress.step, skipped=True, batches=size)
+
+    def _advance(self) -> None:
+        progress = self.progress
+        progress.position += self.sizes[progress.step]
+        progress.step += 1
+        self._pass_empty_epochs()
+
+    def _pass_empty_epochs(self) -> None:
+        """Go to the epoch that the next step is of; one without a batch has no step."""
+        progress = self.progress
+        while progress.step < len(self.sizes) and progress.position >= len(
+            self.task.epoch(progress.epoch)
+        ):
+            progress.epoch, progress.position = progress.epoch + 1, 0
+
+    def roll_back(self) -> None:
+        """Go back to before a spike; skip the steps that it showed in, and as many before them.
+
+        PaLM's cure (Chowdhery et al., arXiv 2204.02311, section 5.1): go back, and leave out the
+        batches from before and during the spike. It came back with neither alone.
+
+        Raises:
+            UserError: there was one too many, or there is nothing to go back to.
+        """
+        plan, spiked, folder = self.plan, self.progress, self.stage.checkpoints
+        first = max(spiked.step + 1 - 2 * guards.SPIKE_STEPS, 0)
+        what = f"the loss has spiked at step {spiked.step + 1:,}"
+        cure = "lower LEARNING_RATE, and redo with the same command and --overwrite"
+        if spiked.rollbacks >= plan.max_rollbacks:
+            raise UserError(
+                f"{what}, after {spiked.rollbacks} rollbacks; {cure}. "
+                + guards.last_checkpoint(folder)
+            )
+        back = checkpoints.resume(folder, self.task.model, self.optimizer, latest=first)
+        if back is None:
+            raise UserError(
+                f"{what}, and there is no checkpoint from before step {first + 1:,} to go back to; "
+                f"{cure}, or with a smaller CHECKPOINT_EVERY"
+            )
+        back.rollbacks = spiked.rollbacks + 1
+        back.skipped = sorted({*back.skipped, *range(first, spiked.step + 1)})
+        back.best, back.best_step = spiked.best, spiked.best_step
+        # Nothing from after the spike's beginning may be gone on from; if a kill comes before the
+        # next line's end, the spike is found again, at the same step.
+        checkpoints.remove_after(folder, back.step)
+        save_checkpoint(folder, self.task.model, self.optimizer, back)
+        _forget_after(self.stage.folder / "metrics.jsonl", back)
+        self.progress, self.saved = back, (back.step, back.evaluated)
+        logger.warning(
+            "%s: back to step %s; steps %s to %s are skipped (rollback %d of %d)", what,
+            f"{back.step:,}", f"{first + 1:,}", f"{spiked.step + 1:,}", back.rollbacks,
+            plan.max_rollbacks,
+        )  # fmt: skip
+
+    def evaluate(self) -> None:
+        """Measure the model, note the figures, and keep the weights if they are the best."""
+        plan, progress = self.plan, self.progress
+        with _undone_if_interrupted():
+            figures = self.task.evaluate()
+        with signals.deferred():
+            if plan.select_by and plan.select_by not in figures:
+                raise UserError(
+                    f"SELECT_BY is {plan.select_by!r}, but the evaluation gives: "
+                    + ", ".join(figures)
+                )
+            self.stage.write_metrics(step=progress.step, **figures)
+            text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            logger.info("step %s: %s", f"{progress.step:,}", text)
+            if progress.step:
+                guards.check_collapse(progress, figures)
+            else:
+                progress.before = figures
+            progress.latest, progress.evaluated = figures, progress.step
+            if not plan.select_by:
+                return
+            value = figures[plan.select_by]
+            if not math.isfinite(value):
+                logger.warning("%s is %s: these weights are not chosen", plan.select_by, value)
+            elif progress.best is None or (
+                value < progress.best if plan.lower_is_better else value > progress.best
+            ):
+                progress.best, progress.best_step = value, progress.step
+                checkpoints.save_best(
+                    self.stage.checkpoints, self.task.model, progress.step, plan.select_by, value
+                )
+
+    def save(self) -> None:
+        """Write a checkpoint, unless there is nothing new to save."""
+        stands = (self.progress.step, self.progress.evaluated)
+        if self.progress.step and stands != self.saved:
+            save_checkpoint(self.stage.checkpoints, self.task.model, self.optimizer, self.progress)
+            self.saved = stands
+
+
+@contextlib.contextmanager
+def _undone_if_interrupted() -> Iterator[None]:
+    """Put the random numbers back that half a step, or half an evaluation, has drawn."""
+    before = checkpoints.random_state()
+    try:
+        yield
+    except signals.Interrupted:
+        checkpoints.set_random_state(before)
+        raise
+
+
+def _forget_after(path: Path, progress: Progress) -> None:
+    """Drop the lines of what will be done again, and a half-written last one."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values = json.loads(line)
+            # A signal may have come between a step and its evaluation.
+            done = progress.step if "batches" in values else progress.evaluated
+            if values["step"] <= done:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    storage.write_text(path, "".join(kept))

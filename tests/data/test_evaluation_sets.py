@@ -1,0 +1,199 @@
+"""Promises of small_modernbert.data.evaluation_sets."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from small_modernbert.data import evaluation_sets
+from small_modernbert.runs.errors import UserError
+
+CORPUS = {"_id": ["d1", "d2", "d3"], "text": ["rain", "snow", "sun"]}
+QUERIES = {"_id": ["q1", "q2"], "text": ["wet?", "white?"]}
+QRELS = {"query-id": ["q1", "q2"], "corpus-id": ["d1", "d2"]}
+
+
+def write(folder: Path, name: str = "made", **tables: dict[str, list[Any]]) -> Path:
+    """Write a set in the NanoBEIR layout."""
+    parts = {"corpus": CORPUS, "queries": QUERIES, "qrels": QRELS} | tables
+    for part, columns in parts.items():
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        path = folder / part / f"{name}.parquet"
+        pq.write_table(pa.table(columns), path, write_page_checksum=True)
+    return folder
+
+
+def test_a_set_comes_back_as_written(tmp_path: Path) -> None:
+    """Ids, texts and judgements are read in order; queries without a judgement are counted."""
+    queries = {"_id": ["q0", "q1", "q2"], "text": ["?", "wet?", "white?"]}
+    made = evaluation_sets.load_retrieval_set(write(tmp_path, queries=queries), "made")
+    assert made.query_ids == ["q1", "q2"]
+    assert made.queries == ["wet?", "white?"]
+    assert list(made.documents) == ["rain", "snow", "sun"]
+    assert made.relevant == {"q1": {"d1"}, "q2": {"d2"}}
+    assert made.counts["unjudged_queries"] == 1
+    assert evaluation_sets.list_retrieval_sets(tmp_path) == ["made"]
+
+
+def test_titles_stand_before_the_text_and_zero_scores_do_not_count(tmp_path: Path) -> None:
+    """BEIR's columns mean what they mean there."""
+    corpus = CORPUS | {"title": ["Weather", None, ""]}
+    qrels = {"query-id": ["q1", "q1", "q2"], "corpus-id": ["d1", "d3", "d2"], "score": [1, 0, 1]}
+    made = evaluation_sets.load_retrieval_set(write(tmp_path, corpus=corpus, qrels=qrels), "made")
+    assert list(made.documents) == ["Weather rain", "snow", "sun"]
+    assert made.documents[0] == "Weather rain"
+    assert made.documents[1:] == ["snow", "sun"]
+    assert made.relevant["q1"] == {"d1"}
+    assert made.counts["irrelevant_judgements"] == 1
+
+
+def test_fewer_queries_keep_all_documents(tmp_path: Path) -> None:
+    """A cap on the questions takes the first ones and says how many are left out."""
+    made = evaluation_sets.load_retrieval_set(write(tmp_path), "made").first_queries(1)
+    assert (made.query_ids, len(made.documents)) == (["q1"], 3)
+    assert made.relevant == {"q1": {"d1"}}
+    assert made.counts["queries_left_out"] == 1
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        # a judgement of a document that is not in the corpus
+        (
+            {"qrels": {"query-id": ["q1", "q2"], "corpus-id": ["d1", "d9"]}},
+            "1 of 2 judgements name documents .*'d9'",
+        ),
+        # a judgement of a query that is not there
+        (
+            {"qrels": {"query-id": ["q1", "q7"], "corpus-id": ["d1", "d2"]}},
+            "1 of 2 judgements name queries .*'q7'",
+        ),
+        ({"corpus": {"_id": ["d1", "d2", "d1"], "text": ["a", "b", "c"]}}, "row 3.*stands twice"),
+        ({"corpus": {"_id": ["d1", "d2"], "text": ["a", None]}}, "corpus, row 2: a text is wanted"),
+        ({"queries": {"id": ["q1"], "text": ["a"]}}, "has no column '_id'; it has: id, text"),
+        # judged, but nothing relevant
+        (
+            {"qrels": {"query-id": ["q1"], "corpus-id": ["d1"], "score": [0]}},
+            "no query has a relevant document",
+        ),
+    ],
+)
+def test_broken_sets_are_refused_by_name(
+    tmp_path: Path, tables: dict[str, dict[str, list[Any]]], message: str
+) -> None:
+    """A set that would give a wrong figure gives an error that says what and where."""
+    with pytest.raises(UserError, match=message):
+        evaluation_sets.load_retrieval_set(write(tmp_path, **tables), "made")
+
+
+def test_a_missing_set_names_those_there_and_the_cure(tmp_path: Path) -> None:
+    """The message of a missing file has the command that makes it."""
+    with pytest.raises(UserError, match=r"sets in this folder: made.*get_offline_assets\.py"):
+        evaluation_sets.load_retrieval_set(write(tmp_path), "boolq")
+
+
+def test_a_bit_flip_is_noticed(tmp_path: Path) -> None:
+    """Parquet pages are checked, so damaged text does not become an odd score."""
+    corpus = {"_id": [f"d{i}" for i in range(1, 400)], "text": ["text"] * 399}
+    folder = write(tmp_path, corpus=corpus)
+    path = folder / "corpus" / "made.parquet"
+    pq.write_table(pa.table(corpus), path, write_page_checksum=True, compression="none")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"d200")] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(UserError, match="cannot be read"):
+        evaluation_sets.load_retrieval_set(folder, "made")
+
+
+def test_distractors_are_seeded_and_never_gold() -> None:
+    """All gold documents stay; the sample is a function of the seed alone."""
+    ids, gold = [f"d{i}" for i in range(1000)], {"d3", "d500", "d999"}
+    rows, chosen = evaluation_sets.choose_documents(ids, gold, 50, seed=1)
+    assert len(rows) == 53
+    assert {ids[row] for row in rows} == gold | set(chosen)
+    assert not gold & set(chosen)
+    assert rows == sorted(rows)
+    assert evaluation_sets.choose_documents(ids, gold, 50, seed=1)[1] == chosen
+    assert evaluation_sets.choose_documents(ids, gold, 50, seed=2)[1] != chosen
+    assert len(evaluation_sets.choose_documents(ids, gold, 5000, seed=1)[0]) == 1000
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "graded"),
+    [("score", [0.1, 0.9], True), ("label", [0, 1], False)],  # STS-B and MRPC
+)
+def test_sentence_pairs_know_their_kind(
+    tmp_path: Path, column: str, values: list[float], graded: bool
+) -> None:
+    """Scores are ranked, labels retrieved; the column's name decides."""
+    path = tmp_path / "pairs.parquet"
+    pq.write_table(
+        pa.table({"sentence1": ["a", "b"], "sentence2": ["c", "d"], column: values}), path
+    )
+    pairs = evaluation_sets.load_sentence_pairs("pairs", path)
+    assert (pairs.name, pairs.graded, pairs.gold) == ("pairs", graded, [float(v) for v in values])
+    with pytest.raises(UserError, match="has no column 'label'"):
+        pq.write_table(pa.table({"sentence1": ["a"], "sentence2": ["b"]}), path)
+        evaluation_sets.load_sentence_pairs("pairs", path)
+
+
+def test_hotpotqa_reads_beir_and_samples_its_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only test queries, all gold documents, seeded distractors whose ids come back."""
+    import datasets
+
+    tables = {
+        "queries": {"_id": ["a", "b", "c"], "text": ["qa", "qb", "qc"]},
+        "corpus": {
+            "_id": [str(i) for i in range(100)],
+            "title": [f"T{i}" for i in range(100)],
+            "text": [f"t{i}" for i in range(100)],
+        },
+        # BeIR's qrels hold document ids as numbers
+        "test": {"query-id": ["a", "c"], "corpus-id": [7, 90], "score": [1, 1]},
+    }
+
+    def hub(repository: str, config: str | None, split: str, revision: str | None) -> Any:  # noqa: ANN401  a Dataset
+        return datasets.Dataset.from_dict(tables[split])
+
+    monkeypatch.setattr(evaluation_sets, "load_hub_split", hub)
+    made, chosen = evaluation_sets.load_hotpotqa("BeIR/hotpotqa", "BeIR/hotpotqa-qrels", 10, seed=4)
+    assert (made.queries, len(made.documents), len(chosen)) == (["qa", "qc"], 12, 10)
+    assert made.documents[made.document_ids.index("90")] == "T90 t90"
+    full, none = evaluation_sets.load_hotpotqa("BeIR/hotpotqa", "BeIR/hotpotqa-qrels", 0, seed=4)
+    assert (len(full.documents), full.documents[5], none) == (100, "T5 t5", [])
+
+
+def test_an_unreachable_hub_names_make_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network the user learns of the way that needs none, on one line."""
+    import datasets
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach the Hub\nand much more")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(
+        UserError, match="^dataset sentence-transformers/NanoBEIR-en cannot be reached .*make run$"
+    ):
+        evaluation_sets.load_nanobeir("NanoMSMARCO")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
+)
+def test_other_types_are_read(tmp_path: Path, text: pa.DataType) -> None:
+    """Text as polars and pandas write it, and scores as DuckDB does, are texts and numbers."""
+    scores = pa.array([1.0, 0.0, 1.0]).cast(pa.decimal128(3, 2))
+    qrels = {"query-id": ["q1", "q1", "q2"], "corpus-id": ["d1", "d3", "d2"]}
+    tables = {
+        part: {name: pa.array(values).cast(text) for name, values in columns.items()}
+        for part, columns in {"corpus": CORPUS, "queries": QUERIES, "qrels": qrels}.items()
+    }
+    tables["qrels"]["score"] = scores
+    made = evaluation_sets.load_retrieval_set(write(tmp_path, **tables), "made")
+    assert (made.queries, list(made.documents)) == (QUERIES["text"], CORPUS["text"])
+    assert made.relevant == {"q1": {"d1"}, "q2": {"d2"}}
+    assert made.counts["irrelevant_judgements"] == 1

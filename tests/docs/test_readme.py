@@ -1,0 +1,207 @@
+"""Promises of README.md: every command, flag, path, module and make target in it exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from small_modernbert.runs import settings
+from small_modernbert.runs.stages import ROOT, SCRIPTS, split_stage
+
+README = ROOT / "README.md"
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+FILE_ENDINGS = {".py", ".sh", ".md", ".txt", ".toml", ".json", ".parquet", ".jsonl"}
+# Below these stand outputs: made by a run, so not in a checkout.
+MADE = ("runs/", "assets/")
+# Files that stages write into their folders, and what a reader brings along.
+FILES_OF_A_STAGE = {"run.json", "metrics.jsonl", "log.txt", "manifest.json"}
+YOUR_OWN = {"my_text.parquet"}
+
+
+def readme() -> str:
+    """Return README.md."""
+    return README.read_text(encoding="utf-8")
+
+
+def blocks(*languages: str) -> list[str]:
+    """Return the fenced blocks of these languages ("" is a block without one)."""
+    return [body for language, body in FENCE.findall(readme()) if language in languages]
+
+
+def inline() -> list[str]:
+    """Return everything between single backticks, outside fenced blocks."""
+    return INLINE.findall(FENCE.sub("", readme()))
+
+
+def commands() -> list[list[str]]:
+    """Return the words of every shell command, in blocks and between backticks."""
+    lines = []
+    for body in blocks("sh", "bash", "shell"):
+        lines += body.replace("\\\n", " ").splitlines()
+    lines += [text for text in inline() if re.match(r"(make|python|bash|pip) ", text)]
+    split = [shlex.split(line, comments=True) for line in lines]
+    return [words for words in split if words]
+
+
+def scripts() -> list[str]:
+    """Return every script of ours, relative to the repository."""
+    paths = [*ROOT.glob("*.py"), *(ROOT / "mlm").glob("[!_]*.py"), *ROOT.glob("recipes/*.sh")]
+    return sorted(path.relative_to(ROOT).as_posix() for path in paths)
+
+
+def test_commands_are_found() -> None:
+    """The tests below have something to look at: the two commands that the README opens with."""
+    assert ["make", "run"] in [words[:2] for words in commands()]
+    assert ["make", "test"] in [words[:2] for words in commands()]
+    assert len(commands()) > 8
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_command_can_be_typed(words: list[str]) -> None:
+    """Targets are in the Makefile, scripts exist, their flags are constants, inputs are there."""
+    program, *rest = words
+    assert program in {"make", "python", "bash", "pip", "git", "cd", "hf"}
+    if program == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        for target in (word for word in rest if "=" not in word):
+            assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), target
+    if program == "bash":
+        check_recipe(rest)
+    if program == "pip":
+        for word, following in zip(rest, rest[1:], strict=False):
+            assert word != "-r" or (ROOT / following).is_file()
+    if program == "python":
+        check_script(rest)
+
+
+def check_recipe(words: list[str]) -> None:
+    """Check that a recipe exists and knows the flags that are its own."""
+    recipe = ROOT / words[0]
+    assert recipe.is_file()
+    for flag in (word for word in words[1:] if word.startswith("--")):
+        known = flag == "--overwrite" or f"== {flag} " in recipe.read_text(encoding="utf-8")
+        assert known, flag
+
+
+def check_script(words: list[str]) -> None:
+    """Check a script, its flags, and that a stage it reads is one that a script makes."""
+    if words[0] == "-m":
+        words = [words[1].replace(".", "/") + ".py", *words[2:]]
+    script = ROOT / words[0]
+    assert script.is_file(), words[0]
+    flags = {
+        f"--{prefix}{constant.name.lower().replace('_', '-')}": constant
+        for constant in settings.read_constants(script)
+        for prefix in ("", "no-")
+        if not prefix or constant.type is bool
+    }
+    flag = ""
+    for word in words[1:]:
+        if word.startswith("--"):
+            flag = word.partition("=")[0]
+            assert flag in flags or flag == "--help", flag
+        elif "/" in word or Path(word).suffix in FILE_ENDINGS:
+            check_path(word)
+
+
+def check_path(text: str) -> None:
+    """Check that a path exists, or is an output that a script of ours makes."""
+    plain = re.sub(r"<[^>]*>", "x", text).rstrip("/")
+    known = YOUR_OWN | FILES_OF_A_STAGE | {made.rstrip("/") for made in MADE}
+    if plain in known or (not text.startswith(MADE) and (ROOT / plain).exists()):
+        return
+    if plain.startswith("assets/"):
+        check_asset(plain)
+    elif plain.startswith("runs/"):
+        _, _, rest = plain.removeprefix("runs/").partition("/")
+        assert not rest or rest == "x" or split_stage(rest), f"{text}: no script makes that"
+    else:
+        assert split_stage(plain), f"{text} does not exist"
+
+
+def check_asset(path: str) -> None:
+    """Check a path below assets/ against what get_offline_assets.py lays out."""
+    from small_modernbert.data import offline_assets, offline_tasks
+
+    made = {"models", "assets/manifest.json", *offline_assets.DATA_FOLDERS}
+    source = Path(offline_tasks.__file__).read_text(encoding="utf-8")
+    source += Path(offline_assets.__file__).read_text(encoding="utf-8")
+    folder, _, rest = path.removeprefix("assets/").partition("/")
+    assert folder == "manifest.json" or folder in {name.partition("/")[0] for name in made}, path
+    for name in filter(None, rest.split("/")):
+        assert name in source or name.partition(".")[0] in source, path
+
+
+def test_links_and_paths_exist() -> None:
+    """Every relative link, and everything in backticks that is spelt like a path, is there."""
+    targets = re.findall(r"\]\(([^)#]+)", FENCE.sub("", readme()))
+    local = [target for target in targets if not re.match(r"[a-z]+:", target)]
+    for target in local:
+        assert (ROOT / target).exists(), target
+    for text in inline():
+        if " " in text or text.startswith(("-", "~", "/")):
+            continue
+        spelt_as_file = Path(text).suffix in FILE_ENDINGS
+        spelt_as_folder = text.endswith("/") or text.startswith(MADE)
+        if spelt_as_file or spelt_as_folder:
+            check_path(text)
+
+
+def test_flags_and_stages_in_backticks_exist() -> None:
+    """`--flags` are constants of some script, `stage@variant` names a script that is there."""
+    known = {
+        constant.name
+        for script in scripts()
+        if script.endswith(".py")
+        for constant in settings.read_constants(ROOT / script)
+    }
+    for text in inline():
+        if flag := re.match(r"--([a-z0-9-]+)", text):
+            name = flag[1].upper().replace("-", "_")
+            assert name in known or name in {"HELP", "SIZE", "ASSETS"}, text
+        if "@" in text:
+            assert split_stage(text.rstrip("/")), text
+
+
+def test_every_script_is_named() -> None:
+    """No script and no recipe is left out."""
+    for script in scripts():
+        assert script in readme(), script
+    assert {f"{stage}.py" for stage in SCRIPTS} <= set(scripts())
+
+
+def test_every_module_is_in_the_file_tree() -> None:
+    """The annotated file tree names every module of the package, and none that is not there."""
+    tree = next(body for body in blocks("") if "small_modernbert/" in body)
+    block = tree[tree.index("small_modernbert/") :]
+    block = block[: block.index("\ntests/")]
+    named: set[str] = set()
+    for line in block.splitlines()[1:]:
+        named |= set(re.split(r" {2,}", line.strip())[0].split())
+    modules = {path.stem for path in (ROOT / "small_modernbert").glob("[!_]*.py")}
+    assert named == modules
+
+
+def test_top_of_the_file_tree_exists() -> None:
+    """Every file and folder at the left edge of the file tree is there."""
+    tree = next(body for body in blocks("") if "small_modernbert/" in body)
+    tops = [line.split("   ")[0] for line in tree.splitlines() if line[:1].strip()]
+    assert len(tops) >= 5
+    for top in tops:
+        for name in top.split(" … "):
+            assert (ROOT / name.strip()).exists(), name
+
+
+def test_python_snippets_compile() -> None:
+    """Python blocks are Python, and import what there is."""
+    for body in blocks("python"):
+        compile(body, "README.md", "exec")
+        for path in re.findall(r"\"(runs/[^\"]+)\"", body):
+            check_path(path)
+
+
+def test_results_are_filled_in() -> None:
+    """The results are figures of a run, not a place kept free for them."""
+    assert not re.search(r"^(RESULTS|TODO|TBD)\b", readme(), re.MULTILINE)

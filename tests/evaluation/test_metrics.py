@@ -1,0 +1,165 @@
+"""Promises of small_modernbert.evaluation.metrics."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import pytrec_eval
+
+from small_modernbert.data.evaluation_sets import RetrievalSet
+from small_modernbert.evaluation import metrics
+
+
+def make_set(queries: int, documents: int, seed: int, most: int = 12) -> RetrievalSet:
+    """Make a set with one to `most` relevant documents per query."""
+    random = np.random.default_rng(seed)
+    relevant = {
+        f"q{i}": {f"d{j}" for j in random.choice(documents, random.integers(1, most + 1), False)}
+        for i in range(queries)
+    }
+    return RetrievalSet(
+        name="made",
+        query_ids=[f"q{i}" for i in range(queries)],
+        queries=[f"question {i}" for i in range(queries)],
+        document_ids=[f"d{j}" for j in range(documents)],
+        documents=[f"document {j}" for j in range(documents)],
+        relevant=relevant,
+    )
+
+
+def unit(random: np.random.Generator, rows: int, width: int) -> np.ndarray:
+    """Make random unit vectors."""
+    vectors = random.standard_normal((rows, width)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("queries", "documents", "width"),
+    [
+        (40, 400, 16),  # more documents than the depth
+        (300, 90, 8),  # fewer documents than the depth, more queries than a block
+        (5, 12, 4),  # barely more than ten
+    ],
+)
+def test_metrics_equal_trec_eval(
+    queries: int, documents: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every metric equals that of trec_eval on random vectors, whatever the block sizes."""
+    monkeypatch.setattr(metrics, "QUERY_BLOCK", 64)
+    monkeypatch.setattr(metrics, "DOCUMENT_BLOCK", 37)
+    random = np.random.default_rng(queries)
+    made = make_set(queries, documents, seed=documents, most=min(12, documents))
+    query_vectors, document_vectors = unit(random, queries, width), unit(random, documents, width)
+    ours = metrics.retrieval_metrics(query_vectors, document_vectors, made)
+
+    scores = query_vectors @ document_vectors.T
+    run = {
+        query: {d: float(s) for d, s in zip(made.document_ids, row, strict=True)}
+        for query, row in zip(made.query_ids, scores, strict=True)
+    }
+    qrels = {query: dict.fromkeys(found, 1) for query, found in made.relevant.items()}
+    names = {"ndcg_cut_10", "map_cut_100", "recall_10", "recall_100"}
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, names).evaluate(run)
+    top = {
+        query: dict(sorted(found.items(), key=lambda item: -item[1])[:10])
+        for query, found in run.items()
+    }
+    first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(top)
+    for mine, name in [
+        ("ndcg@10", "ndcg_cut_10"),
+        ("map@100", "map_cut_100"),
+        ("recall@10", "recall_10"),
+        ("recall@100", "recall_100"),
+    ]:
+        oracle = np.mean([theirs[query][name] for query in made.query_ids])
+        assert ours[mine] == pytest.approx(oracle, abs=1e-9), mine
+    oracle = np.mean([first[query]["recip_rank"] for query in made.query_ids])
+    assert ours["mrr@10"] == pytest.approx(oracle, abs=1e-9)
+
+
+@pytest.mark.parametrize("block", [3, 7, 1000])
+def test_equal_scores_rank_in_document_order(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ties, negative scores and both zeros have one order, independent of the blocks."""
+    monkeypatch.setattr(metrics, "DOCUMENT_BLOCK", block)
+    documents = np.array([[0.0], [-0.5], [0.5], [-0.0], [0.5], [-0.5], [1.0], [0.0]], np.float32)
+    found = metrics.nearest(np.array([[1.0], [-1.0]], np.float32), documents, 8)
+    assert found.tolist() == [[6, 2, 4, 0, 3, 7, 1, 5], [1, 5, 0, 3, 7, 2, 4, 6]]
+    assert metrics.nearest(np.ones((1, 1)), documents, 3).tolist() == [[6, 2, 4]]
+
+
+def test_vectors_that_are_not_finite_are_refused() -> None:
+    """A model that gives NaN gets no score."""
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.nearest(np.full((1, 2), np.nan), np.ones((3, 2)), 2)
+
+
+def test_vectors_must_fit_the_set() -> None:
+    """A vector too few is an error, not a shifted ranking."""
+    made = make_set(4, 30, seed=0)
+    with pytest.raises(ValueError, match="4 queries and 30 documents"):
+        metrics.retrieval_metrics(np.ones((4, 2)), np.ones((29, 2)), made)
+
+
+def test_asymmetric_evaluation_uses_both_encoders() -> None:
+    """Queries go through one model and documents through the other."""
+    made = make_set(3, 20, seed=1)
+    seen: dict[str, list[str]] = {}
+
+    def remember(side: str) -> metrics.Encode:
+        def encode(texts: list[str]) -> np.ndarray:
+            seen[side] = texts
+            return np.eye(len(texts), 20, dtype=np.float32)
+
+        return encode
+
+    metrics.evaluate_retrieval(remember("queries"), made, remember("documents"))
+    assert seen == {"queries": made.queries, "documents": list(made.documents)}
+
+
+def test_lexical_search_finds_no_document_without_a_common_word() -> None:
+    """A score of zero is no find, even when fewer documents than the depth have one."""
+    scores = np.array([0.0, 2.0, 0.0, 2.0, 3.0])
+    assert metrics.best_scores(scores, 4).tolist() == [4, 1, 3, -1]
+
+
+def test_spearman_and_average_precision() -> None:
+    """Only the order counts; a perfect order gives 1."""
+    assert metrics.spearman([0.1, 0.2, 0.9], [0, 1, 5]) == pytest.approx(1)
+    assert metrics.spearman([0.9, 0.2, 0.1], [0, 1, 5]) == pytest.approx(-1)
+    assert metrics.average_precision([0.9, 0.8, 0.1], [1, 1, 0]) == pytest.approx(1)
+    # label 1 at ranks 1 and 3: (1 + 2/3) / 2
+    assert metrics.average_precision([0.9, 0.8, 0.1], [1, 0, 1]) == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "cosine", "rank"),
+    [
+        (np.tile([[0.6, 0.8, 0.0]], (50, 1)), 1.0, 1.0),  # all one
+        (np.eye(6), 0.0, 6.0),  # as spread as can be
+        (np.repeat(np.eye(4), 25, axis=0), 24 / 99, 4.0),  # four clusters
+    ],
+)
+def test_collapse_at_its_extremes(vectors: np.ndarray, cosine: float, rank: float) -> None:
+    """Mean cosine and effective rank are what theory says, for tall and for wide matrices."""
+    found = metrics.collapse(vectors)
+    assert found["mean_cosine"] == pytest.approx(cosine, abs=1e-6)
+    assert found["effective_rank"] == pytest.approx(rank, rel=1e-4)
+
+
+def test_mean_cosine_equals_the_definition() -> None:
+    """The shortcut over sums equals the mean over all pairs."""
+    vectors = unit(np.random.default_rng(3), 30, 5)
+    pairs = (vectors @ vectors.T)[np.triu_indices(30, 1)]
+    assert metrics.collapse(vectors)["mean_cosine"] == pytest.approx(pairs.mean(), abs=1e-6)
+
+
+def test_import_is_light() -> None:
+    """Evaluation can be imported without torch or sentence-transformers."""
+    code = (
+        "import sys, small_modernbert.evaluation, small_modernbert.encoders;"
+        "heavy = {'torch', 'sentence_transformers', 'sklearn', 'scipy', 'datasets'};"
+        "sys.exit(', '.join(heavy & sys.modules.keys()) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,179 @@
+"""Promises of inference.py: packed or padded, in any precision, a teacher's own vectors come out."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from transformers import ModernBertModel
+
+from small_modernbert.models import inference, matrix_products, precision, students
+from small_modernbert.models.teachers import load_teacher, token_ids
+from small_modernbert.runs.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def teacher(teacher_folder: Path) -> SentenceTransformer:
+    """Return the tiny BERT teacher, 48 wide, 64 tokens."""
+    return load_teacher(teacher_folder)
+
+
+@pytest.mark.parametrize("tokens_per_batch", [64, 300, 100_000])
+@pytest.mark.parametrize("packed", [True, False])
+def test_encode_equals_sentence_transformers(
+    teacher: SentenceTransformer,
+    texts: list[str],
+    tokens_per_batch: int,
+    packed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the batches, each text has the vector that the teacher itself gives, in order."""
+    if not packed:
+        monkeypatch.setattr(inference, "_is_plain_bert", lambda model: False)
+    engine = inference.load_engine(teacher, "fp32")
+    assert engine.packed == packed
+    ids = token_ids(teacher, texts)
+    lengths = [len(one) for one in ids]
+    assert min(lengths) == 3
+    assert max(lengths) == 64  # truncated, as the teacher truncates
+    done: list[int] = []
+    found = engine.encode(ids, tokens_per_batch=tokens_per_batch, advance=done.append)
+    np.testing.assert_allclose(found, teacher.encode(texts, batch_size=7), atol=1e-5)
+    assert found.dtype == np.float32
+    assert sum(done) == len(texts)
+
+
+def test_a_modernbert_teacher_is_packed(
+    make_student: object, tokenizer: object, texts: list[str], tmp_path: Path
+) -> None:
+    """A ModernBERT teacher runs through our own pass and gives its own vectors."""
+    model: ModernBertModel = make_student()
+    students.save_sentence_transformer(tmp_path, model, tokenizer, max_tokens=48, pooling="cls")
+    teacher = load_teacher(tmp_path)
+    engine = inference.load_engine(teacher, "fp32")
+    assert engine.packed
+    found = engine.encode(token_ids(teacher, texts), tokens_per_batch=200)
+    np.testing.assert_allclose(found, teacher.encode(texts), atol=1e-5)
+
+
+def test_budget_counts_padding(
+    teacher: SentenceTransformer, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A padded batch's size, rows times its longest text, never exceeds the budget."""
+    shapes = []
+    forward = SentenceTransformer.forward
+
+    def watch(self: SentenceTransformer, features: dict, *rest: object) -> dict:
+        shapes.append(tuple(features["input_ids"].shape))
+        return forward(self, features, *rest)
+
+    monkeypatch.setattr(SentenceTransformer, "forward", watch)
+    monkeypatch.setattr(inference, "_is_plain_bert", lambda model: False)
+    inference.encode_texts(teacher, texts, tokens_per_batch=256)
+    assert sum(rows for rows, _ in shapes) == len(texts)
+    assert all(rows * width <= 256 for rows, width in shapes), shapes
+
+
+def test_no_texts_no_vectors(teacher: SentenceTransformer) -> None:
+    """Nothing to encode is an empty array of the right width."""
+    found = inference.load_engine(teacher, "fp32").encode([], tokens_per_batch=64)
+    assert found.shape == (0, 48)
+
+
+def test_half_precision_where_it_is_faithful(
+    teacher: SentenceTransformer,
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """bf16 is measured on real texts and taken where it is close; else fp32, and it says so."""
+    ids = token_ids(teacher, texts)
+    half = inference.load_engine(teacher, "bf16", ids)
+    assert half.precision == "bf16"
+    assert inference.FIDELITY <= half.fidelity < 1
+    wanted = inference.load_engine(teacher, "fp32").encode(ids, tokens_per_batch=300)
+    found = half.encode(ids, tokens_per_batch=300)
+    assert not np.array_equal(found, wanted)
+    cosines = torch.nn.functional.cosine_similarity(
+        torch.from_numpy(found), torch.from_numpy(wanted)
+    )
+    assert float(cosines.mean()) >= inference.FIDELITY
+    monkeypatch.setattr(inference, "FIDELITY", 1.0)
+    exact = inference.load_engine(teacher, "bf16", ids)
+    assert exact.precision == "fp32"
+    assert "fp32 it is" in caplog.text
+    np.testing.assert_array_equal(exact.encode(ids, tokens_per_batch=300), wanted)
+
+
+needs_int8 = pytest.mark.skipif(
+    not precision.has_int8(torch.device("cpu")), reason="the processor has no VNNI"
+)
+
+
+@needs_int8
+@pytest.mark.parametrize("kind", ["bert", "modernbert"])
+def test_int8_is_close_and_says_how_close(
+    kind: str,
+    teacher: SentenceTransformer,
+    make_student: object,
+    tokenizer: object,
+    texts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """int8 runs where it is asked for, near the teacher's vectors, and its distance is logged."""
+    caplog.set_level("INFO", logger="small_modernbert")
+    if kind == "modernbert":
+        students.save_sentence_transformer(
+            tmp_path, make_student(), tokenizer, max_tokens=48, pooling="mean"
+        )
+        teacher = load_teacher(tmp_path)
+    ids = token_ids(teacher, texts)
+    engine = inference.load_engine(teacher, "int8", ids)
+    assert engine.precision == "int8"
+    assert engine.packed
+    wanted = inference.load_engine(teacher, "fp32").encode(ids, tokens_per_batch=300)
+    found = engine.encode(ids, tokens_per_batch=300)
+    cosines = torch.nn.functional.cosine_similarity(
+        torch.from_numpy(found), torch.from_numpy(wanted)
+    )
+    assert 0.99 < float(cosines.mean()) < 0.999999
+    assert engine.fidelity == pytest.approx(float(cosines.mean()), abs=1e-3)
+    assert f"int8 labels: mean cosine {engine.fidelity:.4f} to fp32" in caplog.text
+    assert "loses much" not in caplog.text
+    monkeypatch.setattr(inference, "INT8_FIDELITY", 1.0)
+    assert inference.load_engine(teacher, "int8", ids).precision == "int8"
+    assert "loses much" in caplog.text
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_int8_product_rounds_each_token_by_itself(bias: bool) -> None:
+    """A product is as exact as 8 bits allow, whatever the tokens beside it; zeros stay zeros."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(40, 64, generator=draw) * torch.logspace(-3, 1, 40)[:, None]
+    values = torch.randn(600, 64, generator=draw) * torch.logspace(-4, 3, 600)[:, None]
+    values[7] = 0
+    added = torch.randn(40, generator=draw) if bias else None
+    product = matrix_products.prepare(weight, added, "int8")
+    found = product(values)
+    exact = values @ weight.T
+    error = (found - (exact if added is None else exact + added)).abs()
+    assert (error <= 0.03 * values.norm(dim=1)[:, None] * weight.norm(dim=1) + 1e-5).all()
+    torch.testing.assert_close(product(values[100:103]), found[100:103])
+    assert torch.equal(found[7], torch.zeros(40) if added is None else added)
+
+
+def test_int8_is_refused_where_it_cannot_run(
+    teacher: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No VNNI, a GPU, or a teacher of another kind: refused with what helps."""
+    with pytest.raises(UserError, match=r"int8 wants a CPU with VNNI.* cuda; .*--precision auto"):
+        precision.decide("int8", torch.device("cuda"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    with pytest.raises(UserError, match=r"VNNI.*--precision auto"):
+        precision.decide("int8", torch.device("cpu"))
+    monkeypatch.setattr(inference, "_is_plain_bert", lambda model: False)
+    with pytest.raises(UserError, match=r"this teacher is another; .*--precision auto"):
+        inference.load_engine(teacher, "int8")

@@ -1,0 +1,250 @@
+"""Promises of settings.py: a flag is a one-run edit of a script's constant."""
+
+import errno
+import runpy
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from small_modernbert.runs import settings
+from small_modernbert.runs.errors import UserError
+
+SCRIPT = '''"""Count toys."""
+
+from typing import Literal
+
+NAME: str = "a"  # what it is called
+STEPS: int = 3  # how many there are
+RATE: float = 0.5  # how fast it goes
+SHUFFLE: bool = False  # whether they are mixed
+KEEP: bool = True  # whether they stay
+SETS: list[str] = ["one"]  # which ones are read
+SIZES: list[int] = [1, 2]  # how large they are
+KIND: Literal["plain", "fancy"] = "plain"  # one of two kinds
+WRAPPED: str = (
+    "b"  # a comment inside brackets
+)
+OVERWRITE: bool = False  # redo what is done
+
+UNTYPED = 1  # no annotation, no flag
+lower: int = 1  # not a constant
+
+
+def main() -> None:
+    """Do nothing."""
+'''
+
+
+@pytest.fixture
+def namespace(tmp_path: Path) -> dict[str, Any]:
+    """Return the globals of a script with constants of every type."""
+    path = tmp_path / "count_toys.py"
+    path.write_text(SCRIPT, encoding="utf-8")
+    return runpy.run_path(str(path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        (["--name", "b c"], "NAME", "b c"),
+        (["--name", ""], "NAME", ""),
+        (["--steps", "7"], "STEPS", 7),
+        (["--steps=-7"], "STEPS", -7),
+        (["--rate", "3e-4"], "RATE", 3e-4),
+        (["--rate", "2"], "RATE", 2.0),
+        (["--shuffle"], "SHUFFLE", True),
+        (["--no-keep"], "KEEP", False),
+        (["--sets", "x", "y"], "SETS", ["x", "y"]),
+        (["--sizes", "4", "5", "6"], "SIZES", [4, 5, 6]),
+        (["--kind", "fancy"], "KIND", "fancy"),
+        (["--wrapped", "c"], "WRAPPED", "c"),
+    ],
+)
+def test_flag_sets_constant(
+    namespace: dict[str, Any],
+    flags: list[str],
+    name: str,
+    value: Any,  # noqa: ANN401  of each type in turn
+) -> None:
+    """A flag sets its constant, with the annotated type, and leaves all others alone."""
+    before = dict(namespace)
+    settings.override(namespace, flags)
+    assert namespace[name] == value
+    assert type(namespace[name]) is type(value)
+    assert {key for key in before if before[key] != namespace[key]} == {name}
+
+
+def test_no_flags_change_nothing(namespace: dict[str, Any]) -> None:
+    """Without flags every constant keeps the value in the file."""
+    before = dict(namespace)
+    settings.override(namespace, [])
+    assert namespace == before
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--stepz", "3"],  # a typo
+        ["--steps", "three"],  # no number
+        ["--steps", "1.5"],  # no whole number
+        ["--steps"],  # no value
+        ["--rate", "fast"],
+        ["--kind", "odd"],  # not among the choices
+        ["--sizes", "1", "x"],  # a list with a wrong entry
+        ["--lower", "2"],  # not a constant
+        ["--untyped", "2"],
+        ["stray"],  # no flag at all
+    ],
+)
+def test_wrong_flag_exits_with_2(
+    namespace: dict[str, Any], flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An unknown flag or a bad value exits with 2, says so, and changes nothing."""
+    before = dict(namespace)
+    with pytest.raises(SystemExit) as stop:
+        settings.override(namespace, flags)
+    assert stop.value.code == 2
+    assert namespace == before
+    printed = capsys.readouterr()
+    assert flags[0].strip("-") in printed.out + printed.err
+
+
+def test_help_shows_each_comment(
+    namespace: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--help exits with 0 and shows the docstring, each flag, its comment and its default."""
+    with pytest.raises(SystemExit) as stop:
+        settings.override(namespace, ["--help"])
+    assert stop.value.code == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Count toys." in shown
+    for constant in settings.read_constants(Path(namespace["__file__"])):
+        assert constant.help, constant.name
+        assert constant.help in shown
+        assert f"--{constant.name.lower()}" in shown
+    assert "0.5" in shown
+    assert "a comment inside brackets" in shown
+
+
+def test_effective_leaves_overwrite_out(namespace: dict[str, Any]) -> None:
+    """The settings that decide a result hold every constant but OVERWRITE, as they stand now."""
+    settings.override(namespace, ["--steps", "9", "--overwrite"])
+    found = settings.effective(namespace)
+    assert namespace["OVERWRITE"] is True
+    assert list(found) == [
+        "NAME", "STEPS", "RATE", "SHUFFLE", "KEEP", "SETS", "SIZES", "KIND", "WRAPPED",
+    ]  # fmt: skip
+    assert found["STEPS"] == 9
+
+
+def test_unusable_annotation_is_refused(tmp_path: Path) -> None:
+    """A constant that no flag can carry is named with its file and line."""
+    path = tmp_path / "odd.py"
+    path.write_text("A: int = 1\nTABLE: dict[str, int] = {}\n", encoding="utf-8")
+    with pytest.raises(TypeError, match=r"odd\.py:2: TABLE"):
+        settings.read_constants(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("corpus/row 3: no text"), 1, "error: corpus/row 3: no text"),
+        (KeyboardInterrupt(), 130, "interrupted; what is done is kept, go on with: python "),
+    ],
+)
+def test_run_ends_in_one_line(
+    namespace: dict[str, Any],
+    error: BaseException,
+    code: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What the user can cure, and Ctrl-C, end in one line on stderr and a code of their own."""
+
+    def main() -> None:
+        raise error
+
+    namespace["main"] = main
+    with pytest.raises(SystemExit) as stop:
+        settings.run(namespace, [])
+    assert stop.value.code == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        (
+            lambda: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left", "/runs/x")),
+            1,
+            "error: /runs/x could not be written or read: the disk is full",
+        ),
+        (
+            lambda: signal.raise_signal(signal.SIGTERM),
+            143,
+            "interrupted by SIGTERM; what is done is kept, go on with: "
+            "python count_toys.py --token '***' --name 'b c'",
+        ),
+        (lambda: signal.raise_signal(signal.SIGINT), 130, "interrupted by SIGINT; "),
+    ],
+    ids=["full disk", "SIGTERM", "SIGINT"],
+)
+def test_disk_and_signals_end_in_one_line(
+    namespace: dict[str, Any],
+    fault: Callable[[], object],
+    code: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A full disk tells its cure; a signal tells the command that goes on, and redoes nothing."""
+    typed = ["count_toys.py", "--overwrite", "--token", "abc", "--name", "b c"]
+    monkeypatch.setattr(sys, "argv", typed)
+    namespace["main"] = fault
+    with pytest.raises(SystemExit) as stop:
+        settings.run(namespace, [])
+    assert stop.value.code == code
+    error = capsys.readouterr().err
+    assert error.startswith(said)
+    assert error.count("\n") == 1
+
+
+def test_traceback_has_no_secret(
+    namespace: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of ours keeps its trace, without the token that was in its message."""
+    monkeypatch.setenv("HF_TOKEN", "not-shaped-like-one")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+    def broken() -> None:
+        raise ZeroDivisionError("401 for not-shaped-like-one")
+
+    namespace["main"] = broken
+    with pytest.raises(ZeroDivisionError) as raised:
+        settings.run(namespace, [])
+    sys.excepthook(ZeroDivisionError, raised.value, raised.tb)
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "401 for ***" in shown
+    assert "not-shaped" not in shown
+
+
+def test_run_calls_main_with_flags(namespace: dict[str, Any]) -> None:
+    """The script's main sees the constants as the flags set them; our own faults keep a trace."""
+    seen = []
+    namespace["main"] = lambda: seen.append(namespace["STEPS"])
+    settings.run(namespace, ["--steps", "5"])
+    assert seen == [5]
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    namespace["main"] = broken
+    with pytest.raises(ZeroDivisionError):
+        settings.run(namespace, [])

@@ -1,0 +1,421 @@
+"""Promises of export_model.py, graphs.py, int8.py and onnx_encoder.py."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from miniature import Language
+from onnxruntime import InferenceSession
+from onnxruntime.quantization import quantize_dynamic
+from script_runner import load_script, run_process
+from sentence_transformers import SentenceTransformer
+from transformers import ModernBertModel, PreTrainedTokenizerFast
+
+from small_modernbert.data.token_store import load_backend
+from small_modernbert.export import graphs, int8
+from small_modernbert.export.onnx_encoder import OnnxEncoder, cut_by_length, pad
+from small_modernbert.initialisation import static
+from small_modernbert.models import students
+from small_modernbert.runs import settings, storage
+from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.stages import ROOT
+
+Make = Callable[..., ModernBertModel]
+MAX_TOKENS = 200
+# Beyond the half window (64) on both sides: layers that see everything would give other vectors.
+SHAPE = {"max_position_embeddings": 256, "local_attention": 128}
+FORMS = (graphs.GRAPH, graphs.INT8, graphs.OPENVINO)
+EXACT = (graphs.GRAPH, graphs.OPENVINO)
+
+
+def make_static(model: ModernBertModel) -> ModernBertModel:
+    """Start a student as static.py does: two dimensions many times as loud as the others."""
+    width = model.config.hidden_size
+    random = np.random.default_rng(0)
+    table = random.normal(size=(model.config.vocab_size, width))
+    # as Zipf's weights do: few entries weigh much, most of them little
+    table *= np.geomspace(0.02, 1, len(table))[:, None]
+    static.start_static(model, static.scale_to_fit(table), residual_scale=0.02)
+    return model
+
+
+def write_texts(folder: Path, texts: list[str]) -> Path:
+    """Write a Parquet file of texts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"text": texts}), folder / "texts.parquet")
+    return folder / "texts.parquet"
+
+
+@pytest.fixture(scope="module")
+def long_texts() -> list[str]:
+    """Return 150 texts of 1 to about 400 words, of an invented language."""
+    language = Language(0, topics=6, words_per_topic=10)
+    passages = [language.passage().text for _ in range(140)]
+    long = [" ".join(passages[start : start + 7]) for start in range(6)]
+    return [*passages, *long, *language.words[-4:]]
+
+
+@pytest.fixture(scope="module")
+def student(
+    tmp_path_factory: pytest.TempPathFactory, make_student: Make, tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    """Return the folder of a student that began static, with a window of 128 and 200 tokens."""
+    folder = tmp_path_factory.mktemp("students") / "student"
+    model = make_static(make_student(hidden_size=64, **SHAPE))
+    students.save_sentence_transformer(
+        folder, model, tokenizer, max_tokens=MAX_TOKENS, card="# A student\n"
+    )
+    return folder
+
+
+def export(runs: Path, student: Path, texts: Path, *more: str) -> Path:
+    """Run the script in this process and return its final/."""
+    flags = ["--student", str(student), "--texts", str(texts), "--recipe", "made", "--threads", "1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUNS", str(runs))
+        settings.run(load_script("export_model").__dict__, [*flags, *more])
+    variant = f"@{more[more.index('--variant') + 1]}" if "--variant" in more else ""
+    return runs / "made" / f"export_model{variant}" / "final"
+
+
+@pytest.fixture(scope="module")
+def exported(
+    tmp_path_factory: pytest.TempPathFactory, student: Path, long_texts: list[str]
+) -> Iterator[Path]:
+    """Return the final/ of the script on that student."""
+    folder = tmp_path_factory.mktemp("export")
+    yield export(folder / "runs", student, write_texts(folder / "texts", long_texts))
+
+
+def of_torch(folder: Path, texts: list[str]) -> np.ndarray:
+    """Return what sentence-transformers makes of texts."""
+    return SentenceTransformer(str(folder), device="cpu").encode(texts, batch_size=4)
+
+
+@pytest.mark.parametrize("form", EXACT)
+def test_exact_forms_equal_torch(
+    exported: Path, student: Path, long_texts: list[str], form: str
+) -> None:
+    """From nothing to more than the maximum, in mixed batches: torch's vectors, to 1e-5."""
+    texts = ["", "x", *long_texts]
+    encoder = OnnxEncoder(exported, form, threads=1)
+    found = encoder.encode(texts)
+    lengths = [len(row) for row in encoder._tokenizer.encode_batch(texts)]
+    assert min(lengths) == 2 and max(lengths) == MAX_TOKENS and sorted(lengths)[-3] > 130
+    np.testing.assert_allclose(found, of_torch(student, texts), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_sliding_window_is_in_the_graph(
+    exported: Path, student: Path, long_texts: list[str], tmp_path: Path
+) -> None:
+    """A student whose local layers saw everything would give other vectors for long texts only."""
+    shutil.copytree(student, tmp_path / "wide")
+    config = storage.read_json(student / "config.json", "")
+    storage.write_json(tmp_path / "wide" / "config.json", config | {"local_attention": 1024})
+    wide = graphs.SentenceEncoder(students.load_student(tmp_path / "wide"), "mean").eval()
+    encoder = OnnxEncoder(exported, threads=1)
+    ids = [row.ids for row in encoder._tokenizer.encode_batch(long_texts)]
+    found = encoder.encode(long_texts)
+    for begin, end, same in ((1, 60, True), (180, MAX_TOKENS + 1, False)):
+        rows = [row for row, one in enumerate(ids) if begin <= len(one) < end][:3]
+        assert len(rows) == 3
+        with torch.no_grad():
+            wanted = wide(*map(torch.from_numpy, pad([ids[row] for row in rows], 0))).numpy()
+        errors = np.abs(found[rows] - wanted).max(axis=1)
+        assert errors.max() < 1e-5 if same else errors.min() > 1e-4
+
+
+def test_int8_stays_close(exported: Path, student: Path, long_texts: list[str]) -> None:
+    """Texts that were not calibrated with keep their direction; the file is far smaller."""
+    texts = long_texts[::-1][:60]
+    found = OnnxEncoder(exported, graphs.INT8, threads=1).encode(texts)
+    cosines = (found * of_torch(student, texts)).sum(axis=1)
+    assert cosines.mean() > 0.999
+    assert cosines.min() > 0.99
+
+
+def test_int8_beats_the_quantisers_defaults(
+    exported: Path, student: Path, long_texts: list[str], tmp_path: Path
+) -> None:
+    """With loud dimensions, one scale for everything loses several times as much."""
+    shutil.copytree(exported, tmp_path / "plain")
+    model = onnx.load(exported / graphs.GRAPH)
+    del model.graph.value_info[:]
+    quantize_dynamic(model, tmp_path / "plain" / graphs.INT8)
+    wanted = of_torch(student, long_texts[:40])
+    lost = [
+        1 - (OnnxEncoder(folder, graphs.INT8).encode(long_texts[:40]) * wanted).sum(1).mean()
+        for folder in (exported, tmp_path / "plain")
+    ]
+    assert lost[0] < lost[1] / 5
+
+
+def test_smoothing_alone_changes_nothing(exported: Path, long_texts: list[str]) -> None:
+    """Moving outliers from activations to matrices is exact; only the rounding after it is not."""
+    model = onnx.load(exported / graphs.GRAPH)
+    backend = load_backend(exported, MAX_TOKENS)
+    batches = graphs.token_batches(long_texts[:20], backend, 0)
+    smoothed = onnx.ModelProto()
+    smoothed.CopyFrom(model)
+    peaks = int8.activation_peaks(model, batches)
+    int8.smooth(smoothed, peaks)
+    again = int8.activation_peaks(smoothed, batches)
+    loud = [np.median(values.max() / values) for values in peaks.values()]
+    even = [np.median(values.max() / values) for values in again.values()]
+    assert max(even) < max(loud) / 2
+    inputs = {"input_ids": batches[0][0], "attention_mask": batches[0][1]}
+    before, after = (
+        InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, inputs
+        )[0]
+        for one in (model, smoothed)
+    )
+    np.testing.assert_allclose(after, before, atol=2e-5)
+
+
+def test_folder_still_loads_with_sentence_transformers(
+    exported: Path, student: Path, long_texts: list[str]
+) -> None:
+    """The export is a student folder too: same weights, same vectors, same card, older form."""
+    np.testing.assert_array_equal(
+        of_torch(exported, long_texts[:9]), of_torch(student, long_texts[:9])
+    )
+    students.check_reload(exported, students.load_student(student))
+    assert (exported / "README.md").read_text(encoding="utf-8") == "# A student\n"
+    modules = storage.read_json(exported / "modules.json", "")
+    assert modules[0]["type"] == "sentence_transformers.models.Transformer"
+
+
+def test_description_and_record(exported: Path) -> None:
+    """export.json names shapes, limits, digests and parity; run.json has the same figures."""
+    told = storage.read_json(exported / "export.json", "")
+    assert told["inputs"] == {name: ["batch", "tokens"] for name in ("input_ids", "attention_mask")}
+    assert told["outputs"] == {"sentence_embedding": ["batch", 64]}
+    assert (told["dimensions"], told["max_tokens"], told["pooling"]) == (64, MAX_TOKENS, "mean")
+    graph = onnx.load(exported / graphs.GRAPH).graph
+    dims = {
+        value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    assert dims == told["inputs"] | told["outputs"]
+    assert set(told["files"]) == {graphs.TORCH, *FORMS, "openvino/openvino_model.bin"}
+    for name, file in told["files"].items():
+        assert file["sha256"] == storage.sha256_file(exported / name)
+        assert file["bytes"] == (exported / name).stat().st_size
+    assert set(told["parity"]) == {graphs.TORCH, *FORMS}
+    for form in (graphs.TORCH, *EXACT):
+        assert told["parity"][form]["min_cosine"] > 1 - 1e-5
+        assert told["parity"][form]["max_error"] < 1e-5
+    assert 0.99 < told["parity"][graphs.INT8]["min_cosine"] < 1
+    record = storage.read_json(exported.parent / "run.json", "")
+    assert record["metrics"] == told["parity"]
+    assert record["rows"]["calibration"] == 64
+    assert record["rows"]["probes"] > 30
+    int8_bytes = told["files"][graphs.INT8]["bytes"]
+    assert int8_bytes < told["files"][graphs.GRAPH]["bytes"]
+
+
+def test_nothing_tells_of_this_machine(exported: Path) -> None:
+    """No file of the export names a folder of this machine, the student's included."""
+    for path in storage.list_files(exported):
+        content = path.read_bytes()
+        for place in (ROOT, Path(torch.__file__).parent.parent, exported.parents[3]):
+            assert str(place).encode() not in content, path
+
+
+def test_equal_runs_make_equal_files(
+    exported: Path, student: Path, long_texts: list[str], tmp_path: Path
+) -> None:
+    """A second export is the first, byte for byte: the graph and its int8 copy.
+
+    OpenVINO numbers its nodes through the life of a process; its weights are equal.
+    """
+    again = export(tmp_path / "runs", student, write_texts(tmp_path / "texts", long_texts))
+    for path in storage.list_files(exported):
+        name = path.relative_to(exported)
+        if name.suffix != ".xml" and name.name != "export.json":
+            assert (again / name).read_bytes() == path.read_bytes(), name
+    told = [storage.read_json(final / "export.json", "")["parity"] for final in (exported, again)]
+    assert told[0] == told[1]
+
+
+def test_cls_pooling_fewer_tokens_and_own_texts(
+    tmp_path: Path,
+    make_student: Make,
+    tokenizer: PreTrainedTokenizerFast,
+    long_texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A student that pools by [CLS] works; MAX_TOKENS cuts; openvino and texts may be missing."""
+    students.save_sentence_transformer(
+        tmp_path / "cls", make_student(), tokenizer, max_tokens=64, pooling="cls"
+    )
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    flags = ["--student", str(tmp_path / "cls"), "--recipe", "made", "--max-tokens", "24"]
+    settings.run(load_script("export_model").__dict__, [*flags, "--no-int8"])
+    final = tmp_path / "runs" / "made" / "export_model" / "final"
+    assert [path.name for path in (final / "onnx").iterdir()] == ["model.onnx"]
+    assert not (final / "openvino").exists()
+    shown = capsys.readouterr().out
+    assert "openvino is not installed" in shown
+    assert "| onnx/model.onnx " in shown
+    reference = SentenceTransformer(str(tmp_path / "cls"), device="cpu")
+    reference.max_seq_length = 24
+    wanted = reference.encode(long_texts[:20])
+    np.testing.assert_allclose(OnnxEncoder(final).encode(long_texts[:20]), wanted, atol=1e-5)
+    assert storage.read_json(final / "export.json", "")["pooling"] == "cls"
+
+
+def test_recipes_held_out_texts_are_the_default(tmp_path: Path) -> None:
+    """Without TEXTS the texts that no training saw are taken, where the recipe has a corpus."""
+    script = load_script("export_model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RUNS", str(tmp_path))
+        assert script.find_texts() == []
+        held_out = tmp_path / script.RECIPE / "mlm" / "create_dataset" / "final" / "held_out"
+        file = write_texts(held_out, ["a text"])
+        assert script.find_texts() == [file]
+
+
+def test_calibration_and_check_do_not_share_texts(tmp_path: Path) -> None:
+    """int8 is judged by texts that it was not fitted to."""
+    script = load_script("export_model")
+    file = write_texts(tmp_path, [f"text {number}" for number in range(200)])
+    calibration, probes = script.draw_texts([file])
+    assert len(calibration) == 64 and len(probes) == 136
+    assert not set(calibration) & set(probes)
+
+
+def test_probes_climb_from_nothing_to_beyond_the_limit(
+    exported: Path, long_texts: list[str]
+) -> None:
+    """Lengths rise from no token by ratio; the last is cut by every reader."""
+    backend = load_backend(exported, 1 << 30)
+    made = graphs.probes(["", *long_texts], backend, MAX_TOKENS, 30)
+    lengths = [len(backend.encode(text, add_special_tokens=False)) for text in made]
+    assert lengths[:3] == [0, 1, 2] and lengths == sorted(set(lengths))
+    assert lengths[-1] == MAX_TOKENS  # and two special tokens
+    assert len(lengths) > 20
+    with pytest.raises(UserError, match="TEXTS"):
+        graphs.probes(["", " "], backend, MAX_TOKENS, 30)
+
+
+def test_a_form_that_is_off_is_refused(
+    exported: Path, student: Path, make_student: Make, tmp_path: Path, long_texts: list[str]
+) -> None:
+    """Figures are measured against the student that was given: another one's export fails."""
+    script = load_script("export_model")
+    other = tmp_path / "other"
+    shutil.copytree(student, other)
+    model = make_static(make_student(hidden_size=64, seed=1, **SHAPE))
+    students.save_model(other, model, students.load_tokenizer(student), MAX_TOKENS)
+    forms = [graphs.GRAPH]
+    assert script.measure(student, exported, forms, long_texts[:9], MAX_TOKENS)
+    with pytest.raises(UserError, match=r"is off by .*TOLERANCE 0.0001"):
+        script.measure(other, exported, forms, long_texts[:9], MAX_TOKENS)
+
+
+def test_vectors_that_are_not_finite_are_refused() -> None:
+    """NaN is never a cosine."""
+    found = np.eye(3, dtype=np.float32)
+    assert graphs.compare(found, found) == graphs.Parity(1.0, 1.0, 0.0)
+    with pytest.raises(UserError, match="NaN"):
+        graphs.compare(found, np.where(found > 0, np.nan, found))
+
+
+@pytest.mark.parametrize("case", ["bert", "dense", "tokens", "texts", "no texts"])
+def test_what_cannot_be_exported(
+    student: Path,
+    teacher_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    case: str,
+) -> None:
+    """Another kind of model, a module that would be lost, too long a text: one line, no final/."""
+    folder, more, message = student, [], ""
+    if case == "bert":
+        folder, message = teacher_folder, "holds a bert model"
+    elif case == "dense":
+        folder, message = tmp_path / "dense", "a module of the kind Dense"
+        shutil.copytree(student, folder)
+        modules = storage.read_json(folder / "modules.json", "")
+        modules.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "x.models.Dense"})
+        storage.write_json(folder / "modules.json", modules)
+    elif case == "tokens":
+        more, message = ["--max-tokens", "257"], "takes 256 tokens, not 257"
+    elif case == "texts":
+        more, message = ["--texts", "no-such.parquet"], "no-such.parquet is not there"
+    else:
+        (tmp_path / "empty").mkdir()
+        more, message = ["--texts", str(tmp_path / "empty")], "no Parquet file"
+    texts = write_texts(tmp_path / "texts", ["a text"])
+    with pytest.raises(SystemExit) as stop:
+        export(tmp_path / "runs", folder, texts, *more)
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert message in error.splitlines()[-1]
+    assert not list((tmp_path / "runs").rglob("final"))
+
+
+def test_encoder_needs_neither_torch_nor_transformers(exported: Path) -> None:
+    """A server that has only onnxruntime and tokenizers can encode."""
+    program = f"""
+import sys
+for name in ("torch", "transformers", "sentence_transformers", "onnx"):
+    sys.modules[name] = None
+from small_modernbert.onnx_encoder import OnnxEncoder
+for file in {FORMS!r}:
+    print(OnnxEncoder({str(exported)!r}, file, 1).encode(["is it?", "", "a text"]).shape)
+"""
+    finished = run_process(["-c", program]).check()
+    assert finished.output.split("\n")[:-1] == ["(3, 64)"] * 3
+
+
+def test_encoder_keeps_order_and_bounds_batches(exported: Path, long_texts: list[str]) -> None:
+    """Whatever the batches, each text has its own vector in its own row; no text, no row."""
+    encoder = OnnxEncoder(exported, threads=1)
+    shuffled = [*long_texts[:30], "", *long_texts[-5:]]
+    alone = np.concatenate([encoder.encode([text]) for text in shuffled])
+    for budget in (1, 300, 10**6):
+        np.testing.assert_allclose(encoder.encode(shuffled, budget), alone, atol=1e-5)
+    assert encoder.encode([]).shape == (0, 64)
+    lengths = [3, 50, 7, 7, 200, 1]
+    batches = cut_by_length(lengths, 60)
+    assert sorted(row for rows in batches for row in rows) == list(range(6))
+    for rows in batches:
+        assert len(rows) == 1 or max(lengths[row] for row in rows) * len(rows) <= 60
+
+
+@pytest.mark.parametrize("missing", ["export.json", "tokenizer.json", graphs.GRAPH])
+def test_encoder_names_what_is_missing(exported: Path, tmp_path: Path, missing: str) -> None:
+    """A folder that is no export is named, with the file that it lacks."""
+    shutil.copytree(exported, tmp_path / "copy")
+    (tmp_path / "copy" / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=missing):
+        OnnxEncoder(tmp_path / "copy")
+
+
+def test_rerun_keeps_and_other_settings_are_refused(
+    exported: Path, student: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished export stays as it is; another setting is named."""
+    runs, texts = exported.parents[2], exported.parents[3] / "texts" / "texts.parquet"
+    before: dict[str, Any] = json.loads((exported.parent / "run.json").read_text("utf-8"))
+    export(runs, student, texts)
+    assert "kept as it is" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        export(runs, student, texts, "--no-int8")
+    assert "INT8: True -> False" in capsys.readouterr().err
+    assert json.loads((exported.parent / "run.json").read_text("utf-8")) == before
