@@ -35,8 +35,7 @@ search: setup
 run-main: setup
 	$(BIN)/python distil_model2vec.py $(ARGS)
 
-test: setup
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+test: lint
 	$(BIN)/python -m pytest
 
 faults: setup
@@ -44,6 +43,7 @@ faults: setup
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 clean:
 	rm -rf runs assets $(VENV)

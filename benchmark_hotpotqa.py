@@ -14,7 +14,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from small_modernbert.runs import settings, stages
+from small_modernbert.runs import references, settings, stages
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def find_inputs() -> tuple[dict[str, Path | str], dict[str, Path | str]]:
     def add(label: str, reference: str) -> None:
         if label in models:
             raise UserError(f"MODELS: the label {label!r} stands twice; give one another: a=...")
-        found = stages.locate(reference, RECIPE)
+        found = references.locate(reference, RECIPE)
         if label == "reduced teacher" and found is not None:
             # A labelling stage keeps it below its final/.
             below = found / "reduced_teacher"
@@ -128,9 +128,9 @@ def find_inputs() -> tuple[dict[str, Path | str], dict[str, Path | str]]:
     inputs = {f"model {label}": reference for label, reference in models.items()}
     cure = "run: python get_offline_assets.py"
     if RETRIEVAL_FOLDER:
-        inputs["retrieval"] = stages.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", cure)
+        inputs["retrieval"] = references.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", cure)
     for reference in STS:
-        inputs[f"pairs {reference}"] = stages.find_file(reference, "STS", cure) or reference
+        inputs[f"pairs {reference}"] = references.find_file(reference, "STS", cure) or reference
     return models, inputs
 
 
@@ -185,7 +185,7 @@ def encode_and_score(
     from small_modernbert.models import encoders
     from small_modernbert.runs import storage
 
-    kept = stages.runs_folder() / VECTORS if VECTORS else folder
+    kept = references.runs_folder() / VECTORS if VECTORS else folder
     texts = benchmark.digest_texts(sets, pairs)
     sample = benchmark.speed_sample(sets, SPEED_DOCUMENTS, SPEED_QUERIES, SEED)
     stores: dict[str, benchmark.VectorStore] = {}

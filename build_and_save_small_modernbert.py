@@ -14,7 +14,7 @@ two deviations, and divided by sqrt(2 x layers) where a matrix writes to the res
 
 from typing import Literal
 
-from small_modernbert.runs import settings, stages
+from small_modernbert.runs import references, settings, stages
 
 # Shape: a 0 keeps the preset's value
 PRESET: Literal[  # where the shape starts; architecture.py has them with their sources
@@ -44,7 +44,7 @@ OVERWRITE: bool = False  # redo a finished stage
 
 def main() -> None:
     """Derive the configuration, draw the weights, save, and print the parameter table."""
-    place = stages.locate(TOKENIZER, RECIPE) or TOKENIZER
+    place = references.locate(TOKENIZER, RECIPE) or TOKENIZER
     with stages.Stage(globals(), {"tokenizer": place}) as stage:
         if stage.finished:
             return

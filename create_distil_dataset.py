@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from small_modernbert.runs import settings, stages
+from small_modernbert.runs import references, settings, stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from sentence_transformers import SentenceTransformer
 
-    from small_modernbert.initialisation.guide import Projection
+    from small_modernbert.models.projection import Projection
 
 # Inputs
 CORPUS: str = "mlm/create_dataset"  # a stage of this recipe, or its folder
@@ -53,8 +53,8 @@ OVERWRITE: bool = False  # redo a finished stage
 
 def main() -> None:
     """Encode the sample, fit and save the projection, then label every shard."""
-    corpus = stages.need(CORPUS, RECIPE, "corpus", "run: python mlm/create_dataset.py")
-    teacher_place = stages.locate(TEACHER, RECIPE) or TEACHER
+    corpus = references.need(CORPUS, RECIPE, "corpus", "run: python mlm/create_dataset.py")
+    teacher_place = references.locate(TEACHER, RECIPE) or TEACHER
     width = DIMENSION or student_width()
     inputs = {"corpus": corpus, "teacher": teacher_place, "width": f"{width} dimensions"}
     with stages.Stage(globals(), inputs) as stage:
@@ -95,7 +95,7 @@ def student_width() -> int:
     """Read hidden_size from the student's config.json, without loading the model."""
     from small_modernbert.runs import storage
 
-    folder = stages.need(
+    folder = references.need(
         STUDENT, RECIPE, "student", "run: python build_and_save_small_modernbert.py"
     )
     return storage.read_json(folder / "config.json", "build the student again")["hidden_size"]
@@ -200,8 +200,8 @@ class Labelling:
         import torch
         from safetensors.torch import save_file
 
-        from small_modernbert.initialisation.guide import directions_of_moment
         from small_modernbert.labelling.overlap import Behind, ahead
+        from small_modernbert.models.projection import directions_of_moment
         from small_modernbert.runs import storage
         from small_modernbert.runs.errors import UserError
 
@@ -258,7 +258,8 @@ class Labelling:
 
         from small_modernbert.data import labels
         from small_modernbert.labelling.overlap import Behind, ahead
-        from small_modernbert.models.teachers import normalise, project
+        from small_modernbert.models.projection import project
+        from small_modernbert.models.teachers import normalise
         from small_modernbert.runs import storage
 
         def made(index: int) -> bool:

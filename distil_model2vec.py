@@ -15,7 +15,7 @@ No data and no training: a minute on a CPU. A finished model is not made again t
 from pathlib import Path
 from typing import Literal
 
-from small_modernbert.runs import settings, stages
+from small_modernbert.runs import references, settings, stages
 from small_modernbert.runs.errors import UserError
 
 # Teacher
@@ -48,7 +48,7 @@ TEACHERS = {
 def main() -> None:
     """Distil, save, reload, and push what is finished if that was asked for."""
     teacher = TEACHERS.get(BASE_MODEL_NAME, BASE_MODEL_NAME)
-    found: Path | str = stages.locate(teacher, RECIPE) or teacher
+    found: Path | str = references.locate(teacher, RECIPE) or teacher
     inputs = {"teacher": found}
     if words := find_vocabulary():
         inputs["vocabulary"] = words
@@ -71,7 +71,7 @@ def find_vocabulary() -> Path | None:
     """
     if not VOCABULARY:
         return None
-    found = stages.find_file(VOCABULARY, "VOCABULARY", "check the path")
+    found = references.find_file(VOCABULARY, "VOCABULARY", "check the path")
     if found is None:
         raise UserError(f"VOCABULARY: {VOCABULARY} is not there; write one word a line into it")
     return found
@@ -79,16 +79,16 @@ def find_vocabulary() -> Path | None:
 
 def build(stage: stages.Stage, teacher: Path | str, words: Path | None) -> None:
     """Load the teacher, distil it into the stage's folder, and finish the stage."""
-    from small_modernbert.data import evaluation_sets
     from small_modernbert.export import model2vec
     from small_modernbert.models import encoders
     from small_modernbert.models.teachers import load_teacher
+    from small_modernbert.runs import hub
 
     given = model2vec.read_vocabulary(words) if words else []
     if isinstance(teacher, Path):
         folder, name = teacher, teacher.parent.name if teacher.name == "final" else teacher.name
     else:
-        folder, name = encoders.fetch(teacher), evaluation_sets.split_revision(teacher)[0]
+        folder, name = encoders.fetch(teacher), hub.split_revision(teacher)[0]
     distilled = model2vec.distil(
         load_teacher(folder),
         name,
@@ -111,13 +111,12 @@ def build(stage: stages.Stage, teacher: Path | str, words: Path | None) -> None:
 
 def find_card(teacher: Path | str) -> Path | None:
     """Return the teacher's README.md, which names its licence; None where there is none."""
-    from small_modernbert.data import evaluation_sets
     from small_modernbert.runs import hub
 
     if isinstance(teacher, Path):
         return teacher / "README.md"
     try:
-        return hub.fetch_file(*evaluation_sets.split_revision(teacher), "README.md")
+        return hub.fetch_file(*hub.split_revision(teacher), "README.md")
     except UserError:
         return None
 

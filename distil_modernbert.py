@@ -16,7 +16,7 @@ the benchmark reports.
 
 from typing import Literal
 
-from small_modernbert.runs import settings, stages
+from small_modernbert.runs import references, settings, stages
 
 # Inputs
 STUDENT: str = "mlm/pre_train"  # a stage of this recipe, or a folder
@@ -60,11 +60,11 @@ OVERWRITE: bool = False  # redo a finished stage
 
 def main() -> None:
     """Load, tokenise once, train, keep the best, save, and say what changed."""
-    student_folder = stages.need(
+    student_folder = references.need(
         STUDENT, RECIPE, "student", "run: python build_and_save_small_modernbert.py"
     )
-    label_folder = stages.need(LABELS, RECIPE, "labels", "run: python create_distil_dataset.py")
-    set_folder = RETRIEVAL_FOLDER and stages.need(
+    label_folder = references.need(LABELS, RECIPE, "labels", "run: python create_distil_dataset.py")
+    set_folder = RETRIEVAL_FOLDER and references.need(
         RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", "run: python get_offline_assets.py"
     )
     inputs = {"student": student_folder, "labels": label_folder}
@@ -74,8 +74,10 @@ def main() -> None:
         if stage.finished:
             return
         from small_modernbert.data import evaluation_sets, labels
-        from small_modernbert.data.token_store import load_backend, store
-        from small_modernbert.models import precision, students
+        from small_modernbert.data.token_store import store
+        from small_modernbert.evaluation import watching
+        from small_modernbert.models import packed_encoder, precision, students
+        from small_modernbert.models.loading import load_backend
         from small_modernbert.training import compiling, distillation, loop
 
         found = labels.open_labels(label_folder)
@@ -95,14 +97,14 @@ def main() -> None:
         }
         vectors = {split: found.vectors(split, cache / f"{split}.f16") for split in tokens}
         sets = evaluation_sets.load_named(VALIDATION_SETS, set_folder or None)
-        encoder = distillation.PackedEncoder(model, pooling, dtype)
+        encoder = packed_encoder.PackedEncoder(model, pooling, dtype)
         held_out = tokens["held_out"].head(held_out_rows)
         task = distillation.DistillationTask(
             encoder,
             tokens["train"],
             vectors["train"],
             distillation.loss_function(OBJECTIVE, TEMPERATURE),
-            lambda: distillation.held_out_figures(
+            lambda: watching.held_out_figures(
                 encoder, held_out, vectors["held_out"][:held_out_rows], sets, backend
             ),
             tokens_per_batch=TOKENS_PER_BATCH,

@@ -17,7 +17,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from small_modernbert.runs import settings, stages
+from small_modernbert.runs import references, settings, stages
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,15 +47,15 @@ OVERWRITE: bool = False  # redo a finished export
 
 def main() -> None:
     """Save the portable folder, write each form beside it, compare, and say what int8 loses."""
-    folder = stages.need(STUDENT, RECIPE, "student", "run: python distil_modernbert.py")
+    folder = references.need(STUDENT, RECIPE, "student", "run: python distil_modernbert.py")
     files = find_texts()
     inputs = {"student": folder} | {f"texts {number}": path for number, path in enumerate(files)}
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.data.token_store import load_backend
         from small_modernbert.export import graphs, int8
         from small_modernbert.models import students
+        from small_modernbert.models.loading import load_backend
 
         graphs.check_modules(folder)
         model = students.load_student(folder).eval()
@@ -113,14 +113,14 @@ def find_texts() -> list[Path]:
     """
     if not TEXTS:
         try:
-            held_out = stages.locate("mlm/create_dataset/held_out", RECIPE)
+            held_out = references.locate("mlm/create_dataset/held_out", RECIPE)
         except UserError:
             return []
         return sorted(held_out.glob("*.parquet")) if held_out else []
     cure = "give a Parquet file with a text column, or a folder of them"
-    if file := stages.find_file(TEXTS, "TEXTS", cure):
+    if file := references.find_file(TEXTS, "TEXTS", cure):
         return [file]
-    found = sorted(stages.need(TEXTS, RECIPE, "TEXTS", cure).rglob("*.parquet"))
+    found = sorted(references.need(TEXTS, RECIPE, "TEXTS", cure).rglob("*.parquet"))
     if not found:
         raise UserError(f"TEXTS: no Parquet file below {TEXTS}; {cure}")
     return found

@@ -14,7 +14,7 @@ import sys
 import time
 
 from small_modernbert.data import offline_assets
-from small_modernbert.runs import report, settings, stages
+from small_modernbert.runs import references, report, settings
 
 # Output
 OUTPUT: str = "assets"  # folder, relative to the repository
@@ -45,7 +45,7 @@ def main() -> None:
     """Fetch what is missing, check it, lay it out, and say what was left out of training."""
     begun = time.monotonic()
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
-    folder = stages.ROOT / OUTPUT
+    folder = references.ROOT / OUTPUT
     parts = [offline_assets.model_part(offline_assets.LIGHT_TEACHER), offline_assets.DATA_PART]
     if STRONG_TEACHER:
         parts.append(offline_assets.model_part(offline_assets.STRONG_TEACHER))

@@ -19,7 +19,7 @@ model is the best one by SELECT_BY.
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from small_modernbert.runs import settings, stages
+from small_modernbert.runs import references, settings, stages
 
 if TYPE_CHECKING:
     from small_modernbert.data.examples import Examples
@@ -84,10 +84,11 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.data.token_store import load_backend, store
+        from small_modernbert.data.token_store import store
         from small_modernbert.evaluation import watching
-        from small_modernbert.models import precision, students
-        from small_modernbert.training import contrastive, distillation, loop
+        from small_modernbert.models import packed_encoder, precision, students
+        from small_modernbert.models.loading import load_backend
+        from small_modernbert.training import contrastive, loop
 
         model = students.load_student(student_folder)
         measured = watching.check_dimensions(
@@ -101,7 +102,7 @@ def main() -> None:
         backend = load_backend(student_folder, max_tokens)
         key = f"{stage.record['inputs']}{max_tokens}"
         tokens = store(train.texts, backend, stage.folder / "cache" / "tokens", key)
-        encoder = distillation.PackedEncoder(model, pooling, dtype)
+        encoder = packed_encoder.PackedEncoder(model, pooling, dtype)
         task = contrastive.ContrastiveTask(
             encoder,
             train,
@@ -141,13 +142,15 @@ def main() -> None:
 def find_inputs() -> dict[str, Path | str]:
     """Resolve every reference before anything is loaded."""
     inputs: dict[str, Path | str] = {
-        "student": stages.need(STUDENT, RECIPE, "student", "run: python distil_modernbert.py"),
-        "triplets": stages.need(TRIPLETS, RECIPE, "triplets", "run: python relabel_triplets.py"),
+        "student": references.need(STUDENT, RECIPE, "student", "run: python distil_modernbert.py"),
+        "triplets": references.need(
+            TRIPLETS, RECIPE, "triplets", "run: python relabel_triplets.py"
+        ),
     }
     if STS:
-        inputs["sentence pairs"] = stages.find_file(STS, "STS", ASSETS) or STS
+        inputs["sentence pairs"] = references.find_file(STS, "STS", ASSETS) or STS
     if RETRIEVAL_FOLDER:
-        inputs["retrieval"] = stages.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", ASSETS)
+        inputs["retrieval"] = references.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", ASSETS)
     return inputs
 
 

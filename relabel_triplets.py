@@ -1,7 +1,7 @@
 r"""Let a judge score pairs and triplets, mend or drop the wrong ones, and mine hard negatives.
 
-Reads: pairs (hub datasets by their names in small_modernbert/data/pair_sources.py, Parquet files with
-    anchor and positive, or folders of them), a judge, and a miner.
+Reads: pairs (hub datasets by their names in small_modernbert/data/pair_sources.py, Parquet files
+    with anchor and positive, or folders of them), a judge, and a miner.
 Writes: final/{train,dev}/shard-*.parquet with anchor, positive, negatives, positive_score,
     negative_scores (0 to 1) and source; final/triplets.json; final/examples.md.
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from small_modernbert.runs import settings, stages
+from small_modernbert.runs import references, settings, stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,7 +179,9 @@ def find_pairs(reference: str) -> Path | str:
 
     place: Path | str = reference
     if reference not in pair_sources.SOURCES:
-        found = stages.find_file(reference, "PAIRS", ASSETS) or stages.locate(reference, RECIPE)
+        found = references.find_file(reference, "PAIRS", ASSETS) or references.locate(
+            reference, RECIPE
+        )
         place = found or reference
     pair_sources.find_sources(place)
     return place
@@ -201,7 +203,7 @@ def find_model(reference: str) -> Path | str:
     """
     from small_modernbert.runs.errors import UserError
 
-    found = stages.locate(reference, RECIPE)
+    found = references.locate(reference, RECIPE)
     if found is None and reference.startswith("assets/"):
         raise UserError(
             f"{reference} is not there; {ASSETS} (all-mpnet-base-v2 needs --strong-teacher)"

@@ -17,11 +17,11 @@ student that came in is the result, and the closing line says so.
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from small_modernbert.runs import settings, stages
+from small_modernbert.runs import references, settings, stages
 
 if TYPE_CHECKING:
     from small_modernbert.data.evaluation_sets import RetrievalSet, SentencePairs
-    from small_modernbert.training.graded_pairs import PairSplits
+    from small_modernbert.data.graded_pairs import PairSplits
     from small_modernbert.training.loop import Progress
 
 # Inputs
@@ -80,13 +80,15 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.data.token_store import load_backend, store
-        from small_modernbert.models import precision, students
-        from small_modernbert.training import distillation, graded_pairs, loop
+        from small_modernbert.data.token_store import store
+        from small_modernbert.evaluation import watching
+        from small_modernbert.models import packed_encoder, precision, students
+        from small_modernbert.models.loading import load_backend
+        from small_modernbert.training import graded_similarity, loop
 
         sets, sentence_pairs = load_evaluation(inputs)
         splits = load_pairs(stage, sets, sentence_pairs)
-        graded_pairs.check_range(splits, OBJECTIVE)
+        graded_similarity.check_range(splits, OBJECTIVE)
         model = students.load_student(student_folder)
         model.to(precision.default_device())
         pooling = students.read_pooling(student_folder)
@@ -98,13 +100,13 @@ def main() -> None:
             store(pairs.texts(), backend, stage.folder / "cache" / split, key)
             for split, pairs in (("train", splits.train), ("held_out", splits.held_out))
         )
-        encoder = distillation.PackedEncoder(model, pooling, dtype)
-        task = graded_pairs.PairTask(
+        encoder = packed_encoder.PackedEncoder(model, pooling, dtype)
+        task = graded_similarity.PairTask(
             encoder,
             train_tokens,
             splits.train.scores,
-            graded_pairs.loss_function(OBJECTIVE, SCALE),
-            lambda: graded_pairs.figures(
+            graded_similarity.loss_function(OBJECTIVE, SCALE),
+            lambda: watching.figures(
                 encoder, held_out_tokens, splits, sentence_pairs, sets, backend
             ),
             tokens_per_batch=TOKENS_PER_BATCH,
@@ -140,22 +142,24 @@ def find_inputs() -> dict[str, Path | str]:
     from small_modernbert.runs.errors import UserError
 
     inputs: dict[str, Path | str] = {
-        "student": stages.need(STUDENT, RECIPE, "student", "run: python distil_modernbert.py")
+        "student": references.need(STUDENT, RECIPE, "student", "run: python distil_modernbert.py")
     }
     if PAIRS == MINED:
-        inputs["labels"] = stages.need(
+        inputs["labels"] = references.need(
             LABELS, RECIPE, "labels", "run: python create_distil_dataset.py"
         )
     else:
-        found = stages.find_file(PAIRS, "PAIRS", "give a Parquet file, a hub id, or: --pairs mined")
-        inputs["pairs"] = found or stages.locate(PAIRS, RECIPE) or PAIRS
+        found = references.find_file(
+            PAIRS, "PAIRS", "give a Parquet file, a hub id, or: --pairs mined"
+        )
+        inputs["pairs"] = found or references.locate(PAIRS, RECIPE) or PAIRS
     if SENTENCE_PAIRS:
-        found = stages.find_file(SENTENCE_PAIRS, "SENTENCE_PAIRS", ASSETS)
+        found = references.find_file(SENTENCE_PAIRS, "SENTENCE_PAIRS", ASSETS)
         if found is None:
             raise UserError(f"SENTENCE_PAIRS: {SENTENCE_PAIRS} is not a file; {ASSETS}")
         inputs["sentence pairs"] = found
     if RETRIEVAL_FOLDER:
-        inputs["retrieval"] = stages.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", ASSETS)
+        inputs["retrieval"] = references.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", ASSETS)
     return inputs
 
 
@@ -177,8 +181,8 @@ def load_pairs(
 
     A resumed run reads what was written: it goes on with the very same pairs.
     """
-    from small_modernbert.data import labels
-    from small_modernbert.training import graded_pairs
+    from small_modernbert.data import graded_pairs, labels
+    from small_modernbert.labelling import graded_mining
 
     mined = PAIRS == MINED
     folder = stage.building / "pairs" if mined else stage.folder / "cache" / "pairs"
@@ -186,7 +190,7 @@ def load_pairs(
         return stored
     place = stage.record["inputs"]["labels" if mined else "pairs"]["path"]
     if mined:
-        splits = graded_pairs.mine_splits(
+        splits = graded_mining.mine_splits(
             labels.open_labels(Path(place)),
             pairs=MINE_PAIRS,
             held_out=HELD_OUT_PAIRS,

@@ -18,7 +18,7 @@ negatives ranking). No text stands twice in a batch. The kept model is the best 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from small_modernbert.runs import settings, stages
+from small_modernbert.runs import references, settings, stages
 
 if TYPE_CHECKING:
     from small_modernbert.data.examples import Examples
@@ -82,9 +82,10 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.data.token_store import load_backend, store
-        from small_modernbert.models import precision, students
-        from small_modernbert.training import contrastive, distillation, loop
+        from small_modernbert.data.token_store import store
+        from small_modernbert.models import packed_encoder, precision, students
+        from small_modernbert.models.loading import load_backend
+        from small_modernbert.training import contrastive, loop
 
         train, watched = load_examples(stage, inputs)
         model = students.load_student(student_folder)
@@ -95,7 +96,7 @@ def main() -> None:
         backend = load_backend(student_folder, max_tokens)
         key = f"{stage.record['inputs']}{max_tokens}"
         tokens = store(train.texts, backend, stage.folder / "cache" / "tokens", key)
-        encoder = distillation.PackedEncoder(model, pooling, dtype)
+        encoder = packed_encoder.PackedEncoder(model, pooling, dtype)
         task = contrastive.ContrastiveTask(
             encoder,
             train,
@@ -130,18 +131,20 @@ def main() -> None:
 def find_inputs() -> dict[str, Path | str]:
     """Resolve every reference before anything is loaded."""
     inputs: dict[str, Path | str] = {
-        "student": stages.need(
+        "student": references.need(
             STUDENT, RECIPE, "student", "run: python build_and_save_small_modernbert.py"
         )
     }
-    for what, references in (("PAIRS", PAIRS), ("DEV", [DEV] if DEV else [])):
-        for reference in references:
-            found = stages.find_file(reference, what, ASSETS)
-            inputs[f"{what} {reference}"] = found or stages.locate(reference, RECIPE) or reference
+    for what, given in (("PAIRS", PAIRS), ("DEV", [DEV] if DEV else [])):
+        for reference in given:
+            found = references.find_file(reference, what, ASSETS)
+            inputs[f"{what} {reference}"] = (
+                found or references.locate(reference, RECIPE) or reference
+            )
     if STS:
-        inputs["sentence pairs"] = stages.find_file(STS, "STS", ASSETS) or STS
+        inputs["sentence pairs"] = references.find_file(STS, "STS", ASSETS) or STS
     if RETRIEVAL_FOLDER:
-        inputs["retrieval"] = stages.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", ASSETS)
+        inputs["retrieval"] = references.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", ASSETS)
     return inputs
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
-from small_modernbert.runs import settings, stages
+from small_modernbert.runs import references, settings
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ def find_model() -> Path | str:
         UserError: nothing has been trained yet.
     """
     if MODEL:
-        return stages.locate(MODEL, RECIPE) or MODEL
+        return references.locate(MODEL, RECIPE) or MODEL
     for script in RESULTS:
         try:
-            found = stages.locate(script, RECIPE)
+            found = references.locate(script, RECIPE)
         except UserError:
             continue
         if found is not None:
@@ -76,9 +76,9 @@ def find_passages() -> list[Path]:
         UserError: there are none.
     """
     cure = "run: python get_offline_assets.py"
-    if file := stages.find_file(PASSAGES, "PASSAGES", cure):
+    if file := references.find_file(PASSAGES, "PASSAGES", cure):
         return [file]
-    folder = stages.need(PASSAGES, RECIPE, "PASSAGES", cure)
+    folder = references.need(PASSAGES, RECIPE, "PASSAGES", cure)
     files = sorted(folder.rglob("*.parquet"))
     if not files:
         raise UserError(f"PASSAGES: no Parquet file below {folder}")
@@ -107,7 +107,7 @@ def load(model: "Path | str", passages: list[Path]) -> "tuple[Encoder, list[str]
 
     texts = evaluation_sets.read_texts(passages)
     digest = storage.digest_json([lineage.digest_input(model), storage.digest_json(texts)])[:16]
-    path = stages.runs_folder() / RECIPE / "try_it" / f"{digest}.npy"
+    path = references.runs_folder() / RECIPE / "try_it" / f"{digest}.npy"
     folder = model if isinstance(model, Path) else encoders.fetch(model)
     encoder = encoders.load_encoder(folder, MODEL or "the model")
     return encoder, texts, encoder.encode_to(path, texts, f"encoding {len(texts):,} passages")

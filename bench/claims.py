@@ -13,7 +13,7 @@ from typing import Any
 from document import markdown_of_script, within
 from harness import Result, Spread, compare, share
 
-from small_modernbert.runs import report, stages, storage
+from small_modernbert.runs import references, report, storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,4 +178,4 @@ def failure(name: str, why: str) -> dict[str, Any]:
 
 def result_path(name: str) -> Path:
     """Return where a script leaves its rows."""
-    return stages.runs_folder() / "bench" / f"{name}.json"
+    return references.runs_folder() / "bench" / f"{name}.json"

@@ -122,14 +122,15 @@ def ours(
     folder: str, texts: int, warmup: int, seed: int, rows_per_batch: int, tokens_per_batch: int
 ) -> harness.Round:
     """Prepare the student and its optimizer; a round tokenises its texts and trains on them."""
-    from small_modernbert.data.token_store import load_backend, store
-    from small_modernbert.models import precision, students
+    from small_modernbert.data.token_store import store
+    from small_modernbert.models import packed_encoder, precision, students
+    from small_modernbert.models.loading import load_backend
     from small_modernbert.training import distillation, loop
 
     place = Path(folder)
     model = students.load_student(place / "student").to(precision.default_device())
     width, longest = model.config.hidden_size, model.config.max_position_embeddings
-    encoder = distillation.PackedEncoder(model, "mean", precision.decide("auto", model.device)[0])
+    encoder = packed_encoder.PackedEncoder(model, "mean", precision.decide("auto", model.device)[0])
     backend = load_backend(place / "student", longest)
     found = inputs.read_texts(place / "texts.parquet")
     vectors = unit_vectors(len(found), width, seed)

@@ -25,7 +25,7 @@ import claims
 import harness
 import inputs
 
-from small_modernbert.runs import settings, stages
+from small_modernbert.runs import references, settings
 
 # Models
 PRESET: str = "offline"  # the student
@@ -111,7 +111,7 @@ def export(folder: Path, texts: Path) -> Path | None:
     """Export the student as its user would; None where what that needs is not installed."""
     if not all(util.find_spec(name) for name in ("onnx", "onnxruntime")):
         return None
-    command = [sys.executable, str(stages.ROOT / "export_model.py"), "--recipe", "bench"]
+    command = [sys.executable, str(references.ROOT / "export_model.py"), "--recipe", "bench"]
     command += ["--student", str(folder / "student"), "--texts", str(texts)]
     subprocess.run(command, check=True, env={**os.environ, "RUNS": str(folder / "runs")})
     return folder / "runs" / "bench" / "export_model" / "final"

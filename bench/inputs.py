@@ -34,9 +34,9 @@ def locate(reference: str) -> Path:
     Raises:
         UserError: it is not there.
     """
-    from small_modernbert.runs import stages
+    from small_modernbert.runs import references
 
-    path = stages.ROOT / reference
+    path = references.ROOT / reference
     if not path.exists():
         raise UserError(f"{path} is not there; {CURE}")
     return path

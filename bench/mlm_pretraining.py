@@ -168,7 +168,8 @@ def tokenise(folder: str, tokenizer: str, longest: int) -> Any:  # noqa: ANN401 
     """Return the token ids of all texts; each contender makes its own store, before the clock."""
     import os
 
-    from small_modernbert.data.token_store import load_backend, store
+    from small_modernbert.data.token_store import store
+    from small_modernbert.models.loading import load_backend
 
     texts = inputs.read_texts(Path(folder) / "texts.parquet")
     backend = load_backend(Path(tokenizer), longest)

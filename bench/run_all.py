@@ -20,7 +20,7 @@ from typing import Any
 import claims
 import document
 
-from small_modernbert.runs import report, settings, stages, storage
+from small_modernbert.runs import references, report, settings, storage
 from small_modernbert.runs.errors import UserError
 
 RERUN = "run: make bench"
@@ -38,7 +38,7 @@ def main() -> None:
     unknown = set(ONLY) - set(SCRIPTS)
     if unknown:
         raise UserError(f"no such benchmark: {', '.join(unknown)}; there are: {' '.join(SCRIPTS)}")
-    folder = claims.result_path("").parent if QUICK else stages.ROOT / OUTPUT
+    folder = claims.result_path("").parent if QUICK else references.ROOT / OUTPUT
     where = document.machine()
     begun = time.monotonic()
     found = {name: run_script(name) for name in ONLY or SCRIPTS}

@@ -190,9 +190,9 @@ def load_stage(stage: str) -> Any:  # noqa: ANN401  a module
     import importlib
     import sys
 
-    from small_modernbert.runs import stages
+    from small_modernbert.runs import references
 
-    sys.path.insert(0, str(stages.ROOT))
+    sys.path.insert(0, str(references.ROOT))
     scripts = {
         "corpus": "mlm.create_dataset",
         "labels": "create_distil_dataset",

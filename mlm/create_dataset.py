@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from small_modernbert.runs import report, settings, stages, storage
+from small_modernbert.runs import references, report, settings, stages, storage
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
@@ -133,7 +133,9 @@ def resolve_sources() -> "list[Source]":
 
     sources = corpora.select(SOURCES)
     text = Path(OFFLINE_TEXT).expanduser()
-    path = next((base / text for base in (stages.ROOT, Path.cwd()) if (base / text).exists()), text)
+    path = next(
+        (base / text for base in (references.ROOT, Path.cwd()) if (base / text).exists()), text
+    )
     return [
         dataclasses.replace(source, id=str(path)) if source.name == "offline" else source
         for source in sources
@@ -156,7 +158,7 @@ def reference(source: "Source") -> Path | str:
 
 def find_tokenizer() -> Path:
     """Return the tokenizer.json of TOKENIZER, fetched if that is a hub id."""
-    folder = stages.locate(TOKENIZER, RECIPE)
+    folder = references.locate(TOKENIZER, RECIPE)
     if folder is not None:
         path = folder / "tokenizer.json"
         if not path.is_file():

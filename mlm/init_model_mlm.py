@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from small_modernbert.runs import settings, stages
+from small_modernbert.runs import references, settings, stages
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,16 +53,16 @@ OVERWRITE: bool = False  # redo a finished stage
 
 def main() -> None:
     """Load the blank student, initialise it as asked, and list what became of every tensor."""
-    student_folder = stages.need(
+    student_folder = references.need(
         STUDENT, RECIPE, "student", "run: python build_and_save_small_modernbert.py"
     )
     inputs: dict[str, Path | str] = {"student": student_folder}
     if INIT in ("guide", "tile"):
-        inputs["donor"] = stages.locate(DONOR, RECIPE) or DONOR
+        inputs["donor"] = references.locate(DONOR, RECIPE) or DONOR
     if INIT == "static":
         cure = "run: python create_distil_dataset.py"
-        inputs["labels"] = stages.need(LABELS, RECIPE, "labels", cure)
-        inputs["teacher"] = stages.need(TEACHER, RECIPE, "reduced teacher", cure)
+        inputs["labels"] = references.need(LABELS, RECIPE, "labels", cure)
+        inputs["teacher"] = references.need(TEACHER, RECIPE, "reduced teacher", cure)
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
@@ -184,9 +184,10 @@ def start_from_table(
     import numpy as np
 
     from small_modernbert.data import labels
-    from small_modernbert.data.token_store import load_backend, store
+    from small_modernbert.data.token_store import store
     from small_modernbert.initialisation import static, vocabulary
     from small_modernbert.models import students
+    from small_modernbert.models.loading import load_backend
     from small_modernbert.models.teachers import load_teacher
     from small_modernbert.runs import report, storage
 

@@ -18,7 +18,7 @@ masked positions only; the decoder is the embedding table.
 
 from typing import Literal
 
-from small_modernbert.runs import settings, stages
+from small_modernbert.runs import references, settings, stages
 
 # Inputs
 STUDENT: str = "mlm/init_model_mlm"  # a stage of this recipe, or a folder
@@ -59,16 +59,19 @@ OVERWRITE: bool = False  # redo a finished stage
 
 def main() -> None:
     """Tokenise once, pack, train, keep the best, save with the head."""
-    student_folder = stages.need(STUDENT, RECIPE, "student", "run: python mlm/init_model_mlm.py")
-    corpus = stages.need(CORPUS, RECIPE, "corpus", "run: python mlm/create_dataset.py")
+    student_folder = references.need(
+        STUDENT, RECIPE, "student", "run: python mlm/init_model_mlm.py"
+    )
+    corpus = references.need(CORPUS, RECIPE, "corpus", "run: python mlm/create_dataset.py")
     with stages.Stage(globals(), {"student": student_folder, "corpus": corpus}) as stage:
         if stage.finished:
             return
         import torch
 
         from small_modernbert.data import corpora
-        from small_modernbert.data.token_store import load_backend, store
+        from small_modernbert.data.token_store import store
         from small_modernbert.models import precision, students
+        from small_modernbert.models.loading import load_backend
         from small_modernbert.training import compiling, loop, masked_lm
 
         torch.manual_seed(SEED)  # a bare student gets a fresh head

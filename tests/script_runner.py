@@ -24,7 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from small_modernbert.runs.stages import ROOT
+from small_modernbert.runs.references import ROOT
 
 # What the scripts import; none of it starts a thread pool by being imported.
 PRELOADED = (

@@ -230,8 +230,8 @@ def load_hotpotqa(
     Raises:
         UserError: the hub can't be reached, or a judgement points nowhere.
     """
-    corpus_id, corpus_revision = split_revision(corpus)
-    qrels_id, qrels_revision = split_revision(qrels)
+    corpus_id, corpus_revision = hub.split_revision(corpus)
+    qrels_id, qrels_revision = hub.split_revision(qrels)
     judgements = load_hub_split(qrels_id, None, "test", qrels_revision)[:]
     wanted = {str(query) for query in judgements["query-id"]}
     all_queries = load_hub_split(corpus_id, "queries", "queries", corpus_revision)[:]
@@ -283,7 +283,7 @@ def load_sentence_pairs(reference: str, folder: Path | None) -> SentencePairs:
         name = folder.stem
         columns = _read_parquet([folder], wanted, optional)
     else:
-        repository, revision = split_revision(reference)
+        repository, revision = hub.split_revision(reference)
         name = repository.rpartition("/")[2]
         columns = load_hub_split(repository, None, "test", revision)[:]
     gold = "score" if "score" in columns else "label"
@@ -319,12 +319,6 @@ def read_texts(paths: list[Path]) -> list[str]:
             "%s: %s rows left out: blank or not text", paths[0], f"{len(found) - len(good):,}"
         )
     return list(dict.fromkeys(good))
-
-
-def split_revision(reference: str) -> tuple[str, str | None]:
-    """Split `owner/name@revision` into the hub id and the revision, None if not given."""
-    name, _, revision = reference.partition("@")
-    return name, revision or None
 
 
 def load_hub_split(repository: str, config: str | None, split: str, revision: str | None) -> Any:  # noqa: ANN401  a datasets.Dataset; naming it would import it

@@ -16,7 +16,8 @@ import numpy as np
 
 from small_modernbert.data.evaluation_sets import RetrievalSet, SentencePairs
 from small_modernbert.evaluation import metrics
-from small_modernbert.models.encoders import WINDOW_TEXTS, Encoder, write_vectors
+from small_modernbert.models.encoders import WINDOW_TEXTS, Encoder
+from small_modernbert.models.vectors import write_vectors
 from small_modernbert.runs import report, storage
 from small_modernbert.runs.errors import UserError
 

@@ -1,9 +1,10 @@
-"""What contrastive training is watched by: triplets, sentence pairs, retrieval, at any dimension.
+"""What a training run is watched by: triplets, sentence pairs, retrieval, at any dimension.
 
 Vectors are made once at the full width; a shorter dimension is their beginning, at unit length
 again (Matryoshka: Kusupati et al., arXiv 2205.13147).
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,15 @@ from tokenizers import Tokenizer
 from small_modernbert.data import evaluation_sets
 from small_modernbert.data.evaluation_sets import RetrievalSet, SentencePairs
 from small_modernbert.data.examples import Examples
+from small_modernbert.data.graded_pairs import PairSplits
+from small_modernbert.data.token_store import TokenStore
 from small_modernbert.evaluation import metrics
+from small_modernbert.models.packed_encoder import PackedEncoder
+from small_modernbert.models.vectors import shorten
 from small_modernbert.runs import hub, report, storage
 from small_modernbert.runs.errors import UserError
-from small_modernbert.training.distillation import PackedEncoder
 
+logger = logging.getLogger(__name__)
 STS_DEV = "sts-dev"  # what a hub dataset's validation split is called in figures
 
 
@@ -120,12 +125,6 @@ def is_headline(name: str) -> bool:
     return name == "retrieval_ndcg@10" or not name.endswith(others)
 
 
-def shorten(vectors: np.ndarray, dimension: int) -> np.ndarray:
-    """Return the first numbers of vectors as unit vectors: `(n, width)` -> `(n, dimension)`."""
-    cut = vectors[:, :dimension]
-    return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
-
-
 def triplet_figures(vectors: np.ndarray, triplets: Examples) -> dict[str, float]:
     """Return what `HeldOut.figures` says of triplets.
 
@@ -161,7 +160,7 @@ def load_pairs(reference: str, path: Path | None) -> SentencePairs | None:
         return None
     if path is not None:
         return evaluation_sets.load_sentence_pairs(reference, path)
-    name, revision = evaluation_sets.split_revision(reference)
+    name, revision = hub.split_revision(reference)
     wanted = ("sentence1", "sentence2", "score")
     rows: dict[str, list] = {column: [] for column in wanted}
     for batch in hub.stream_rows(name, None, "validation", revision, wanted):
@@ -265,3 +264,98 @@ def plot(
     figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+# A trained embedding model spreads over dozens of directions; below these it says nothing.
+COLLAPSED_COSINE = 0.9
+
+
+COLLAPSED_RANK = 4.0
+
+
+def held_out_figures(
+    encoder: PackedEncoder,
+    tokens: TokenStore,
+    vectors: np.ndarray,
+    retrieval: Sequence[RetrievalSet],
+    tokenizer: Tokenizer,
+) -> dict[str, float]:
+    """Measure a student on texts that it does not train on; warn early when it collapses.
+
+    Returns:
+        held_out_cosine: mean cosine to the teacher's vectors.
+        mean_cosine, effective_rank: of the student's own vectors, see `metrics.collapse`.
+        <set>_ndcg@10 for each retrieval set, and retrieval_ndcg@10, their mean.
+    """
+    figures: dict[str, float] = {}
+    if len(tokens):
+        own = encoder.encode([tokens[row] for row in range(len(tokens))])
+        wanted = vectors.astype(np.float32)
+        wanted /= np.maximum(np.linalg.norm(wanted, axis=1, keepdims=True), 1e-12)
+        figures["held_out_cosine"] = float((own * wanted).sum(axis=1).mean())
+        figures.update(metrics.collapse(own))
+        if figures["mean_cosine"] > COLLAPSED_COSINE or figures["effective_rank"] < COLLAPSED_RANK:
+            logger.warning(
+                "the embeddings are collapsing: mean pairwise cosine %.3f, effective rank %.1f; "
+                "lower LEARNING_RATE, or start from a better student",
+                figures["mean_cosine"],
+                figures["effective_rank"],
+            )
+    return figures | retrieval_figures(encoder, retrieval, tokenizer)
+
+
+def retrieval_figures(
+    encoder: PackedEncoder, retrieval: Sequence[RetrievalSet], tokenizer: Tokenizer
+) -> dict[str, float]:
+    """Return <set>_ndcg@10 for each set, and retrieval_ndcg@10, their mean, if there is one."""
+    figures: dict[str, float] = {}
+    scores = []
+    for one in retrieval:
+        queries = encoder.encode_texts(one.queries, tokenizer)
+        documents = encoder.encode_texts(one.documents, tokenizer)
+        scores.append(metrics.retrieval_metrics(queries, documents, one)["ndcg@10"])
+        figures[f"{one.name}_ndcg@10"] = scores[-1]
+    if scores:
+        figures["retrieval_ndcg@10"] = float(np.mean(scores))
+    return figures
+
+
+def figures(
+    encoder: PackedEncoder,
+    tokens: TokenStore,
+    splits: PairSplits,
+    sentence_pairs: SentencePairs | None,
+    retrieval: Sequence[RetrievalSet],
+    tokenizer: Tokenizer,
+) -> dict[str, float]:
+    """Measure a student.
+
+    Args:
+        encoder: the student.
+        tokens: of the held-out pairs' texts.
+        splits: the pairs.
+        sentence_pairs: pairs labelled 0 or 1, or scored by people; reported only.
+        retrieval: validation sets.
+        tokenizer: of the student.
+
+    Returns:
+        sts_spearman or teacher_agreement_spearman, by who graded the held-out pairs;
+        mean_cosine and effective_rank of their texts, see `metrics.collapse`;
+        <pairs>_average_precision (or _spearman); <set>_ndcg@10 and retrieval_ndcg@10, their mean.
+    """
+    own = encoder.encode([tokens[row] for row in range(len(tokens))])
+    cosines = metrics.pair_scores(own[0::2], own[1::2])
+    found = {splits.figure: metrics.spearman(cosines, splits.held_out.scores)}
+    found |= metrics.collapse(own)
+    if sentence_pairs is not None:
+        sides = [
+            encoder.encode_texts(side, tokenizer)
+            for side in (sentence_pairs.first, sentence_pairs.second)
+        ]
+        cosines = metrics.pair_scores(*sides)
+        if sentence_pairs.graded:
+            name, measure = "spearman", metrics.spearman
+        else:
+            name, measure = "average_precision", metrics.average_precision
+        found[f"{sentence_pairs.name}_{name}"] = measure(cosines, sentence_pairs.gold)
+    return found | retrieval_figures(encoder, retrieval, tokenizer)

@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import ModernBertModel
 
 from small_modernbert.export.onnx_encoder import DESCRIPTION, TOKENS_PER_BATCH, cut_by_length, pad
-from small_modernbert.models import encoders
+from small_modernbert.models import encoders, vectors
 from small_modernbert.runs import report, storage
 from small_modernbert.runs.errors import UserError
 
@@ -212,7 +212,7 @@ def torch_encoder(folder: Path, max_tokens: int) -> Callable[[Sequence[str]], np
     model.max_seq_length = max_tokens
 
     def encode(texts: Sequence[str]) -> np.ndarray:
-        return encoders.unit(model.encode(list(texts), batch_size=8, show_progress_bar=False))
+        return vectors.normalise(model.encode(list(texts), batch_size=8, show_progress_bar=False))
 
     return encode
 

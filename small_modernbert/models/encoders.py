@@ -7,17 +7,18 @@ model2vec. Importing this module is cheap; loading a model imports torch.
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from small_modernbert.data.evaluation_sets import split_revision
 from small_modernbert.models import loading
+from small_modernbert.models.vectors import normalise, open_vectors, write_vectors
 from small_modernbert.runs import hub, report, storage
 from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.hub import split_revision
 
 # Sorted by length inside windows of this many texts, so that memory is flat over any corpus.
 WINDOW_TEXTS = 16_384
@@ -70,7 +71,7 @@ class Encoder:
         with report.progress(description=label, total=len(unique), unit=" texts") as bar:
             # The longest batch first: what does not fit into memory fails at once.
             for rows in reversed(self._cut(order, unique)):
-                found = unit(self.encode_batch([unique[row] for row in rows]))
+                found = normalise(self.encode_batch([unique[row] for row in rows]))
                 if not np.isfinite(found).all():
                     row = rows[int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])]
                     raise UserError(
@@ -93,7 +94,7 @@ class Encoder:
         Window by window, so neither the texts (which may be a lazy column) nor the vectors need
         to fit into memory. The file appears only when it is complete.
         """
-        if _open_vectors(path, len(texts)) is None:
+        if open_vectors(path, len(texts)) is None:
             starts = range(0, len(texts), WINDOW_TEXTS)
             windows = (
                 self.encode(list(texts[start : start + WINDOW_TEXTS]), description)
@@ -130,49 +131,6 @@ def digest_model(reference: Path | str) -> str:
             if path.suffix == ".safetensors" or path.name in decisive
         }
     )
-
-
-def _open_vectors(path: Path, rows: int) -> np.ndarray | None:
-    """Map a `.npy` file of so many vectors; None if it is not there, or is none."""
-    if not path.exists():
-        return None
-    try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        logger.warning("%s cannot be used (%s) and is made again", path, error)
-        return None
-    if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != rows:
-        logger.warning("%s cannot be used (it holds other vectors) and is made again", path)
-        return None
-    return vectors
-
-
-def write_vectors(path: Path, rows: int, windows: Iterable[np.ndarray]) -> None:
-    """Write windows of vectors, `rows` rows in all, to a `.npy` file that appears when complete.
-
-    Raises:
-        ValueError: the windows hold another number of rows.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.partial")
-    out, start = None, 0
-    for window in windows:
-        if out is None:
-            out = np.lib.format.open_memmap(beside, "w+", np.float32, (rows, window.shape[1]))
-        out[start : start + len(window)] = window
-        start += len(window)
-    if out is None or start != rows:
-        raise ValueError(f"{path}: {rows} rows wanted, {start} came")
-    out.flush()
-    storage.fsync_path(beside)
-    beside.replace(path)
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Return the rows at length 1, float32; a zero row stays zero."""
-    wide = np.asarray(vectors, dtype=np.float32)
-    norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    return wide / np.where(norms > 0, norms, 1)
 
 
 def fetch(reference: str) -> Path:
@@ -242,7 +200,7 @@ def reduction_of(reduced: Encoder, teacher: Encoder) -> Callable[[np.ndarray], n
                 for module in modules[first:]:
                     features = module(features)
                 pieces.append(features["sentence_embedding"].float().cpu().numpy())
-        return unit(np.concatenate(pieces))
+        return normalise(np.concatenate(pieces))
 
     probes = ["A small model.", "Which river flows through Vienna?", "Rain fell on the hills. " * 9]
     try:

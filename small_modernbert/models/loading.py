@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import Tokenizer
+
 from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
 
@@ -266,3 +268,22 @@ def _check_tokens(folder: Path) -> None:
         raise UserError(
             f"{path} is no tokenizer ({type(error).__name__}: {error}); {CURE}"
         ) from None
+
+
+def load_backend(folder: Path, max_tokens: int) -> Tokenizer:
+    """Load a folder's tokenizer.json with truncation to `max_tokens` and no padding.
+
+    Raises:
+        UserError: there is no tokenizer.json, it cannot be read, or cannot encode a text.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise UserError(f"{path} is not there; point at a folder with a fast tokenizer")
+    with explained("tokenizer", path):
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_padding()
+        if max_tokens <= tokenizer.num_special_tokens_to_add(False):
+            raise ValueError(f"{max_tokens} tokens leave no room beside the special ones")
+        tokenizer.enable_truncation(max_tokens)
+        tokenizer.encode("A trial.")
+    return tokenizer

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from small_modernbert.initialisation.guide import Projection
 from small_modernbert.models.loading import check_folder, check_weights, explained
+from small_modernbert.models.projection import Projection
 from small_modernbert.runs import hub
 from small_modernbert.runs.errors import UserError
 
@@ -57,21 +57,10 @@ def token_ids(teacher: SentenceTransformer, texts: Sequence[str]) -> list[list[i
     return encoded["input_ids"]
 
 
-def normalise(vectors: np.ndarray) -> np.ndarray:
-    """Return the rows scaled to unit length; a zero row stays zero."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(norms, 1e-12)
-
-
-def project(vectors: np.ndarray, projection: Projection) -> np.ndarray:
-    """Map teacher vectors to the student's width, unit length, float32."""
-    return normalise(vectors.astype(np.float32) @ projection.directions.numpy().T)
-
-
 def reduce_teacher(teacher: SentenceTransformer, projection: Projection) -> SentenceTransformer:
     """Return the teacher followed by a Dense layer with the projection, and a normalisation.
 
-    The Dense layer has no bias: the mean is not subtracted, see `guide.principal_directions`.
+    The Dense layer has no bias: the mean is not subtracted, see `projection.principal_directions`.
     """
     from sentence_transformers.models import Dense, Normalize
 

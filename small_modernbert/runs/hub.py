@@ -216,3 +216,9 @@ _NOT_THERE = {
     "DataFilesNotFoundError",
     "FileNotFoundError",
 }
+
+
+def split_revision(reference: str) -> tuple[str, str | None]:
+    """Split `owner/name@revision` into the hub id and the revision, None if not given."""
+    name, _, revision = reference.partition("@")
+    return name, revision or None

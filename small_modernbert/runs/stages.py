@@ -15,7 +15,6 @@ with others it is refused, by name, until the user says `--overwrite`.
 import contextlib
 import json
 import logging
-import os
 import resource
 import sys
 import time
@@ -24,101 +23,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from small_modernbert.runs import lineage, processes, redaction, report, settings, signals, storage
+from small_modernbert.runs import (
+    lineage,
+    processes,
+    redaction,
+    references,
+    report,
+    settings,
+    signals,
+    storage,
+)
 from small_modernbert.runs.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-SCRIPTS = (
-    "get_offline_assets",
-    "build_and_save_small_modernbert",
-    "train_small_modernbert",
-    "mlm/create_dataset",
-    "mlm/init_model_mlm",
-    "mlm/pre_train",
-    "create_distil_dataset",
-    "distil_modernbert",
-    "relabel_triplets",
-    "post_train_distilled_model",
-    "sts_fine_tuning",
-    "benchmark_hotpotqa",
-    "distil_model2vec",
-    "export_model",
-)
 logger = logging.getLogger(__name__)
-
-
-def runs_folder() -> Path:
-    """Return where runs/ is: the environment's RUNS, or runs/ in the repository, never the cwd."""
-    return Path(os.environ.get("RUNS") or ROOT / "runs").resolve()
-
-
-def split_stage(reference: str) -> tuple[str, str, str] | None:
-    """Split `script[@variant][/part]` into its three words; None if no script of ours is named.
-
-    A part is something inside the stage's final/, as in `create_distil_dataset/reduced_teacher`.
-    """
-    for script in sorted(SCRIPTS, key=len, reverse=True):
-        rest = reference.removeprefix(script)
-        if rest != reference and (not rest or rest[0] in "@/"):
-            variant, _, part = rest.partition("/")
-            return script, variant.removeprefix("@"), part
-    return None
-
-
-def locate(reference: str, recipe: str) -> Path | None:
-    """Turn a reference into a folder: a stage of this recipe, or a folder; None otherwise.
-
-    None stands for a hub id, or for nothing where the reference is empty.
-
-    Relative folders are taken from the repository first, then from the working directory.
-
-    Raises:
-        UserError: it names a stage that has not finished; the message has the command to run.
-    """
-    stage = split_stage(reference)
-    if stage is not None:
-        script, variant, part = stage
-        folder = runs_folder() / recipe / (script + (f"@{variant}" if variant else ""))
-        final = folder / "final"
-        storage.recover(final)
-        if not final.is_dir():
-            flags = f" --recipe {recipe}" + (f" --variant {variant}" if variant else "")
-            raise UserError(f"{final} is not there; run: python {script}.py{flags}")
-        return final / part if part else final
-    if not reference:
-        return None
-    for base in (ROOT, Path.cwd()):
-        folder = (base / reference).expanduser()
-        if folder.is_dir():
-            return folder.resolve()
-    return None
-
-
-def need(reference: str, recipe: str, what: str, cure: str) -> Path:
-    """Like `locate`, for inputs that can only be a folder.
-
-    Raises:
-        UserError: there is no such folder; the message names `what` it should be and the `cure`.
-    """
-    folder = locate(reference, recipe)
-    if folder is None:
-        raise UserError(f"{what}: {reference!r} is not there; {cure}")
-    return folder
-
-
-def find_file(reference: str, what: str, cure: str) -> Path | None:
-    """Return the file that a reference names, from the repository or from here; None if none is.
-
-    Raises:
-        UserError: it is spelt like a Parquet file, and is not there.
-    """
-    for base in (ROOT, Path.cwd()):
-        path = (base / reference).expanduser()
-        if path.is_file():
-            return path.resolve()
-    if reference.endswith(".parquet"):
-        raise UserError(f"{what}: {reference} is not there; {cure}")
-    return None
 
 
 class Stage:
@@ -149,10 +66,10 @@ class Stage:
             UserError: the folder is locked, or holds a run with other settings or inputs.
         """
         script = Path(namespace["__file__"]).resolve()
-        self.script = script.relative_to(ROOT).with_suffix("").as_posix()
+        self.script = script.relative_to(references.ROOT).with_suffix("").as_posix()
         variant = namespace.get("VARIANT", "")
         self.name = self.script + (f"@{variant}" if variant else "")
-        self.folder = runs_folder() / namespace["RECIPE"] / self.name
+        self.folder = references.runs_folder() / namespace["RECIPE"] / self.name
         self.final = self.folder / "final"
         self.building = self.folder / "final.partial"
         self.checkpoints = self.folder / "checkpoints"

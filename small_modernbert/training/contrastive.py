@@ -17,10 +17,10 @@ from torch.nn import functional
 
 from small_modernbert.data.examples import Examples
 from small_modernbert.data.token_store import TokenStore
+from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.packing import cut_by_tokens, pack
 from small_modernbert.training import losses
 from small_modernbert.training.batches import Epoch, Mix, plan_epoch
-from small_modernbert.training.distillation import PackedEncoder
 
 logger = logging.getLogger(__name__)
 

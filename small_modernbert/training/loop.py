@@ -93,8 +93,8 @@ def prepare(
     """Build the optimizer and the plan of a script from its constants.
 
     Args:
-        constants: the script's globals; a field of the plan is the constant of its name in capitals;
-            what the script has no constant for keeps its default.
+        constants: the script's globals; a field of the plan is the constant of its name in
+            capitals; what the script has no constant for keeps its default.
         model: to be trained.
         fields: of the plan, in place of constants.
 

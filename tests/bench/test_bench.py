@@ -20,7 +20,7 @@ from script_runner import run_process
 
 from small_modernbert.runs import settings, storage
 from small_modernbert.runs.errors import UserError
-from small_modernbert.runs.stages import ROOT
+from small_modernbert.runs.references import ROOT
 
 # The scripts import one another as a script's own folder lets them: by their bare names.
 sys.path.append(str(ROOT / "bench"))

@@ -1,4 +1,4 @@
-"""The corpus, from sources to shards: corpora.py, corpus_building.py, corpus_selection.py, create_dataset.py."""
+"""The corpus, from sources to shards: corpora.py, corpus_building.py, corpus_selection.py."""
 
 import dataclasses
 import importlib

@@ -11,7 +11,7 @@ import pytest
 
 from small_modernbert.data import workers
 from small_modernbert.runs.errors import UserError
-from small_modernbert.runs.stages import ROOT
+from small_modernbert.runs.references import ROOT
 
 
 def slow_first(number: int) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from small_modernbert.runs import settings
-from small_modernbert.runs.stages import ROOT, SCRIPTS, split_stage
+from small_modernbert.runs.references import ROOT, SCRIPTS, split_stage
 
 README = ROOT / "README.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -3,7 +3,7 @@
 import ast
 import re
 
-from small_modernbert.runs.stages import ROOT
+from small_modernbert.runs.references import ROOT
 
 NAMED = re.compile(r"\b(test_\w+\.py)::(test_\w+)")
 

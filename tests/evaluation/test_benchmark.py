@@ -12,7 +12,7 @@ from script_runner import load_script
 
 from small_modernbert.data.evaluation_sets import RetrievalSet, load_retrieval_set
 from small_modernbert.evaluation import benchmark, bm25
-from small_modernbert.models import encoders
+from small_modernbert.models import encoders, vectors
 from small_modernbert.runs import settings
 from small_modernbert.runs.errors import UserError
 
@@ -201,7 +201,7 @@ def test_kept_vectors_serve_the_next_benchmark(
     """VECTORS: a benchmark of the same texts encodes none, one of other texts encodes its own."""
     monkeypatch.setenv("RUNS", str(tmp_path))
     encoded: list[str] = []
-    encode = encoders.write_vectors
+    encode = vectors.write_vectors
 
     def counting(path: Path, *rest: object) -> None:
         encoded.append(path.name)
@@ -368,7 +368,7 @@ def test_packed_encoding_equals_sentence_transformers(tmp_path: Path, pooling: s
     random = np.random.default_rng(5)
     texts = [" ".join(random.choice(WORDS, random.integers(1, 60))) for _ in range(40)] + [""]
     reference = SentenceTransformer(str(tmp_path), device="cpu").encode(texts)
-    assert np.allclose(encoder.encode(texts), encoders.unit(reference), atol=1e-5)
+    assert np.allclose(encoder.encode(texts), vectors.normalise(reference), atol=1e-5)
     assert encoder.parameters - encoder.parameters_without_embeddings == 64 * 32
 
 

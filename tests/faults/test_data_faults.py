@@ -18,12 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from small_modernbert.data import corpora, evaluation_sets, labels, parquet, triplets
+from small_modernbert.data import corpora, evaluation_sets, graded_pairs, labels, parquet, triplets
 from small_modernbert.data.cleaning import Reason, clean
 from small_modernbert.runs import settings, storage
 from small_modernbert.runs.errors import UserError
-from small_modernbert.runs.stages import ROOT
-from small_modernbert.training import graded_pairs
+from small_modernbert.runs.references import ROOT
 
 Survived = Callable[..., None]
 GOOD = "A text that everybody can use."

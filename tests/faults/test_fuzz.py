@@ -24,14 +24,21 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from miniature import Language, make_teacher, make_wordpiece_tokenizer
 
-from small_modernbert.data import corpora, evaluation_sets, labels, token_store, triplets
+from small_modernbert.data import (
+    corpora,
+    evaluation_sets,
+    graded_pairs,
+    labels,
+    token_store,
+    triplets,
+)
 from small_modernbert.data.cleaning import Reason, clean
 from small_modernbert.data.pair_sources import INDEX, find_sources
-from small_modernbert.models import students, teachers
+from small_modernbert.models import loading, students, teachers
 from small_modernbert.models.architecture import Shape, configure
 from small_modernbert.runs import report, storage
 from small_modernbert.runs.errors import UserError
-from small_modernbert.training import checkpoints, graded_pairs
+from small_modernbert.training import checkpoints
 from small_modernbert.training.schedule import Progress
 
 ROWS, WIDTH = 40, 8
@@ -151,7 +158,7 @@ def use_student(folder: Path) -> None:
     students.read_pooling(folder)
     tokens = students.read_max_tokens(folder, model.config)
     students.load_tokenizer(folder)
-    backend = token_store.load_backend(folder, tokens)
+    backend = loading.load_backend(folder, tokens)
     ids = next(token_store.tokenise(["ba be bi"], backend))
     assert len(ids) <= tokens
     assert ids.size == 0 or ids.max() < model.config.vocab_size

@@ -38,11 +38,11 @@ from small_modernbert.data import (
 )
 from small_modernbert.initialisation import donors
 from small_modernbert.labelling import judges
-from small_modernbert.models import encoders, students, teachers
+from small_modernbert.models import encoders, loading, students, teachers
 from small_modernbert.models.architecture import Shape, configure
 from small_modernbert.runs import hub, storage
 from small_modernbert.runs.errors import UserError
-from small_modernbert.runs.stages import ROOT
+from small_modernbert.runs.references import ROOT
 
 Survived = Callable[..., None]
 WORDS = ["sun", "rain", "snow", "wind"]
@@ -419,7 +419,7 @@ def test_length_that_is_none(tokens: object, folder: Path, survived: Survived) -
     """A model that takes no token, or a text for a number, is refused where it is read."""
     edit(folder / "sentence_bert_config.json", max_seq_length=tokens)
     with pytest.raises(UserError, match="max_seq_length is|leave no room beside the special ones"):
-        token_store.load_backend(folder, students.read_max_tokens(folder, None))
+        loading.load_backend(folder, students.read_max_tokens(folder, None))
     survived("a length that is no length", "any training stage", "refused by name")
 
 
@@ -487,7 +487,7 @@ def test_pickled_offsets_are_not_unpickled(
     originals: Path, tmp_path: Path, survived: Survived
 ) -> None:
     """A token cache with an object array in it is refused by numpy, and made again."""
-    backend = token_store.load_backend(originals / "student", 32)
+    backend = loading.load_backend(originals / "student", 32)
     texts = ["sun and rain", "wind"]
     first = token_store.store(texts, backend, tmp_path / "cache", "key")
     evil = np.array([Evil(tmp_path / "pwned"), 3], dtype=object)
@@ -507,7 +507,7 @@ def test_damaged_index_of_tokens(
     damage: str, originals: Path, tmp_path: Path, survived: Survived
 ) -> None:
     """A cache whose tokens.json a crash has spoilt is made again, and asks nobody."""
-    backend = token_store.load_backend(originals / "student", 32)
+    backend = loading.load_backend(originals / "student", 32)
     kept = token_store.store(WORDS, backend, tmp_path / "cache", "key")
     ids = kept.ids.tolist()
     (tmp_path / "cache" / token_store.READY).write_text(damage, encoding="utf-8")

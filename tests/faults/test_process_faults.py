@@ -25,7 +25,7 @@ from small_pipeline import (
 )
 
 from small_modernbert.runs import storage
-from small_modernbert.runs.stages import ROOT
+from small_modernbert.runs.references import ROOT
 
 pytestmark = pytest.mark.long  # each is quick, the pipeline that they share is not
 Survived = Callable[..., None]

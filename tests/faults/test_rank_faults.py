@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from script_runner import Finished, run, start
 from small_pipeline import CORPUS, DISTIL, GUIDE, RECIPE, Pipeline, has_lines
 
-from small_modernbert.runs.stages import ROOT
+from small_modernbert.runs.references import ROOT
 
 Survived = Callable[..., None]
 PRE_TRAIN = "mlm/pre_train"

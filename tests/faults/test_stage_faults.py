@@ -30,7 +30,7 @@ from small_pipeline import (
 from test_offline_assets import Shelf
 
 from small_modernbert.data import offline_assets
-from small_modernbert.runs import signals, stages, storage
+from small_modernbert.runs import references, signals, stages, storage
 
 # Every fault is a killed run and a whole one: the most that fit the time, spread over the run.
 POINTS = {BUILD: 8, CORPUS: 9, LABELS: 10, STATIC: 8, GUIDE: 5, DISTIL: 12, JUDGE: 4, MODEL2VEC: 4}
@@ -192,7 +192,7 @@ def test_kill_at_every_change_of_a_small_stage(
     overwrite: bool,
 ) -> None:
     """A stage's own bookkeeping survives a kill at each and every change, when redone too."""
-    folder = stages.runs_folder() / "toys" / "train_toy"
+    folder = references.runs_folder() / "toys" / "train_toy"
 
     def work() -> None:
         with signals.handled(), open_stage(OVERWRITE=overwrite) as stage:

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from small_modernbert.initialisation import donors, guide
-from small_modernbert.models import students
+from small_modernbert.models import projection, students
 from small_modernbert.runs.errors import UserError
 
 Make = Callable[..., ModernBertModel]
@@ -69,7 +69,7 @@ def test_equal_shape_gives_the_donor_back(make_student: Make) -> None:
 
 def test_equal_width_is_the_identity() -> None:
     """At equal width the projection is the identity, whatever the vectors."""
-    found = guide.principal_directions(torch.randn(100, 8), 8)
+    found = projection.principal_directions(torch.randn(100, 8), 8)
     assert torch.equal(found.directions, torch.eye(8))
     assert float(found.explained.sum()) == pytest.approx(1, abs=1e-5)
 
@@ -78,7 +78,7 @@ def test_projection_keeps_the_most() -> None:
     """The directions are orthonormal and span the top of the uncentred singular vectors."""
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(300, 20, generator=generator) * torch.linspace(3, 0.3, 20) + 0.5
-    found = guide.principal_directions(vectors, 6)
+    found = projection.principal_directions(vectors, 6)
     np.testing.assert_allclose(found.directions @ found.directions.T, np.eye(6), atol=1e-5)
     _, sizes, right = np.linalg.svd(vectors.double().numpy(), full_matrices=False)
     top = right[:6]
@@ -92,9 +92,9 @@ def test_projection_keeps_the_most() -> None:
 def test_projection_refuses_what_it_cannot() -> None:
     """More directions than dimensions, or NaN, are refused."""
     with pytest.raises(ValueError, match="9 directions out of 8"):
-        guide.principal_directions(torch.randn(20, 8), 9)
+        projection.principal_directions(torch.randn(20, 8), 9)
     with pytest.raises(ValueError, match="NaN"):
-        guide.principal_directions(torch.full((20, 8), torch.nan), 3)
+        projection.principal_directions(torch.full((20, 8), torch.nan), 3)
 
 
 def test_subspace_loses_nothing(make_student: Make) -> None:
@@ -131,7 +131,7 @@ def test_narrower_student_equals_the_formulas(make_student: Make) -> None:
         donor.decoder.bias.normal_()
     carved = carve(donor, student, layers=[0, 3])
     theirs, mine = donor.state_dict(), student.state_dict()
-    p = guide.principal_directions(theirs[TABLE], 24).directions
+    p = projection.principal_directions(theirs[TABLE], 24).directions
     torch.testing.assert_close(p @ p.T, torch.eye(24), atol=1e-5, rtol=0)
 
     def check(name: str, wanted: torch.Tensor) -> None:
@@ -306,7 +306,7 @@ def test_older_donors(
     told = " ".join(donors.read_donor(donor).left_behind)
     for word in ("position", "biases", "norms' places", peculiar):
         assert word in told
-    p = guide.principal_directions(donor.get_input_embeddings().weight.detach(), 24).directions
+    p = projection.principal_directions(donor.get_input_embeddings().weight.detach(), 24).directions
     gate = "model.layers.1.mlp.Wi.weight"
     assert torch.equal(student.state_dict()[gate][32:], fresh[gate][32:])
     assert "gate half fresh" in carved.how[gate][1]

@@ -10,11 +10,12 @@ from model2vec import StaticModel
 from sentence_transformers import SentenceTransformer
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.data.token_store import TokenStore, load_backend, tokenise
+from small_modernbert.data.token_store import TokenStore, tokenise
 from small_modernbert.initialisation import static, vocabulary
+from small_modernbert.models.loading import load_backend
+from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.students import load_tokenizer, save_sentence_transformer
 from small_modernbert.models.teachers import load_teacher
-from small_modernbert.training.distillation import PackedEncoder
 
 WIDTH = 32
 Make = Callable[..., ModernBertModel]

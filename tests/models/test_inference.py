@@ -1,4 +1,4 @@
-"""Promises of inference.py: packed or padded, in any precision, a teacher's own vectors come out."""
+"""Promises of inference.py: packed or padded, a teacher's own vectors come out."""
 
 from pathlib import Path
 

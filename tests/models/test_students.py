@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.data.token_store import load_backend
 from small_modernbert.models import students
 from small_modernbert.models.attention import use_packed_attention
+from small_modernbert.models.loading import load_backend
+from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.runs.errors import UserError
-from small_modernbert.training.distillation import PackedEncoder
 
 Make = Callable[..., ModernBertModel]
 MAX_TOKENS = 48  # fewer than the positions, so that the folder's limit is what counts

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from small_modernbert.initialisation.guide import principal_directions
 from small_modernbert.labelling import judges
 from small_modernbert.models import encoders, inference
 from small_modernbert.models import teachers as teachers
+from small_modernbert.models.projection import principal_directions
 from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
 

@@ -18,7 +18,7 @@ from miniature import TEACHER, make_miniature_assets
 from script_runner import Finished, record_recipe, run, start
 
 from small_modernbert.runs import storage
-from small_modernbert.runs.stages import ROOT
+from small_modernbert.runs.references import ROOT
 
 WIDTH = 32
 RECIPE = "smoke"

@@ -15,8 +15,8 @@ from miniature import make_miniature_assets
 from script_runner import load_script, record_recipe, run
 from test_offline_recipe import stage_of
 
-from small_modernbert.runs import settings, stages, storage
-from small_modernbert.runs.stages import ROOT
+from small_modernbert.runs import references, settings, storage
+from small_modernbert.runs.references import ROOT
 
 WIDTH = 32
 SYSTEMS = ("small_v1", "small_v2", "small_v2_guide")
@@ -58,7 +58,7 @@ def load(command: list[str]) -> ModuleType:
     return script
 
 
-def references(script: ModuleType) -> set[str]:
+def inputs_of(script: ModuleType) -> set[str]:
     """Return the stages that a script's settings name as inputs."""
     # Only a static start reads labels.
     unread = {"LABELS", "TEACHER"} if getattr(script, "INIT", "static") != "static" else set()
@@ -68,7 +68,9 @@ def references(script: ModuleType) -> set[str]:
     found = set()
     for word in words:
         stage = (
-            stages.split_stage(word.partition("=")[2] or word) if isinstance(word, str) else None
+            references.split_stage(word.partition("=")[2] or word)
+            if isinstance(word, str)
+            else None
         )
         if stage is not None:
             found.add(stage[0] + (f"@{stage[1]}" if stage[1] else ""))
@@ -84,7 +86,7 @@ def test_every_input_was_made_before(system: str, size: str, tmp_path: Path) -> 
     for command in commands:
         script = load(command)
         assert system + ("_small" if size == "small" else "") == script.RECIPE
-        assert references(script) <= set(made), (command, made)
+        assert inputs_of(script) <= set(made), (command, made)
         made.append(stage_of(command))
     assert len(set(made)) == len(made)
     assert made[-1] == "benchmark_hotpotqa"

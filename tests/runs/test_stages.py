@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from small_modernbert.runs import lineage, signals, stages, storage
+from small_modernbert.runs import lineage, references, signals, stages, storage
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 
@@ -169,7 +169,7 @@ def test_kill_while_overwriting_leaves_nothing_finished(
 ) -> None:
     """Whichever removal a kill falls into, half a final/ is neither kept nor read."""
     finish(open_stage())
-    folder = stages.runs_folder() / "toys" / "train_toy"
+    folder = references.runs_folder() / "toys" / "train_toy"
     remove = storage.remove
 
     def dying_remove(path: Path) -> None:
@@ -191,10 +191,10 @@ def test_mended_failure_leaves_no_error(open_stage: Open) -> None:
     """A run that failed, went on and finished has no error in its record."""
     with pytest.raises(UserError), open_stage():
         raise UserError("the disk is full")
-    record = storage.read_json(stages.runs_folder() / "toys" / "train_toy" / "run.json", "")
+    record = storage.read_json(references.runs_folder() / "toys" / "train_toy" / "run.json", "")
     assert record["error"] == "the disk is full"
     finish(open_stage())
-    record = storage.read_json(stages.runs_folder() / "toys" / "train_toy" / "run.json", "")
+    record = storage.read_json(references.runs_folder() / "toys" / "train_toy" / "run.json", "")
     assert record["status"] == "finished"
     assert "error" not in record
 
@@ -312,7 +312,7 @@ def test_kill_after_the_last_rename(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(storage, "publish", dying_publish)
         finish(open_stage())
-    folder = stages.runs_folder() / "toys" / "train_toy"
+    folder = references.runs_folder() / "toys" / "train_toy"
     assert storage.read_json(folder / "run.json", "")["status"] != "finished"
     if touched:
         (folder / "final" / "file").write_text("touched", encoding="utf-8")
@@ -337,20 +337,20 @@ def test_kill_after_the_last_rename(
 )
 def test_split_stage(reference: str, words: tuple[str, str, str] | None) -> None:
     """A reference names a script, a variant and a part of its final/, or none of ours."""
-    assert stages.split_stage(reference) == words
+    assert references.split_stage(reference) == words
 
 
 def test_missing_input_names_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An input that is not there yet is an error with the command that makes it."""
     monkeypatch.setenv("RUNS", str(tmp_path))
     with pytest.raises(UserError) as missing:
-        stages.locate("mlm/pre_train@short", "offline")
+        references.locate("mlm/pre_train@short", "offline")
     assert str(missing.value) == (
         f"{tmp_path}/offline/mlm/pre_train@short/final is not there; "
         "run: python mlm/pre_train.py --recipe offline --variant short"
     )
     with pytest.raises(UserError, match=r"corpus: 'nowhere' is not there; run: this"):
-        stages.need("nowhere", "offline", "corpus", "run: this")
+        references.need("nowhere", "offline", "corpus", "run: this")
 
 
 def test_locate_finds_stages_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,15 +362,15 @@ def test_locate_finds_stages_and_folders(tmp_path: Path, monkeypatch: pytest.Mon
     here.mkdir()
     monkeypatch.chdir(here)
     (here / "model").mkdir()
-    assert stages.locate("create_distil_dataset", "offline") == final
-    part = stages.locate("create_distil_dataset/reduced_teacher", "offline")
+    assert references.locate("create_distil_dataset", "offline") == final
+    part = references.locate("create_distil_dataset/reduced_teacher", "offline")
     assert part == final / "reduced_teacher"
-    assert stages.locate("model", "offline") == here / "model"
-    assert stages.locate("tests", "offline") == Path(__file__).parents[1]
-    assert stages.locate("hub/model", "offline") is None
-    assert stages.locate("", "offline") is None
+    assert references.locate("model", "offline") == here / "model"
+    assert references.locate("tests", "offline") == Path(__file__).parents[1]
+    assert references.locate("hub/model", "offline") is None
+    assert references.locate("", "offline") is None
     final.rename(final.with_name("final.old"))  # killed between two renames
-    assert stages.locate("create_distil_dataset", "offline") == final
+    assert references.locate("create_distil_dataset", "offline") == final
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,11 @@ from sentence_transformers import SentenceTransformer
 
 from small_modernbert.export import model2vec
 from small_modernbert.export.model2vec import Distilled
-from small_modernbert.models import encoders, students
+from small_modernbert.models import encoders, students, vectors
 from small_modernbert.models.teachers import load_teacher
 from small_modernbert.runs import settings, storage
 from small_modernbert.runs.errors import UserError
-from small_modernbert.runs.stages import ROOT
+from small_modernbert.runs.references import ROOT
 
 TOKEN = "hf_ThisIsTheSecretOfTheTests"
 README = "---\nlicense: apache-2.0\nlanguage: en\n---\n\n# A teacher\n"
@@ -143,7 +143,7 @@ def test_smaller_tables(
     model2vec.check_reload(tmp_path, made)
     loaded = StaticModel.from_pretrained(tmp_path)
     assert loaded.embedding_dtype == dtype
-    wanted, found = distil().model.encode(texts), encoders.unit(loaded.encode(texts))
+    wanted, found = distil().model.encode(texts), vectors.normalise(loaded.encode(texts))
     assert (wanted * found).sum(axis=1).min() > 0.995
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert dtype in card

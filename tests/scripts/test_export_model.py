@@ -20,14 +20,14 @@ from script_runner import load_script, run_process
 from sentence_transformers import SentenceTransformer
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.data.token_store import load_backend
 from small_modernbert.export import graphs, int8
 from small_modernbert.export.onnx_encoder import OnnxEncoder, cut_by_length, pad
 from small_modernbert.initialisation import static
 from small_modernbert.models import students
+from small_modernbert.models.loading import load_backend
 from small_modernbert.runs import settings, storage
 from small_modernbert.runs.errors import UserError
-from small_modernbert.runs.stages import ROOT
+from small_modernbert.runs.references import ROOT
 
 Make = Callable[..., ModernBertModel]
 MAX_TOKENS = 200

@@ -8,7 +8,7 @@ from miniature import Language, make_wordpiece_tokenizer
 from script_runner import Finished, run, run_process
 
 from small_modernbert.runs import settings, storage
-from small_modernbert.runs.stages import ROOT, SCRIPTS
+from small_modernbert.runs.references import ROOT, SCRIPTS
 
 PATHS = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "mlm").glob("[!_]*.py"))]
 NAMES = [path.relative_to(ROOT).as_posix() for path in PATHS]

@@ -15,14 +15,16 @@ from transformers import ModernBertModel
 from small_modernbert.data import examples
 from small_modernbert.data.evaluation_sets import SentencePairs
 from small_modernbert.data.examples import Examples, Row
-from small_modernbert.data.token_store import TokenStore, load_backend, tokenise
+from small_modernbert.data.token_store import TokenStore, tokenise
 from small_modernbert.data.triplets import Pair
 from small_modernbert.evaluation import watching
+from small_modernbert.models import vectors
+from small_modernbert.models.loading import load_backend
+from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 from small_modernbert.training import batches, contrastive, loop, losses
 from small_modernbert.training.contrastive import ContrastiveTask
-from small_modernbert.training.distillation import PackedEncoder
 
 Make = Callable[..., ModernBertModel]
 BUDGET = {"tokens_per_batch": 10_000, "rows_per_batch": 8, "window_batches": 4}
@@ -467,7 +469,7 @@ def test_figures(make_student: Make, language: Language, backend: Tokenizer) -> 
     )
     encoder = PackedEncoder(make_student())
     figures = watched.measure(encoder, backend, [32, 4])
-    cut = watching.shorten(watched.vectors(encoder, backend)["triplets"], 4)
+    cut = vectors.shorten(watched.vectors(encoder, backend)["triplets"], 4)
     short = watching.triplet_figures(cut, watched.triplets)
     assert np.linalg.norm(cut, axis=1) == pytest.approx(1, abs=1e-5)
     assert figures["judge_spearman/4"] == pytest.approx(short["judge_spearman"])

@@ -11,11 +11,14 @@ from miniature import Language
 from tokenizers import Tokenizer
 from transformers import ModernBertModel
 
-from small_modernbert.data.token_store import TokenStore, load_backend, tokenise
+from small_modernbert.data.token_store import TokenStore, tokenise
+from small_modernbert.evaluation import watching
 from small_modernbert.models import forward
+from small_modernbert.models.loading import load_backend
+from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.runs.stages import Stage
 from small_modernbert.training import distillation, loop, losses
-from small_modernbert.training.distillation import DistillationTask, PackedEncoder
+from small_modernbert.training.distillation import DistillationTask
 
 Make = Callable[..., ModernBertModel]
 WIDTH = 32
@@ -171,7 +174,7 @@ def test_training_brings_the_student_to_its_teacher(
     encoder = PackedEncoder(model)
 
     def evaluate() -> dict[str, float]:
-        return distillation.held_out_figures(encoder, tokens, vectors, [], backend)
+        return watching.held_out_figures(encoder, tokens, vectors, [], backend)
 
     task = make_task(model, tokens, vectors, "cosine", evaluate)
     optimizer = loop.make_optimizer("stable_adamw", model, learning_rate=3e-3, weight_decay=0.01)
@@ -194,13 +197,13 @@ def test_held_out_figures(
     own = encoder.encode([tokens[row] for row in range(len(tokens))]).astype(np.float16)
     sets = [language.retrieval_set(name) for name in ("one", "two")]
     monkeypatch.setattr(logging.getLogger("small_modernbert"), "propagate", True)
-    figures = distillation.held_out_figures(encoder, tokens, 3 * own, sets, backend)
+    figures = watching.held_out_figures(encoder, tokens, 3 * own, sets, backend)
     assert figures["held_out_cosine"] == pytest.approx(1, abs=1e-3)
     both = [figures["one_ndcg@10"], figures["two_ndcg@10"]]
     assert figures["retrieval_ndcg@10"] == pytest.approx(np.mean(both))
     assert all(0 < score <= 1 for score in both)
     assert "collapsing" not in caplog.text
-    nothing = distillation.held_out_figures(encoder, tokens.head(0), own[:0], [], backend)
+    nothing = watching.held_out_figures(encoder, tokens.head(0), own[:0], [], backend)
     assert nothing == {}
 
 
@@ -219,6 +222,6 @@ def test_collapse_is_said_early(
         )
     monkeypatch.setattr(logging.getLogger("small_modernbert"), "propagate", True)
     vectors = np.ones((len(tokens), WIDTH), dtype=np.float16)
-    distillation.held_out_figures(PackedEncoder(model), tokens, vectors, [], backend)
+    watching.held_out_figures(PackedEncoder(model), tokens, vectors, [], backend)
     assert "collapsing" in caplog.text
     assert "LEARNING_RATE" in caplog.text

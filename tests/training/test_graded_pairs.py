@@ -12,17 +12,20 @@ import pytest
 import torch
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.data import labels
+from small_modernbert.data import graded_pairs, labels
 from small_modernbert.data.evaluation_sets import SentencePairs
-from small_modernbert.data.token_store import TokenStore, load_backend, tokenise
-from small_modernbert.evaluation import metrics
+from small_modernbert.data.graded_pairs import GradedPairs, PairSplits
+from small_modernbert.data.token_store import TokenStore, tokenise
+from small_modernbert.evaluation import metrics, watching
+from small_modernbert.labelling import graded_mining
+from small_modernbert.models.loading import load_backend
+from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.packing import pack
 from small_modernbert.models.students import save_tokenizer
 from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
-from small_modernbert.training import graded_pairs
-from small_modernbert.training.distillation import PackedEncoder
-from small_modernbert.training.graded_pairs import GradedPairs, PairSplits, PairTask
+from small_modernbert.training import graded_similarity
+from small_modernbert.training.graded_similarity import PairTask
 
 Make = Callable[..., ModernBertModel]
 WIDTH = 12
@@ -72,7 +75,7 @@ def write_parquet(path: Path, **columns: list) -> Path:
 def test_mined_scores_are_cosines_that_spread() -> None:
     """Mined pairs fill every range of the cosine evenly where random pairs leave it empty."""
     vectors = make_vectors(1_000)
-    first, second, scores = graded_pairs.mine(vectors, 400, (1,))
+    first, second, scores = graded_mining.mine(vectors, 400, (1,))
     np.testing.assert_allclose(scores, (vectors[first] * vectors[second]).sum(axis=1), atol=1e-6)
     assert len(scores) == 400
     assert (first != second).all()
@@ -87,7 +90,7 @@ def test_mined_scores_are_cosines_that_spread() -> None:
 def test_mining_is_seeded() -> None:
     """Equal seeds give equal pairs, other seeds other pairs."""
     vectors = make_vectors(200)
-    one, same, other = (graded_pairs.mine(vectors, 50, (seed,)) for seed in (1, 1, 2))
+    one, same, other = (graded_mining.mine(vectors, 50, (seed,)) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one[0], same[0])
     np.testing.assert_array_equal(one[1], same[1])
     assert one[0].tolist() != other[0].tolist()
@@ -96,7 +99,7 @@ def test_mining_is_seeded() -> None:
 def test_spread_takes_all_of_a_sparse_range() -> None:
     """Rare scores are all taken, common ones share the rest evenly, and no row comes twice."""
     scores = np.array([0.0] * 100 + [0.5] * 100 + [1.0] * 3)
-    rows = graded_pairs.spread(scores, 43, np.random.default_rng(0))
+    rows = graded_mining.spread(scores, 43, np.random.default_rng(0))
     assert len(set(rows.tolist())) == 43
     assert [int((scores[rows] == value).sum()) for value in (0.0, 0.5, 1.0)] == [20, 20, 3]
 
@@ -104,7 +107,7 @@ def test_spread_takes_all_of_a_sparse_range() -> None:
 def test_mined_held_out_pairs_come_from_held_out_labels(tmp_path: Path) -> None:
     """Training pairs hold training texts only, held-out pairs held-out texts only."""
     found = make_labels(tmp_path)
-    splits = graded_pairs.mine_splits(found, pairs=80, held_out=30, texts=200, max_words=0, seed=4)
+    splits = graded_mining.mine_splits(found, pairs=80, held_out=30, texts=200, max_words=0, seed=4)
     assert (len(splits.train), len(splits.held_out)) == (80, 30)
     assert all(text.startswith("train ") for text in splits.train.texts())
     assert all(text.startswith("held_out ") for text in splits.held_out.texts())
@@ -115,20 +118,20 @@ def test_sample_is_bounded_and_keeps_text_and_label_together(tmp_path: Path) -> 
     """At most so many texts are held, none longer than asked, each with its own vector."""
     found = make_labels(tmp_path)
     vectors = make_vectors(300)
-    texts, sampled = graded_pairs.sample_labels(found, "train", 120, 10, (0,))
+    texts, sampled = graded_mining.sample_labels(found, "train", 120, 10, (0,))
     numbers = [int(text.split()[2]) for text in texts]
     assert 60 < len(texts) < 120 and all(number % 3 for number in numbers)
     assert numbers == sorted(numbers)
     np.testing.assert_allclose(sampled, vectors[numbers], atol=2e-3)
     np.testing.assert_allclose(np.linalg.norm(sampled, axis=1), 1, atol=1e-6)
-    assert len(graded_pairs.sample_labels(found, "train", 120, 0, (0,))[0]) == 120
+    assert len(graded_mining.sample_labels(found, "train", 120, 0, (0,))[0]) == 120
 
 
 def test_too_few_labels_are_refused(tmp_path: Path) -> None:
     """Labels without held-out rows say which command makes more."""
     found = make_labels(tmp_path, held_out=4)
     with pytest.raises(UserError, match=r"4 held_out texts are too few.*create_distil_dataset"):
-        graded_pairs.mine_splits(found, pairs=9, held_out=9, texts=99, max_words=0, seed=0)
+        graded_mining.mine_splits(found, pairs=9, held_out=9, texts=99, max_words=0, seed=0)
 
 
 def test_no_held_out_or_evaluation_text_is_trained_on() -> None:
@@ -170,7 +173,7 @@ def test_bad_rows_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         sentence2=["two"] * 25,
         score=[0.5, 0.5, 0.5, None, math.nan, *(0.25,) * 20],
     )
-    with caplog.at_level("WARNING", logger="small_modernbert.training.graded_pairs"):
+    with caplog.at_level("WARNING", logger="small_modernbert.training.graded_similarity"):
         splits = graded_pairs.read_folder(path, 3, 0)
     assert sorted(splits.dropped.values()) == [2, 2]
     assert len(splits.train) + len(splits.held_out) == 21
@@ -262,9 +265,9 @@ def test_only_cosines_can_be_copied() -> None:
     """Scores from 0 to 5 are refused where the loss copies them, and fine where it ranks."""
     pairs = number_pairs(10)
     wide = PairSplits(GradedPairs(pairs.first, pairs.second, 5 * pairs.scores), pairs, "people")
-    graded_pairs.check_range(wide, "cosent")
+    graded_similarity.check_range(wide, "cosent")
     with pytest.raises(UserError, match="from 0 to 4.5.*--objective cosent"):
-        graded_pairs.check_range(wide, "cosine")
+        graded_similarity.check_range(wide, "cosine")
 
 
 @pytest.fixture
@@ -287,7 +290,7 @@ def test_packed_loss_is_the_loss_of_each_text_on_its_own(
         encoder,
         store,
         scores,
-        graded_pairs.loss_function(objective, 20.0),
+        graded_similarity.loss_function(objective, 20.0),
         dict,
         tokens_per_batch=10_000,
         rows_per_batch=6,
@@ -334,7 +337,7 @@ def test_figures_carry_the_right_names(
     )
     for scored_by, name in graded_pairs.FIGURES.items():
         splits = PairSplits(pairs, pairs, scored_by)
-        found = graded_pairs.figures(encoder, store, splits, labelled, [], backend)
+        found = watching.figures(encoder, store, splits, labelled, [], backend)
         wanted = {name: 1, "mrpc_average_precision": 1, **metrics.collapse(own)}
         assert found == pytest.approx(wanted)
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import ModernBertForMaskedLM, PreTrainedTokenizerFast
 
-from small_modernbert.data.token_store import TokenStore, load_backend, tokenise
+from small_modernbert.data.token_store import TokenStore, tokenise
 from small_modernbert.models import forward, students
+from small_modernbert.models.loading import load_backend
 from small_modernbert.models.packing import pack
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
