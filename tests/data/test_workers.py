@@ -53,7 +53,7 @@ def test_a_dead_worker_is_named() -> None:
 
 PARENT = """
 import os, signal, sys
-from small_modernbert import workers
+from small_modernbert.data import workers
 
 if __name__ == "__main__":
     with workers.pool(2) as executor:

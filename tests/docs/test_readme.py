@@ -173,15 +173,23 @@ def test_every_script_is_named() -> None:
 
 
 def test_every_module_is_in_the_file_tree() -> None:
-    """The annotated file tree names every module of the package, and none that is not there."""
+    """The file tree has a line on every room and module of the package, and on nothing else."""
     tree = next(body for body in blocks("") if "small_modernbert/" in body)
     block = tree[tree.index("small_modernbert/") :]
     block = block[: block.index("\ntests/")]
     named: set[str] = set()
+    room = ""
     for line in block.splitlines()[1:]:
-        named |= set(re.split(r" {2,}", line.strip())[0].split())
-    modules = {path.stem for path in (ROOT / "small_modernbert").glob("[!_]*.py")}
-    assert named == modules
+        name, _, said = line.strip().partition(" ")
+        assert said.strip(), f"{name}: what is it?"
+        room = name.rstrip("/") if name.endswith("/") else room
+        named.add(room if name.endswith("/") else f"{room}/{name}")
+    package = ROOT / "small_modernbert"
+    modules = {
+        path.relative_to(package).with_suffix("").as_posix() for path in package.rglob("[!_]*.py")
+    }
+    rooms = {path.parent.relative_to(package).as_posix() for path in package.glob("*/*.py")}
+    assert named == modules | rooms
 
 
 def test_top_of_the_file_tree_exists() -> None:

@@ -157,7 +157,7 @@ def test_mean_cosine_equals_the_definition() -> None:
 def test_import_is_light() -> None:
     """Evaluation can be imported without torch or sentence-transformers."""
     code = (
-        "import sys, small_modernbert.evaluation, small_modernbert.encoders;"
+        "import sys, small_modernbert.evaluation.metrics, small_modernbert.models.encoders;"
         "heavy = {'torch', 'sentence_transformers', 'sklearn', 'scipy', 'datasets'};"
         "sys.exit(', '.join(heavy & sys.modules.keys()) or 0)"
     )

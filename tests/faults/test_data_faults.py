@@ -501,7 +501,7 @@ def test_parquet_is_written_and_read_with_checksums() -> None:
         "read_table": "page_checksum_verification",
     }
     seen: Counter[str] = Counter()
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("small_modernbert/*.py"), *ROOT.glob("mlm/*.py")]:
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("small_modernbert/*/*.py"), *ROOT.glob("mlm/*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             match = re.fullmatch(rf"(?:pq|pyarrow\.parquet)\.({'|'.join(wanted)})", name)

@@ -375,7 +375,7 @@ def test_encoder_needs_neither_torch_nor_transformers(exported: Path) -> None:
 import sys
 for name in ("torch", "transformers", "sentence_transformers", "onnx"):
     sys.modules[name] = None
-from small_modernbert.onnx_encoder import OnnxEncoder
+from small_modernbert.export.onnx_encoder import OnnxEncoder
 for file in {FORMS!r}:
     print(OnnxEncoder({str(exported)!r}, file, 1).encode(["is it?", "", "a text"]).shape)
 """
