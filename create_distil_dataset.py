@@ -39,8 +39,7 @@ DIMENSION: int = 0  # width of the labels; 0 = the student's
 PCA_TEXTS: int = 20_000  # texts that the projection is fitted on, from the shuffled corpus; 0 = all
 ROWS_PER_SHARD: int = 2_048  # what a kill can cost, and the window that is sorted by length
 TOKENS_PER_BATCH: int = 0  # tokens per forward pass; 0 = as many as suit the device
-PRECISION: Literal["auto", "fp32", "bf16", "int8"] = "auto"  # bf16 where it is fast and faithful
-# int8 is faster still on a CPU with VNNI, and loses more: its mean cosine to fp32 is logged.
+PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # bf16 where it is fast and faithful
 
 # A CPU is fastest while a batch's activations stay in its cache, a GPU when it is full.
 CPU_TOKENS, GPU_TOKENS = 2_048, 65_536

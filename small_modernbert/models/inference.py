@@ -3,7 +3,7 @@
 On a CPU a BERT or ModernBERT teacher runs packed: no padding, no mask, one matrix product per layer
 over all tokens of a batch, in bf16 where that is faster. Any other teacher, and any GPU, runs the
 model's own padded pass over batches of near-equal lengths. bf16 is taken only if it gives the fp32
-vectors back on real texts (`FIDELITY`); int8 is taken when asked for, and what it costs is said.
+vectors back on real texts (`FIDELITY`).
 """
 
 import logging
@@ -20,12 +20,10 @@ from small_modernbert.models import cpu_attention, forward
 from small_modernbert.models.attention import stretches
 from small_modernbert.models.matrix_products import prepare
 from small_modernbert.models.packing import PackedBatch, cls_pool, cut_by_tokens, mean_pool, pack
-from small_modernbert.models.precision import attention_dtype, autocast
+from small_modernbert.models.precision import DTYPES, autocast
 from small_modernbert.models.teachers import token_ids
-from small_modernbert.runs.errors import UserError
 
 FIDELITY = 0.9995  # mean cosine of bf16 vectors to fp32 ones, below which fp32 is kept
-INT8_FIDELITY = 0.99  # the same of int8 vectors, below which there is a warning
 PROBES = 64  # texts that the fidelity is measured on
 logger = logging.getLogger(__name__)
 Pass = Callable[[Sequence[np.ndarray]], torch.Tensor]
@@ -35,25 +33,16 @@ class Engine:
     """A teacher ready to encode token ids.
 
     Attributes:
-        precision: "fp32", "bf16" or "int8".
+        precision: "fp32" or "bf16".
         packed: whether batches are packed; else they are padded.
         fidelity: mean cosine to fp32 vectors on the probes; None where fp32 runs.
     """
 
     def __init__(self, teacher: SentenceTransformer, precision: str) -> None:
-        """Prepare a teacher; see `load_engine`.
-
-        Raises:
-            UserError: int8 for a teacher that does not run packed.
-        """
+        """Prepare a teacher; see `load_engine`."""
         self.teacher, self.precision, self.fidelity = teacher, precision, None
         hidden_states = _packed_pass(teacher, precision)
         self.packed = hidden_states is not None
-        if precision == "int8" and not self.packed:
-            raise UserError(
-                "PRECISION: int8 is for BERT and ModernBERT teachers on a CPU, and this teacher is "
-                "another; run with --precision auto"
-            )
         self._run: Pass = self._padded
         if hidden_states is not None:
             self._run = _pool_packed(teacher, hidden_states)
@@ -64,6 +53,7 @@ class Engine:
         sequences: Sequence[Sequence[int] | np.ndarray],
         *,
         tokens_per_batch: int,
+        prompt_tokens: int = 0,
         advance: Callable[[int], None] = lambda rows: None,
     ) -> np.ndarray:
         """Encode token ids in batches of near-equal lengths and about `tokens_per_batch` tokens.
@@ -71,6 +61,7 @@ class Engine:
         Args:
             sequences: token ids of each text, special tokens included.
             tokens_per_batch: bound on a batch's tokens, padding included.
+            prompt_tokens: leading tokens of each that are not pooled, see `prompts.prompt_tokens`.
             advance: called with the number of rows done after each batch.
 
         Returns:
@@ -81,23 +72,15 @@ class Engine:
         # Longest first: too large a budget shows at once instead of at the end.
         order = np.argsort(-lengths, kind="stable")
         result = np.empty((len(ids), self.teacher.get_embedding_dimension()), dtype=np.float32)
-        for rows in self._cut(order, lengths[order], tokens_per_batch):
-            result[rows] = self._run([ids[row] for row in rows]).float().cpu().numpy()
+        packed = self.packed and not prompt_tokens  # the packed pass pools all tokens
+        for rows in _cut(order, lengths[order], tokens_per_batch, packed=packed):
+            batch = [ids[row] for row in rows]
+            vectors = self._run(batch) if packed else self._padded(batch, prompt_tokens)
+            result[rows] = vectors.float().cpu().numpy()
             advance(len(rows))
         return result
 
-    def _cut(self, order: np.ndarray, lengths: np.ndarray, budget: int) -> list[np.ndarray]:
-        if self.packed:
-            return cut_by_tokens(order, lengths, budget, max(len(order), 1))
-        batches, begin = [], 0
-        while begin < len(order):
-            # A padded batch's size is its first, longest length times its rows.
-            rows = max(1, budget // max(int(lengths[begin]), 1))
-            batches.append(order[begin : begin + rows])
-            begin += rows
-        return batches
-
-    def _padded(self, sequences: Sequence[np.ndarray]) -> torch.Tensor:
+    def _padded(self, sequences: Sequence[np.ndarray], prompt_tokens: int = 0) -> torch.Tensor:
         teacher = self.teacher
         width = max(map(len, sequences))
         ids = np.full((len(sequences), width), teacher.tokenizer.pad_token_id, dtype=np.int64)
@@ -108,8 +91,22 @@ class Engine:
             "input_ids": torch.from_numpy(ids).to(teacher.device),
             "attention_mask": torch.from_numpy(mask).to(teacher.device),
         }
+        if prompt_tokens:
+            features["prompt_length"] = prompt_tokens
         with autocast(self.precision, teacher.device):
             return teacher(features)["sentence_embedding"]
+
+
+def _cut(order: np.ndarray, lengths: np.ndarray, budget: int, *, packed: bool) -> list[np.ndarray]:
+    if packed:
+        return cut_by_tokens(order, lengths, budget, max(len(order), 1))
+    batches, begin = [], 0
+    while begin < len(order):
+        # A padded batch's size is its first, longest length times its rows.
+        rows = max(1, budget // max(int(lengths[begin]), 1))
+        batches.append(order[begin : begin + rows])
+        begin += rows
+    return batches
 
 
 def load_engine(
@@ -121,12 +118,8 @@ def load_engine(
 
     Args:
         teacher: in evaluation mode, on its device.
-        precision: "fp32", "bf16" or "int8" (see `precision.decide`).
-        probes: token ids of real texts; the first `PROBES` decide whether bf16 is good enough, and
-            measure int8.
-
-    Raises:
-        UserError: int8 for a teacher that does not run packed.
+        precision: "fp32" or "bf16" (see `precision.decide`).
+        probes: token ids of real texts; the first `PROBES` decide whether bf16 is good enough.
     """
     engine = Engine(teacher, precision)
     if precision == "fp32" or not len(probes):
@@ -136,14 +129,6 @@ def load_engine(
     engine.fidelity = float(
         functional.cosine_similarity(torch.from_numpy(wanted), torch.from_numpy(found)).mean()
     )
-    if precision == "int8":
-        logger.info("int8 labels: mean cosine %.4f to fp32", engine.fidelity)
-        if engine.fidelity < INT8_FIDELITY:
-            logger.warning(
-                "int8 loses much of this teacher (mean cosine below %g): --precision auto does not",
-                INT8_FIDELITY,
-            )
-        return engine
     if engine.fidelity >= FIDELITY:
         return engine
     logger.warning(
@@ -187,7 +172,7 @@ def _packed_pass(
 def _packed_modernbert(
     model: ModernBertModel, precision: str
 ) -> Callable[[PackedBatch], torch.Tensor]:
-    dtype = attention_dtype(precision)
+    dtype = DTYPES[precision]
     if precision == "fp32":
         return lambda batch: forward.hidden_states(model, batch, dtype)
     products = {
@@ -234,7 +219,7 @@ class _PackedBert:
     """
 
     def __init__(self, model: nn.Module, precision: str) -> None:
-        self.model, self.dtype = model, attention_dtype(precision)
+        self.model, self.dtype = model, DTYPES[precision]
         self.heads = model.config.num_attention_heads
         self.layers = []
         for layer in model.encoder.layer:

@@ -8,28 +8,19 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 
 logger = logging.getLogger(__name__)
-Precision = Literal["auto", "fp32", "bf16", "int8"]
+Precision = Literal["auto", "fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def decide(wanted: Precision, device: torch.device) -> tuple[str, str]:
-    """Return "fp32", "bf16" or, only where that is wanted, "int8"; and why.
+    """Return "fp32" or "bf16", and why.
 
     On a CPU "auto" times one matrix product in both formats: with AMX bf16 wins threefold,
     without it bf16 can be half as fast as fp32.
-
-    Raises:
-        UserError: int8 is wanted where the processor has no product for it.
     """
-    if wanted == "int8" and not has_int8(device):
-        raise UserError(
-            "PRECISION: int8 wants a CPU with VNNI (avx512_vnni in /proc/cpuinfo), and this is "
-            f"{'none' if device.type == 'cpu' else device.type}; run with --precision auto"
-        )
     if wanted != "auto":
         return wanted, "as set"
     if device.type != "cpu":
@@ -39,19 +30,6 @@ def decide(wanted: Precision, device: torch.device) -> tuple[str, str]:
     reason = f"a bf16 matrix product takes {half / single:.2f} x the time of an fp32 one here"
     # Autocast adds casts around each product; a narrow win would be lost to them.
     return ("bf16" if half < 0.7 * single else "fp32"), reason
-
-
-def has_int8(device: torch.device) -> bool:
-    """Say whether int8 products are fast here; without VNNI torch computes them one by one."""
-    return device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_vnni", False)
-
-
-def attention_dtype(precision: str) -> torch.dtype:
-    """Return what attention, which int8 leaves as it is, runs in: bf16 if the processor has it."""
-    if precision == "int8":
-        half = torch.cpu.get_capabilities().get("avx512_bf16", False)
-        return torch.bfloat16 if half else torch.float32
-    return DTYPES[precision]
 
 
 def settle(stage: Stage, wanted: Precision, device: torch.device) -> str:

@@ -44,12 +44,21 @@ def load_teacher(reference: Path | str, revision: str | None = None) -> Sentence
     return teacher
 
 
-def token_ids(teacher: SentenceTransformer, texts: Sequence[str]) -> list[list[int]]:
-    """Return each text's token ids as the teacher sees them: special tokens, truncation."""
+def token_ids(
+    teacher: SentenceTransformer, texts: Sequence[str], prompt: str = "", limit: int | None = None
+) -> list[list[int]]:
+    """Return each text's token ids as the teacher sees them: special tokens, prompt, truncation.
+
+    Args:
+        teacher: whose tokenizer it is.
+        texts: any number of them.
+        prompt: stands in front of each, and counts.
+        limit: tokens of a text at most; None for what the teacher reads.
+    """
     encoded = teacher.tokenizer(
-        list(texts),
+        [prompt + text for text in texts],
         truncation=True,
-        max_length=teacher.max_seq_length,
+        max_length=limit or teacher.max_seq_length,
         padding=False,
         return_attention_mask=False,
         return_token_type_ids=False,
@@ -60,7 +69,8 @@ def token_ids(teacher: SentenceTransformer, texts: Sequence[str]) -> list[list[i
 def reduce_teacher(teacher: SentenceTransformer, projection: Projection) -> SentenceTransformer:
     """Return the teacher followed by a Dense layer with the projection, and a normalisation.
 
-    The Dense layer has no bias: the mean is not subtracted, see `projection.principal_directions`.
+    All of the teacher's modules stay, and its prompts. The Dense layer has no bias: the mean is not
+    subtracted, see `projection.principal_directions`.
     """
     from sentence_transformers.models import Dense, Normalize
 
@@ -68,7 +78,12 @@ def reduce_teacher(teacher: SentenceTransformer, projection: Projection) -> Sent
     dense = Dense(dimension, width, bias=False, activation_function=torch.nn.Identity())
     with torch.no_grad():
         dense.linear.weight.copy_(projection.directions)
-    reduced = SentenceTransformer(modules=[*teacher, dense, Normalize()], device=teacher.device)
+    reduced = SentenceTransformer(
+        modules=[*teacher, dense, Normalize()],
+        device=teacher.device,
+        prompts=dict(teacher.prompts),
+        default_prompt_name=teacher.default_prompt_name,
+    )
     reduced.eval()
     return reduced
 

@@ -13,7 +13,7 @@ def keep_freed() -> None:
 
     A forward pass frees and takes the same megabytes all the time. By default glibc returns such
     blocks, and the kernel hands them out again page by page, zeroed: 5 % of the time of bf16
-    labelling, 14 % of int8's, for the same peak (docs/LOG.md). It holds for the whole process;
+    labelling, for the same peak (docs/LOG.md). It holds for the whole process;
     elsewhere than on glibc nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -8,9 +8,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from transformers import ModernBertModel
 
-from small_modernbert.models import inference, matrix_products, precision, students
+from small_modernbert.models import inference, students
 from small_modernbert.models.teachers import load_teacher, token_ids
-from small_modernbert.runs.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -104,76 +103,3 @@ def test_half_precision_where_it_is_faithful(
     assert exact.precision == "fp32"
     assert "fp32 it is" in caplog.text
     np.testing.assert_array_equal(exact.encode(ids, tokens_per_batch=300), wanted)
-
-
-needs_int8 = pytest.mark.skipif(
-    not precision.has_int8(torch.device("cpu")), reason="the processor has no VNNI"
-)
-
-
-@needs_int8
-@pytest.mark.parametrize("kind", ["bert", "modernbert"])
-def test_int8_is_close_and_says_how_close(
-    kind: str,
-    teacher: SentenceTransformer,
-    make_student: object,
-    tokenizer: object,
-    texts: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """int8 runs where it is asked for, near the teacher's vectors, and its distance is logged."""
-    caplog.set_level("INFO", logger="small_modernbert")
-    if kind == "modernbert":
-        students.save_sentence_transformer(
-            tmp_path, make_student(), tokenizer, max_tokens=48, pooling="mean"
-        )
-        teacher = load_teacher(tmp_path)
-    ids = token_ids(teacher, texts)
-    engine = inference.load_engine(teacher, "int8", ids)
-    assert engine.precision == "int8"
-    assert engine.packed
-    wanted = inference.load_engine(teacher, "fp32").encode(ids, tokens_per_batch=300)
-    found = engine.encode(ids, tokens_per_batch=300)
-    cosines = torch.nn.functional.cosine_similarity(
-        torch.from_numpy(found), torch.from_numpy(wanted)
-    )
-    assert 0.99 < float(cosines.mean()) < 0.999999
-    assert engine.fidelity == pytest.approx(float(cosines.mean()), abs=1e-3)
-    assert f"int8 labels: mean cosine {engine.fidelity:.4f} to fp32" in caplog.text
-    assert "loses much" not in caplog.text
-    monkeypatch.setattr(inference, "INT8_FIDELITY", 1.0)
-    assert inference.load_engine(teacher, "int8", ids).precision == "int8"
-    assert "loses much" in caplog.text
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_int8_product_rounds_each_token_by_itself(bias: bool) -> None:
-    """A product is as exact as 8 bits allow, whatever the tokens beside it; zeros stay zeros."""
-    draw = torch.Generator().manual_seed(0)
-    weight = torch.randn(40, 64, generator=draw) * torch.logspace(-3, 1, 40)[:, None]
-    values = torch.randn(600, 64, generator=draw) * torch.logspace(-4, 3, 600)[:, None]
-    values[7] = 0
-    added = torch.randn(40, generator=draw) if bias else None
-    product = matrix_products.prepare(weight, added, "int8")
-    found = product(values)
-    exact = values @ weight.T
-    error = (found - (exact if added is None else exact + added)).abs()
-    assert (error <= 0.03 * values.norm(dim=1)[:, None] * weight.norm(dim=1) + 1e-5).all()
-    torch.testing.assert_close(product(values[100:103]), found[100:103])
-    assert torch.equal(found[7], torch.zeros(40) if added is None else added)
-
-
-def test_int8_is_refused_where_it_cannot_run(
-    teacher: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No VNNI, a GPU, or a teacher of another kind: refused with what helps."""
-    with pytest.raises(UserError, match=r"int8 wants a CPU with VNNI.* cuda; .*--precision auto"):
-        precision.decide("int8", torch.device("cuda"))
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
-    with pytest.raises(UserError, match=r"VNNI.*--precision auto"):
-        precision.decide("int8", torch.device("cpu"))
-    monkeypatch.setattr(inference, "_is_plain_bert", lambda model: False)
-    with pytest.raises(UserError, match=r"this teacher is another; .*--precision auto"):
-        inference.load_engine(teacher, "int8")

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from small_modernbert.labelling import judges
-from small_modernbert.models import encoders, inference
-from small_modernbert.models import teachers as teachers
-from small_modernbert.models.projection import principal_directions
+from small_modernbert.models import encoders, inference, teachers
+from small_modernbert.models.projection import principal_directions, project
+from small_modernbert.models.vectors import normalise
 from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
 
@@ -30,7 +30,7 @@ def test_reduced_teacher_equals_projected_vectors(
     """The reduced teacher, also saved and loaded, gives the labels: P x, at unit length."""
     vectors = inference.encode_texts(teacher, texts, tokens_per_batch=512)
     projection = principal_directions(torch.from_numpy(vectors), WIDTH)
-    wanted = teachers.project(vectors, projection)
+    wanted = project(vectors, projection)
     naive = np.stack([projection.directions.numpy() @ one for one in vectors])
     naive /= np.linalg.norm(naive, axis=1, keepdims=True)
     np.testing.assert_allclose(wanted, naive, atol=1e-6)
@@ -47,7 +47,7 @@ def test_reduced_teacher_equals_projected_vectors(
 
 def test_normalise_keeps_zero_rows() -> None:
     """Rows get unit length; a zero row stays zero instead of turning into NaN."""
-    found = teachers.normalise(np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32))
+    found = normalise(np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32))
     np.testing.assert_allclose(found, [[0.6, 0.8], [0, 0]], atol=1e-7)
 
 
