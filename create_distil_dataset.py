@@ -62,9 +62,9 @@ def main() -> None:
         from small_modernbert.data import labels
         from small_modernbert.models import precision
         from small_modernbert.models.teachers import load_teacher, reduce_teacher, save_teacher
-        from small_modernbert.runs import allocation, report, storage
+        from small_modernbert.runs import machine, report, storage
 
-        allocation.keep_freed()
+        machine.keep_freed()
         teacher = load_teacher(teacher_place, TEACHER_REVISION or None)
         dtype = precision.settle(stage, PRECISION, teacher.device)
         work = Labelling(stage, corpus, teacher, dtype)

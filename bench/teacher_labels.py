@@ -181,9 +181,9 @@ def ours(
     from small_modernbert.data import labels
     from small_modernbert.models import inference, precision
     from small_modernbert.models.teachers import load_teacher, normalise, token_ids
-    from small_modernbert.runs import allocation
+    from small_modernbert.runs import machine
 
-    allocation.keep_freed()
+    machine.keep_freed()
     loaded = load_teacher(Path(teacher))
     found = inputs.read_texts(Path(folder) / "texts.parquet")
     chosen, _ = precision.decide(wanted, loaded.device)

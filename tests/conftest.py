@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from miniature import Language, make_bpe_tokenizer, make_teacher, make_wordpiece_tokenizer
 
-from small_modernbert.runs import stages
+from small_modernbert.runs import machine, stages
 
 # Before torch is imported: tiny models gain nothing from a second thread, and on a busy machine
 # its threads wait for each other (a test of one second then takes fifty).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+machine.prepare()
 # Started in the background, or under nohup, the suite and its children would ignore these.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

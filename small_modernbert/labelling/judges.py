@@ -99,10 +99,8 @@ def _load_cross_encoder(folder: Path, name: str) -> Judge:
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{name}: {folder} holds no safetensors file; nothing else is loaded")
     import torch
-    import transformers
     from sentence_transformers import CrossEncoder
 
-    transformers.utils.logging.disable_progress_bar()
     try:
         with loading.explained("judge", folder):
             loading.check_folder(folder)

@@ -6,7 +6,6 @@ model2vec. Importing this module is cheap; loading a model imports torch.
 
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,16 +220,12 @@ def _is_model2vec(folder: Path) -> bool:
 
 
 def _load_sentence_transformer(folder: Path, name: str) -> Encoder:
-    # Progress bars of weight loading say nothing at this size.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import torch
-    import transformers
     from sentence_transformers import SentenceTransformer
 
     from small_modernbert.models.inference import load_engine
     from small_modernbert.models.teachers import token_ids
 
-    transformers.utils.logging.disable_progress_bar()
     if not (folder / "modules.json").exists():
         logger.info("%s: %s has no pooling of its own; the mean is taken", name, folder)
     model = SentenceTransformer(

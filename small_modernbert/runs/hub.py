@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from small_modernbert.runs import report
 from small_modernbert.runs.errors import UserError
 
 BATCH_ROWS = 1_000
@@ -157,7 +158,10 @@ def fetch_model(id: str, revision: str | None) -> Path:
 
     try:
         with cached_if_unreachable(id, revision):
-            return Path(snapshot_download(id, revision=revision, allow_patterns=MODEL_FILES))
+            bar = report.bar_class()
+            return Path(
+                snapshot_download(id, revision=revision, allow_patterns=MODEL_FILES, tqdm_class=bar)
+            )
     except HFValidationError:
         raise UserError(f"{id!r} is neither a folder, a stage, nor a hub id") from None
     except Exception as error:  # whatever the hub's many libraries raise, with the cure

@@ -1,19 +1,30 @@
 """What a person sees: progress bars with time left, tables, numbers with thousands separators."""
 
 import contextlib
+import functools
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 SHOW_AFTER_SECONDS = 5.0
+TERMINAL_SECONDS = 0.5  # between two states of a bar
+FILE_SECONDS = 20.0  # between two lines in a log, a pipe, a CI job
+CURSOR_UP = "\x1b[A"
 
 
 class _Stderr:
-    """Standard error, for a bar: when its reader has gone, a run must go on all the same."""
+    """Standard error, for a bar: when its reader has gone, a run must go on all the same.
+
+    Where it is no terminal, a bar's states become lines.
+    """
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(text)
+            if self.isatty():
+                sys.stderr.write(text)
+            elif line := text.replace(CURSOR_UP, "").strip():
+                sys.stderr.write(f"{line}\n")
         return len(text)
 
     def flush(self) -> None:
@@ -25,8 +36,39 @@ class _Stderr:
             return sys.stderr.isatty()
         return False
 
+    def __eq__(self, other: object) -> bool:
+        """Say that any two write to the same place: tqdm then knows which bars are in the way."""
+        return isinstance(other, _Stderr)
+
+    def __hash__(self) -> int:
+        return hash(_Stderr)
+
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401  whatever a stream has
         return getattr(sys.stderr, name)
+
+
+@functools.cache
+def bar_class() -> Any:  # noqa: ANN401  a subclass of tqdm; naming it would import it at start-up
+    """Return tqdm as our bars are: late, on one line; in a log a line now and then."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *given: Any, **named: Any) -> None:  # noqa: ANN401  tqdm's
+            stream = _Stderr()
+            terminal = stream.isatty()
+            often = TERMINAL_SECONDS if terminal else FILE_SECONDS
+            ours = {
+                "file": stream,
+                "delay": SHOW_AFTER_SECONDS,
+                "mininterval": often,
+                "maxinterval": max(often, 10.0),
+                "dynamic_ncols": terminal,
+                "leave": False,
+                "unit_scale": True,
+            }
+            super().__init__(*given, **(named | ours))
+
+    return Bar
 
 
 def progress(
@@ -38,23 +80,22 @@ def progress(
     unit: str = "it",
 ) -> Any:  # noqa: ANN401  a tqdm bar; naming its type would import it at start-up
     """Return a tqdm bar that appears only when the work lasts longer than five seconds."""
-    from tqdm import tqdm
+    return bar_class()(iterable, desc=description, total=total, initial=initial, unit=unit)
 
-    stream = _Stderr()
-    return tqdm(
-        iterable,
-        desc=description,
-        total=total,
-        initial=initial,
-        unit=unit,
-        unit_scale=True,
-        file=stream,
-        delay=SHOW_AFTER_SECONDS,
-        # A log file needs a line now and then, a terminal wants to move.
-        mininterval=0.5 if stream.isatty() else 15.0,
-        dynamic_ncols=True,
-        leave=False,
-    )
+
+class Console(logging.StreamHandler):
+    """Lines of the log on standard output, without a bar in their midst."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdout)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; a bar that stands there makes room and comes back below it."""
+        if "tqdm" not in sys.modules or not sys.stdout.isatty():
+            super().emit(record)
+            return
+        with bar_class().external_write_mode(file=_Stderr()):
+            super().emit(record)
 
 
 def cell(value: Any) -> str:  # noqa: ANN401  numbers, text or None

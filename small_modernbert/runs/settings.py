@@ -6,6 +6,7 @@ nothing heavy, so that `--help` answers at once.
 """
 
 import ast
+import contextlib
 import dataclasses
 import io
 import os
@@ -14,16 +15,17 @@ import sys
 import tokenize
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal
 
-from small_modernbert.runs import redaction, signals, storage
+from small_modernbert.runs import machine, redaction, signals, storage
 from small_modernbert.runs.errors import UserError
 
-# Settings that change what a run does about its folder, never what it computes.
-NOT_RECIPE = frozenset(
+# Constants that say where and how a run works, never what comes out: they may change between the
+# runs of a stage, and no stage is refused for them.
+HOUSEKEEPING = frozenset(
     {"OVERWRITE", "WORKERS", "VECTORS", "PUSH", "COMMIT_MSG", "MODEL_REPOSITORY_NAME"}
 )
 
@@ -32,11 +34,19 @@ _TYPES = {"Literal": Literal, "list": list, "int": int, "float": float, "str": s
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """One annotated module-level constant of a script."""
+    """One annotated module-level constant of a script.
+
+    Attributes:
+        name: as it is spelt in the script.
+        type: what its flag takes.
+        help: the comment behind it.
+        group: the comment above the block that it stands in, as in "Training"; "" if none.
+    """
 
     name: str
     type: Any
     help: str
+    group: str = ""
 
 
 def read_constants(path: Path) -> list[Constant]:
@@ -50,6 +60,7 @@ def read_constants(path: Path) -> list[Constant]:
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             comments[token.start[0]] = token.string.lstrip("# ").strip()
+    lines, group = ["", *source.splitlines()], ""
     constants = []
     for node in ast.parse(source).body:
         if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
@@ -62,10 +73,21 @@ def read_constants(path: Path) -> list[Constant]:
             kind = eval(annotation, {"__builtins__": {}}, dict(_TYPES))  # our own source, not input
         except (NameError, TypeError) as error:
             raise TypeError(f"{path}:{node.lineno}: {name} is annotated {annotation!r}") from error
-        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-        text = " ".join(comments[line] for line in lines if line in comments)
-        constants.append(Constant(name, kind, text))
+        own = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        text = " ".join(comments[line] for line in own if line in comments)
+        group = _heading(lines, node.lineno) or group
+        constants.append(Constant(name, kind, text, group))
     return constants
+
+
+def _heading(lines: list[str], number: int) -> str:
+    """Return the comment that opens a block at this line: after a blank line, directly above."""
+    first = number
+    while lines[first - 1].startswith("#"):
+        first -= 1
+    if lines[first - 1].strip():
+        return ""
+    return " ".join(line.lstrip("# ") for line in lines[first:number])
 
 
 def override(namespace: dict[str, Any], argv: list[str] | None = None) -> None:
@@ -76,29 +98,43 @@ def override(namespace: dict[str, Any], argv: list[str] | None = None) -> None:
     import tyro
 
     path = Path(namespace["__file__"])
-    fields: list[Any] = []
     constants = read_constants(path)
-    for constant in constants:
-        value = namespace[constant.name]
-        described = Annotated[constant.type, tyro.conf.arg(help=constant.help or None)]
-        if isinstance(value, list):
-            field = dataclasses.field(default_factory=lambda value=value: list(value))
-        else:
-            field = dataclasses.field(default=value)
-        fields.append((constant.name.lower(), described, field))
-    schema = dataclasses.make_dataclass("Settings", fields)
-    schema.__doc__ = namespace.get("__doc__") or ""
-    parsed = tyro.cli(
-        schema, prog=path.name, args=argv, description=namespace.get("__doc__"), add_help=True
-    )
-    for constant in constants:
-        namespace[constant.name] = getattr(parsed, constant.name.lower())
+    groups: list[Any] = []
+    for heading in dict.fromkeys(constant.group for constant in constants):
+        title, _, description = heading.partition(": ")
+        members = [constant for constant in constants if constant.group == heading]
+        group = dataclasses.make_dataclass("Group", [_field(one, namespace) for one in members])
+        group.__doc__ = description
+        named = Annotated[group, tyro.conf.arg(name=title or "script's")]
+        groups.append((f"group{len(groups)}", named, dataclasses.field(default_factory=group)))
+    schema = dataclasses.make_dataclass("Settings", groups)
+    # tyro joins the lines of a paragraph.
+    description = (namespace.get("__doc__") or "").replace("\nWrites:", "\n\nWrites:")
+    schema.__doc__ = description
+    # The flags are the constants' names alone; the groups are for the eye.
+    flat = (tyro.conf.OmitArgPrefixes,)
+    parsed = tyro.cli(schema, prog=path.name, args=argv, description=description, config=flat)
+    for group in vars(parsed).values():
+        namespace.update({name.upper(): value for name, value in vars(group).items()})
+
+
+def _field(constant: Constant, namespace: dict[str, Any]) -> tuple[str, Any, Any]:
+    """Return a constant as a field of a dataclass, with the value that it has now."""
+    import tyro
+
+    value = namespace[constant.name]
+    described = Annotated[constant.type, tyro.conf.arg(help=constant.help or None)]
+    if isinstance(value, list):
+        field = dataclasses.field(default_factory=value.copy)
+    else:
+        field = dataclasses.field(default=value)
+    return constant.name.lower(), described, field
 
 
 def effective(namespace: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that decide what a run computes, as they stand now, by name."""
     names = [constant.name for constant in read_constants(Path(namespace["__file__"]))]
-    return {name: namespace[name] for name in names if name not in NOT_RECIPE}
+    return {name: namespace[name] for name in names if name not in HOUSEKEEPING}
 
 
 def command_line() -> str:
@@ -112,27 +148,36 @@ def run(namespace: dict[str, Any], argv: list[str] | None = None) -> None:
 
     Exits with 1 for user errors and full disks, with 128 + the signal's number for signals.
     """
-    override(namespace, argv)
-    main = typing.cast(Callable[[], None], namespace["main"])
+    machine.prepare()
     sys.excepthook = _print_redacted
-    with signals.handled():
+    with signals.handled(), _ended_in_one_line():
+        override(namespace, argv)
+        typing.cast(Callable[[], None], namespace["main"])()
+
+
+@contextlib.contextmanager
+def _ended_in_one_line() -> Iterator[None]:
+    """End the process with one line, and the exit code, for whatever is no fault of ours."""
+    try:
         try:
-            main()
-        except UserError as error:
-            _stop(f"error: {error}", 1)
-        except KeyboardInterrupt as error:
-            how = str(error) or "interrupted"
-            code = getattr(error, "exit_code", 130)
-            _stop(f"{how}; what is done is kept, go on with: {command_line()}", code)
-        except BrokenPipeError:
-            # The reader of our output (head, less) has gone: end quietly, as shell tools do.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
-        except Exception as error:
-            told = storage.explain(error)
-            if told is None:
-                raise
-            _stop(f"error: {told}", 1)
+            yield
+        finally:
+            sys.stdout.flush()  # here, where a reader that has gone can still be told apart
+    except UserError as error:
+        _stop(f"error: {error}", 1)
+    except KeyboardInterrupt as error:
+        how = str(error) or "interrupted"
+        code = getattr(error, "exit_code", 130)
+        _stop(f"{how}; what is done is kept, go on with: {command_line()}", code)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone: end quietly, as shell tools do.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        told = storage.explain(error)
+        if told is None:
+            raise
+        _stop(f"error: {told}", 1)
 
 
 def _stop(line: str, code: int) -> None:

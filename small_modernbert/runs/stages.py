@@ -252,7 +252,7 @@ class Stage:
         root = logging.getLogger("small_modernbert")
         root.setLevel(logging.INFO)
         root.propagate = False
-        console = logging.StreamHandler(sys.stdout)
+        console = report.Console()
         console.setFormatter(_Redacting("%(message)s"))
         self._log_handlers = [console]
         if not self.finished:

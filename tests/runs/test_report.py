@@ -1,6 +1,7 @@
 """Promises of report.py: what a person sees."""
 
 import io
+import logging
 import sys
 
 import pytest
@@ -82,3 +83,43 @@ def test_a_bar_nobody_reads_does_not_end_the_work(
     bar.mininterval = 0
     assert list(bar) == [0, 1, 2, 3, 4]
     assert tried
+
+
+def test_a_log_gets_lines_and_a_terminal_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nothing can move, each state of a bar is a line; a terminal's is written over."""
+
+    def states(terminal: bool) -> str:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+        bar = report.progress(total=3, description="counting", unit="toys")
+        for _ in range(3):
+            bar.refresh()
+            bar.update()
+        bar.close()
+        return capsys.readouterr().err
+
+    monkeypatch.setattr(report, "SHOW_AFTER_SECONDS", 0.0)
+    lines = states(terminal=False)
+    assert "\r" not in lines
+    assert lines.count("counting") == len(lines.splitlines()) >= 3
+    assert "\n" not in states(terminal=True)
+
+
+def test_a_line_of_the_log_takes_the_bar_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal the bar is wiped before a line is written, and drawn again below it."""
+    monkeypatch.setattr(report, "SHOW_AFTER_SECONDS", 0.0)
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    bar = report.progress(total=3, description="counting")
+    bar.refresh()
+    capsys.readouterr()
+    report.Console().emit(logging.LogRecord("a", logging.INFO, "", 0, "a line", None, None))
+    printed = capsys.readouterr()
+    bar.close()
+    assert printed.out == "a line\n"
+    wiped, _, drawn = printed.err.partition("counting")
+    assert wiped.strip("\r ") == "" and wiped.count("\r") >= 2
+    assert drawn

@@ -1,8 +1,10 @@
 """Promises of settings.py: a flag is a one-run edit of a script's constant."""
 
 import errno
+import os
 import runpy
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +14,19 @@ import pytest
 
 from small_modernbert.runs import settings
 from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.references import ROOT
 
 SCRIPT = '''"""Count toys."""
 
 from typing import Literal
 
+# Names: of toys, as people
+# call them
 NAME: str = "a"  # what it is called
+
+# Numbers
 STEPS: int = 3  # how many there are
+# fast enough
 RATE: float = 0.5  # how fast it goes
 SHUFFLE: bool = False  # whether they are mixed
 KEEP: bool = True  # whether they stay
@@ -128,6 +136,56 @@ def test_help_shows_each_comment(
         assert f"--{constant.name.lower()}" in shown
     assert "0.5" in shown
     assert "a comment inside brackets" in shown
+
+
+def test_help_shows_the_groups_of_the_file(
+    namespace: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A comment that opens a block is a title; what follows its colon, a word about the block."""
+    groups = {one.name: one.group for one in settings.read_constants(Path(namespace["__file__"]))}
+    assert groups.pop("NAME") == "Names: of toys, as people call them"
+    assert set(groups.values()) == {"Numbers"}
+    with pytest.raises(SystemExit):
+        settings.override(namespace, ["--help"])
+    shown = capsys.readouterr().out
+    names, numbers = shown.index("Names options"), shown.index("Numbers options")
+    assert names < shown.index("of toys, as people call them") < shown.index("--name STR")
+    assert shown.index("--name STR") < numbers < shown.index("--steps INT")
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--steps", "x"]])
+def test_a_reader_that_has_gone_gets_no_traceback(tmp_path: Path, flags: list[str]) -> None:
+    """`script.py --help | head -1` ends quietly, whether tyro or main was writing."""
+    script = tmp_path / "count_toys.py"
+    ending = "from small_modernbert.runs import settings\nsettings.run(globals())\n"
+    script.write_text(SCRIPT + ending, encoding="utf-8")
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, str(script), *flags],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    os.close(writing)
+    assert "Traceback" not in ended.stderr
+    assert "BrokenPipe" not in ended.stderr
+    assert ended.returncode == (141 if flags == ["--help"] else 2)
+
+
+def test_the_machine_is_prepared_before_main(
+    namespace: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting threads sleep, libraries show no bars; what the user has set stays."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")
+    seen: dict[str, str] = {}
+    namespace["main"] = lambda: seen.update(os.environ)
+    settings.run(namespace, [])
+    assert seen["OMP_WAIT_POLICY"] == "passive"
+    assert seen["HF_HUB_DISABLE_PROGRESS_BARS"] == "0"
+    assert seen["HF_DATASETS_DISABLE_PROGRESS_BARS"] == "1"
 
 
 def test_effective_leaves_overwrite_out(namespace: dict[str, Any]) -> None:
