@@ -180,7 +180,7 @@ def verify_file(path: Path, sha256: str) -> None:
 
 
 def unpack_member(archive: zipfile.ZipFile, member: str, folder: Path, relative: str) -> Path:
-    """Copy one member of an archive to `folder / relative`, by way of a .partial file.
+    """Copy one member of an archive to `folder / relative`, atomically.
 
     Raises:
         UserError: there is no such member, it is a link, its place is outside `folder`, or it
@@ -200,11 +200,12 @@ def unpack_member(archive: zipfile.ZipFile, member: str, folder: Path, relative:
             f"{archive.filename}: {member} would unpack to {info.file_size:,} bytes, more than "
             f"{MAX_MEMBER_BYTES:,}; refused"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.partial")
-    with archive.open(info) as source, partial.open("wb") as stream:
+    with (
+        storage.replacing(target) as beside,
+        archive.open(info) as source,
+        beside.open("wb") as stream,
+    ):
         shutil.copyfileobj(source, stream, storage.CHUNK_BYTES)
-    partial.replace(target)
     return target
 
 

@@ -32,19 +32,16 @@ def write_vectors(path: Path, rows: int, windows: Iterable[np.ndarray]) -> None:
     Raises:
         ValueError: the windows hold another number of rows.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.partial")
-    out, start = None, 0
-    for window in windows:
-        if out is None:
-            out = np.lib.format.open_memmap(beside, "w+", np.float32, (rows, window.shape[1]))
-        out[start : start + len(window)] = window
-        start += len(window)
-    if out is None or start != rows:
-        raise ValueError(f"{path}: {rows} rows wanted, {start} came")
-    out.flush()
-    storage.fsync_path(beside)
-    beside.replace(path)
+    with storage.replacing(path) as beside:
+        out, start = None, 0
+        for window in windows:
+            if out is None:
+                out = np.lib.format.open_memmap(beside, "w+", np.float32, (rows, window.shape[1]))
+            out[start : start + len(window)] = window
+            start += len(window)
+        if out is None or start != rows:
+            raise ValueError(f"{path}: {rows} rows wanted, {start} came")
+        out.flush()
 
 
 def normalise(vectors: np.ndarray) -> np.ndarray:

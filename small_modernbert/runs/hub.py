@@ -1,4 +1,4 @@
-"""The hub's datasets: the one function through which every one of them is read."""
+"""The hub: its data sets as batches of rows, its models as folders, its failures in one line."""
 
 import logging
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from small_modernbert.runs import report
-from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.errors import UserError, causes
 
 BATCH_ROWS = 1_000
 SHUFFLE_WINDOW = 10_000
@@ -176,11 +176,7 @@ def explain(error: Exception, what: str, split: str = "") -> UserError:
         what: "dataset x", "tokenizer y": the subject of the sentence.
         split: that was asked for, if any.
     """
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
+    chain = list(causes(error))
     kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
     said = " ".join(str(error).split()) or type(error).__name__
     if any("gated" in str(link).lower() for link in chain) or "GatedRepoError" in kinds:

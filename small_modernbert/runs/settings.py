@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal
 
-from small_modernbert.runs import machine, redaction, signals, storage
+from small_modernbert.runs import disk_faults, machine, redaction, signals
 from small_modernbert.runs.errors import UserError
 
 # Constants that say where and how a run works, never what comes out: they may change between the
@@ -174,7 +174,7 @@ def _ended_in_one_line() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
-        told = storage.explain(error)
+        told = disk_faults.explain(error)
         if told is None:
             raise
         _stop(f"error: {told}", 1)

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from small_modernbert.runs import (
+    disk_faults,
     lineage,
     processes,
     redaction,
@@ -232,7 +233,7 @@ class Stage:
             return
         if kind is None:
             processes.release(work=False)
-        told = storage.explain(error, self.folder) if isinstance(error, Exception) else None
+        told = disk_faults.explain(error, self.folder) if isinstance(error, Exception) else None
         # A full disk may have no room for the record either: it then still says "running".
         with contextlib.suppress(OSError):
             if not self.finished and kind is not None and self.record["status"] == "running":

@@ -1,40 +1,22 @@
-"""Files that are either wholly there or not there: atomic writes, digests, locks, full disks."""
+"""Files that are either wholly there or not there: atomic writes, digests, room, locks."""
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from small_modernbert.runs.disk_faults import ELSEWHERE
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
 CHUNK_BYTES = 1 << 20
-ELSEWHERE = "free some space, or keep runs/ on another disk with RUNS=/elsewhere"
-CURES = {
-    errno.ENOSPC: f"the disk is full; {ELSEWHERE}",
-    errno.EDQUOT: f"the disk quota is used up; {ELSEWHERE}",
-    errno.EFBIG: "a file has reached the size allowed here; raise it with: ulimit -f unlimited",
-    errno.EROFS: "it is read-only; keep runs/ on another disk with RUNS=/elsewhere",
-    errno.EACCES: "this user has no right to; chown it, or keep runs/ elsewhere with RUNS=",
-    errno.EPERM: "this user has no right to; chown it, or keep runs/ elsewhere with RUNS=",
-    errno.EIO: "the disk reports an error; check it (dmesg), or use another with RUNS=/elsewhere",
-}
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Rust (safetensors, tokenizers) and Arrow put the number into the text, torch and numpy drop it.
-_NUMBERED = re.compile(r"(?:os error|[Ee]rrno) (\d+)")
-_CUT_SHORT = re.compile(
-    r"\d+ requested and \d+ written|PytorchStreamWriter failed writing|iostream error"
-    r"|inline_container.*unexpected pos"
-)
 
 
 def sha256_file(path: Path) -> str:
@@ -119,19 +101,31 @@ def fsync_tree(folder: Path) -> None:
     fsync_path(folder)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the new one, never half of it."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a place to write a file to, which takes the name `path` when the block ends.
+
+    A reader sees the old file or the whole new one, never half of it; a block that raises leaves
+    the old one. Its folder is made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
     try:
-        with beside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield beside
+        fsync_path(beside)
         beside.replace(path)
-    except OSError as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)  # half a file on a full disk helps nobody
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text`, atomically; see `replacing`."""
+    try:
+        with replacing(path) as beside:
+            beside.write_text(text, encoding="utf-8")
+    except OSError as error:
         if error.errno and not error.filename:  # what write() raises names no file
             error.filename = str(path)
         raise
@@ -233,37 +227,6 @@ def check_space(folder: Path, needed: int) -> None:
             f"{folder} needs {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free there; "
             f"{ELSEWHERE}, then run the same command again"
         )
-
-
-def explain(error: BaseException, folder: Path | None = None) -> UserError | None:
-    """Say what a full, read-only or forbidden disk did, and the cure; None if it was not that.
-
-    Args:
-        error: what was raised; what caused it, or was being handled, counts too.
-        folder: what to name where the error names no file.
-    """
-    for one in _chain(error):
-        if isinstance(one, UserError):
-            return None
-        number = one.errno if isinstance(one, OSError) else None
-        if number is None and (found := _NUMBERED.search(str(one))):
-            number = int(found[1])
-        cure = CURES.get(number) if one is error or number in FULL else None
-        if number is None and _CUT_SHORT.search(str(one)):
-            cure = f"the disk is full, or a file as large as ulimit -f allows; {ELSEWHERE}"
-        if cure is not None:
-            name = getattr(one, "filename", None) or folder or "a file"
-            return UserError(f"{name} could not be written or read: {cure}, then run again")
-    return None
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        one = one.__cause__ or one.__context__
 
 
 def take_lock(path: Path, busy: str) -> TextIO:
