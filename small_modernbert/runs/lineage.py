@@ -9,6 +9,7 @@ from typing import Any
 
 from small_modernbert.runs import settings, storage
 from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.references import ROOT
 
 # Of run.json. A newer one is not read with older eyes; 1 is also what carries no number.
 FORMAT = 1
@@ -16,7 +17,6 @@ LIBRARIES = (
     *("torch", "transformers", "sentence-transformers", "tokenizers", "pyarrow", "numpy"),
     *("model2vec", "onnx", "onnxruntime", "openvino"),
 )
-ROOT = Path(__file__).resolve().parent.parent.parent
 _SHAPE: dict[str, type] = {"status": str, "settings": dict, "inputs": dict}
 
 

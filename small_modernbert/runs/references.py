@@ -9,8 +9,9 @@ from pathlib import Path
 from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-
+ROOT = Path(__file__).resolve().parents[2]
+# Of what people keep text, pairs and graded pairs in.
+DATA_ENDINGS = frozenset({".parquet", ".pq", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".gz"})
 
 SCRIPTS = (
     "get_offline_assets",
@@ -48,15 +49,25 @@ def split_stage(reference: str) -> tuple[str, str, str] | None:
     return None
 
 
+def find(reference: str) -> Path | None:
+    """Return the file or folder of this name, below the repository or the working directory."""
+    if not reference:
+        return None
+    for base in (ROOT, Path.cwd()):
+        path = (base / reference).expanduser()
+        if path.exists():
+            return path.resolve()
+    return None
+
+
 def locate(reference: str, recipe: str) -> Path | None:
-    """Turn a reference into a folder: a stage of this recipe, or a folder; None otherwise.
+    """Return the folder that a reference means: a stage of this recipe, or a folder of this name.
 
     None stands for a hub id, or for nothing where the reference is empty.
 
-    Relative folders are taken from the repository first, then from the working directory.
-
     Raises:
-        UserError: it names a stage that has not finished; the message has the command to run.
+        UserError: it names a stage that has not finished (the message has the command to run), or
+            a file.
     """
     stage = split_stage(reference)
     if stage is not None:
@@ -68,13 +79,10 @@ def locate(reference: str, recipe: str) -> Path | None:
             flags = f" --recipe {recipe}" + (f" --variant {variant}" if variant else "")
             raise UserError(f"{final} is not there; run: python {script}.py{flags}")
         return final / part if part else final
-    if not reference:
-        return None
-    for base in (ROOT, Path.cwd()):
-        folder = (base / reference).expanduser()
-        if folder.is_dir():
-            return folder.resolve()
-    return None
+    path = find(reference)
+    if path is not None and not path.is_dir():
+        raise UserError(f"{path} is a file, where a folder, a stage or a hub id is wanted")
+    return path
 
 
 def need(reference: str, recipe: str, what: str, cure: str) -> Path:
@@ -90,15 +98,21 @@ def need(reference: str, recipe: str, what: str, cure: str) -> Path:
 
 
 def find_file(reference: str, what: str, cure: str) -> Path | None:
-    """Return the file that a reference names, from the repository or from here; None if none is.
+    """Return the file that a reference names; None for a folder, a stage or a hub id.
 
     Raises:
-        UserError: it is spelt like a Parquet file, and is not there.
+        UserError: nothing of this name is there, and no hub id is spelt like it.
     """
-    for base in (ROOT, Path.cwd()):
-        path = (base / reference).expanduser()
-        if path.is_file():
-            return path.resolve()
-    if reference.endswith(".parquet"):
+    path = find(reference)
+    if path is None and is_path(reference):
         raise UserError(f"{what}: {reference} is not there; {cure}")
-    return None
+    return path if path is not None and path.is_file() else None
+
+
+def is_path(reference: str) -> bool:
+    """Say whether a reference can only be a file or folder: a hub id is owner/name, or a name."""
+    if not reference or split_stage(reference):
+        return False
+    if Path(reference).suffix.lower() in DATA_ENDINGS:
+        return True
+    return reference.startswith(("/", "~", ".")) or reference.rstrip("/").count("/") > 1

@@ -1,0 +1,53 @@
+"""Promises of references.py: what is there is never taken for a hub id, nor what can be none."""
+
+from pathlib import Path
+
+import pytest
+
+from small_modernbert.runs import references
+from small_modernbert.runs.errors import UserError
+
+
+@pytest.mark.parametrize("name", ["my.jsonl", "MY.PARQUET", "my/own.tsv", "notes", "a b.txt.gz"])
+def test_a_file_that_is_there_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Whatever it is called, from the working directory or by its whole path."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("", encoding="utf-8")
+    assert references.find_file(name, "PAIRS", "") == path
+    assert references.find_file(str(path), "PAIRS", "") == path
+    with pytest.raises(UserError, match="is a file, where a folder, a stage or a hub id is wanted"):
+        references.locate(name, "toys")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["my.jsonl", "no/such.CSV", "/no/such", "~/no/such", "./such", "../such/", "a/b/c"],
+)
+def test_what_can_be_no_hub_id_must_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+) -> None:
+    """A path that is spelt wrong is told as such, not looked for on the hub."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"PAIRS: .* is not there; check it"):
+        references.find_file(reference, "PAIRS", "check it")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["gpt2", "owner/name", "owner/name-v1.5", "owner/name@abc", "distil_modernbert/a/b"],
+)
+def test_hub_ids_and_stages_are_no_paths(reference: str) -> None:
+    """They are looked for elsewhere."""
+    assert references.find_file(reference, "PAIRS", "") is None
+
+
+def test_a_folder_here_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`owner/name` that lies in the working directory is that folder."""
+    monkeypatch.chdir(tmp_path)
+    assert references.locate("owner/name", "toys") is None
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert references.locate("owner/name", "toys") == tmp_path / "owner" / "name"
