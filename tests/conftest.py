@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from miniature import Language, make_bpe_tokenizer, make_teacher, make_wordpiece_tokenizer
 
-from small_modernbert.runs import machine, stages
+from small_modernbert.runs import machine, references, stages
 
 # Before torch is imported: tiny models gain nothing from a second thread, and on a busy machine
 # its threads wait for each other (a test of one second then takes fifty).
@@ -54,7 +54,7 @@ def open_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     repository.mkdir()
     script = repository / "train_toy.py"
     script.write_text(SCRIPT, encoding="utf-8")
-    monkeypatch.setattr(stages, "ROOT", repository)
+    monkeypatch.setattr(references, "ROOT", repository)
     monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
 
     def open_it(
