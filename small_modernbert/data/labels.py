@@ -1,9 +1,11 @@
-"""Label shards: Parquet files with the columns `text` and `label`, a teacher's vector in fp16."""
+"""Label shards: texts, what part each plays, and a teacher's vector of each in half precision."""
 
+import json
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,7 @@ logger = logging.getLogger(__name__)
 INDEX = "labels.json"
 SPLITS = ("train", "held_out")
 REMAKE = "remove its stage's folder and run: python create_distil_dataset.py"
-KINDS: dict[str, parquet.Kind] = {"text": "text", "label": "numbers"}
+KINDS: dict[str, parquet.Kind] = {"text": "text", "label": "numbers", "role": "text"}
 
 
 def shard_path(folder: Path, split: str, index: int) -> Path:
@@ -26,13 +28,21 @@ def shard_path(folder: Path, split: str, index: int) -> Path:
     return folder / split / f"shard-{index:05d}.parquet"
 
 
-def write_shard(path: Path, texts: list[str], vectors: np.ndarray) -> None:
+def write_shard(
+    path: Path,
+    texts: list[str],
+    vectors: np.ndarray,
+    roles: Sequence[str] | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
     """Write one shard, atomically.
 
     Args:
         path: the shard.
         texts: n texts.
         vectors: `(n, dimension)`, finite.
+        roles: "query", "document" or "text" of each; None for "text".
+        facts: of the shard, kept with it, see `add_facts`.
 
     Raises:
         UserError: a vector holds NaN or infinity, or a text is blank.
@@ -53,13 +63,33 @@ def write_shard(path: Path, texts: list[str], vectors: np.ndarray) -> None:
             "the corpus again: python mlm/create_dataset.py --overwrite"
         )
     labels = pa.FixedSizeListArray.from_arrays(pa.array(halves.reshape(-1)), halves.shape[1])
-    table = pa.table({"text": pa.array(texts, pa.string()), "label": labels})
+    columns = {
+        "text": pa.array(texts, pa.string()),
+        "label": labels,
+        "role": pa.array(roles or ["text"] * len(texts), pa.string()),
+    }
+    table = pa.table(columns, metadata={"facts": json.dumps(facts or {})})
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.check_space(path.parent, table.nbytes)
     beside = path.with_name(f".{path.name}.partial")
     pq.write_table(table, beside, write_page_checksum=True, compression="zstd")
     storage.fsync_path(beside)
     beside.replace(path)
+
+
+def add_facts(paths: Iterable[Path]) -> dict[str, Any]:
+    """Return the facts of some shards, numbers added up, also inside of theirs."""
+    total: dict[str, Any] = {}
+    for path in paths:
+        stored = (parquet.read_schema(path, REMAKE).metadata or {}).get(b"facts", b"{}")
+        for name, value in json.loads(stored).items():
+            if isinstance(value, dict):
+                parts = total.setdefault(name, {})
+                for part, number in value.items():
+                    parts[part] = parts.get(part, 0) + number
+            else:
+                total[name] = total.get(name, 0) + value
+    return total
 
 
 @dataclass(frozen=True)
@@ -71,12 +101,16 @@ class Labels:
         dimension: width of the vectors.
         rows: split -> number of rows.
         shards: split -> number of shards.
+        facts: what labels.json says beside: the `teacher`'s digest, the `max_tokens` that it read
+            of a text at most, its `prompts` by role, how many texts are of which of the `roles`,
+            and how many of them were `cut`.
     """
 
     folder: Path
     dimension: int
     rows: dict[str, int]
     shards: dict[str, int]
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def check_width(self, hidden_size: int) -> None:
         """Refuse labels that are not as wide as the student.
@@ -172,4 +206,5 @@ def open_labels(folder: Path) -> Labels:
     index = storage.read_json(folder / INDEX, "run: python create_distil_dataset.py")
     kinds = {"dimension": int, "rows": dict, "shards": dict}
     parquet.check_index(folder / INDEX, index, kinds, SPLITS, REMAKE)
-    return Labels(folder, index["dimension"], index["rows"], index["shards"])
+    facts = {name: value for name, value in index.items() if name not in kinds}
+    return Labels(folder, index["dimension"], index["rows"], index["shards"], facts)

@@ -9,6 +9,7 @@ from sentence_transformers import SentenceTransformer
 
 from small_modernbert.models.loading import check_folder, check_weights, explained
 from small_modernbert.models.projection import Projection
+from small_modernbert.models.prompts import Prompts
 from small_modernbert.runs import hub
 from small_modernbert.runs.errors import UserError
 
@@ -66,23 +67,35 @@ def token_ids(
     return encoded["input_ids"]
 
 
-def reduce_teacher(teacher: SentenceTransformer, projection: Projection) -> SentenceTransformer:
+def reduce_teacher(
+    teacher: SentenceTransformer, projection: Projection | None, prompts: Prompts | None = None
+) -> SentenceTransformer:
     """Return the teacher followed by a Dense layer with the projection, and a normalisation.
 
-    All of the teacher's modules stay, and its prompts. The Dense layer has no bias: the mean is not
-    subtracted, see `projection.principal_directions`.
-    """
-    from sentence_transformers.models import Dense, Normalize
+    All of the teacher's modules stay. The Dense layer has no bias: the mean is not subtracted, see
+    `projection.principal_directions`.
 
-    width, dimension = projection.directions.shape
-    dense = Dense(dimension, width, bias=False, activation_function=torch.nn.Identity())
-    with torch.no_grad():
-        dense.linear.weight.copy_(projection.directions)
+    Args:
+        teacher: the model.
+        projection: None for the teacher as it is.
+        prompts: that it was read with, where its folder names none; the rest of its own stay.
+    """
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+
+    modules = list(teacher)
+    if projection is not None:
+        width, dimension = projection.directions.shape
+        dense = Dense(dimension, width, bias=False, activation_function=torch.nn.Identity())
+        with torch.no_grad():
+            dense.linear.weight.copy_(projection.directions)
+        modules += [dense, Normalize()]
+    given = {"query": prompts.query, "document": prompts.document} if prompts else {}
     reduced = SentenceTransformer(
-        modules=[*teacher, dense, Normalize()],
+        modules=modules,
         device=teacher.device,
-        prompts=dict(teacher.prompts),
+        prompts={**teacher.prompts, **given},
         default_prompt_name=teacher.default_prompt_name,
+        similarity_fn_name=teacher.similarity_fn_name,
     )
     reduced.eval()
     return reduced

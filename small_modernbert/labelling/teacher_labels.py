@@ -1,0 +1,293 @@
+"""A teacher's labels: texts and their roles in, vectors of the student's width out, shard by shard.
+
+Shard i is a function of its own texts, the teacher, the settings and the projection, and of nothing
+else: any process may make it, in any order, twice. The vectors of the projection's sample are kept
+until their shards are written, so that no text is encoded twice, nor again after a kill.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from small_modernbert.data import corpora, labels
+from small_modernbert.labelling.reading import Reader, Reading
+from small_modernbert.models.projection import Projection, directions_of_moment, project
+from small_modernbert.models.prompts import Role
+from small_modernbert.models.vectors import normalise, open_vectors, write_vectors
+from small_modernbert.runs import storage
+from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.stages import Stage
+
+logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Advance = Callable[[int], Any]
+
+
+def prefetch(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the items, each made in a thread while the caller works on the one before it.
+
+    A GPU then encodes while a processor tokenises. On two cores without a GPU it neither gains nor
+    costs anything (docs/LOG.md). One item waits at most, so memory is flat.
+    """
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, iterator, end)
+            yield item
+
+
+@dataclass(frozen=True)
+class Slices:
+    """A corpus in slices of a shard each.
+
+    Attributes:
+        corpus: its folder.
+        rows: texts of a slice.
+        counts: split -> texts of it.
+    """
+
+    corpus: Path
+    rows: int
+    counts: dict[str, int]
+
+    @classmethod
+    def of(cls, corpus: Path, rows: int) -> "Slices":
+        """Cut a corpus into slices of `rows` texts."""
+        counts = {split: corpora.count_rows(corpus, split) for split in labels.SPLITS}
+        return cls(corpus, rows, counts)
+
+    @property
+    def texts(self) -> int:
+        """All texts."""
+        return sum(self.counts.values())
+
+    def read(self, split: str) -> Iterator[tuple[list[str], list[Role]]]:
+        """Yield the texts of each slice, and their roles."""
+        texts: list[str] = []
+        roles: list[Role] = []
+        columns = ("text", "role") if "role" in corpora.COLUMNS else ("text",)
+        for batch in corpora.read_texts(self.corpus, split, columns=columns):
+            texts += batch.column(0).to_pylist()
+            roles += batch.column(1).to_pylist() if len(columns) > 1 else ["text"] * len(batch)
+            while len(texts) >= self.rows:
+                yield texts[: self.rows], roles[: self.rows]
+                texts, roles = texts[self.rows :], roles[self.rows :]
+        if texts:
+            yield texts, roles
+
+    def first(self) -> tuple[list[str], list[Role]]:
+        """Return the first slice of the training texts."""
+        return next(self.read("train"), ([], []))
+
+    def space(self, dimension: int, width: int, pca_texts: int) -> int:
+        """Return the bytes of the labels (fp16), and of the vectors that `fit` keeps (fp32)."""
+        train = self.counts["train"]
+        sample = min(train, -(-(pca_texts or train) // self.rows) * self.rows)
+        return 2 * width * self.texts + (4 * dimension * sample if width != dimension else 0)
+
+
+class Labeller:
+    """One corpus on its way through one teacher.
+
+    Attributes:
+        scratch: where the vectors of the projection's sample are kept; of no use afterwards.
+        explained: share of the vectors' second moment that the projection keeps.
+    """
+
+    def __init__(self, reader: Reader, slices: Slices, stage: Stage, advance: Advance) -> None:
+        """Prepare to label.
+
+        Args:
+            reader: the teacher, ready to encode.
+            slices: of the corpus.
+            stage: whose output the labels are.
+            advance: called with numbers of texts done.
+        """
+        self.reader, self.slices, self.advance = reader, slices, advance
+        self.folder, self.scratch = stage.building, stage.folder / "cache"
+        self.explained = 1.0
+
+    def fit(self, width: int, texts: int) -> Projection | None:
+        """Fit the projection on the first `texts` training texts (0 = all), and save it.
+
+        Returns:
+            The projection; None where the teacher is as wide as the labels.
+
+        Raises:
+            UserError: the teacher is narrower.
+        """
+        dimension = self.reader.dimension
+        if width == dimension:
+            logger.info("the teacher is as wide as the student: no projection")
+            return None
+        if width > dimension:
+            raise UserError(
+                f"the student is {width} wide, its teacher {dimension}: choose a narrower student "
+                "(--hidden-size of build_and_save_small_modernbert.py) or a wider teacher"
+            )
+        moment, mean, seen = np.zeros((dimension, dimension)), np.zeros(dimension), 0
+        for vectors in self._sample(texts):
+            moment += vectors.T.astype(np.float64) @ vectors
+            mean += vectors.sum(axis=0, dtype=np.float64)
+            seen += len(vectors)
+        projection = directions_of_moment(
+            torch.from_numpy(moment / seen), torch.from_numpy(mean / seen), width
+        )
+        self.explained = float(projection.explained.sum())
+        logger.info(
+            "projection %d -> %d fitted on %s texts keeps %.2f %% of the second moment",
+            *(dimension, width, f"{seen:,}", 100 * self.explained),
+        )
+        parts = {name: part.contiguous() for name, part in vars(projection).items()}
+        save_file(parts, self.folder / "projection.safetensors")
+        return projection
+
+    def _sample(self, texts: int) -> Iterator[np.ndarray]:
+        """Yield the vectors of the slices that the projection is fitted on, and keep them."""
+
+        def is_kept(index: int, rows: int) -> bool:
+            return open_vectors(self._kept(index), rows) is not None
+
+        number = -(-(texts or self.slices.counts["train"]) // self.slices.rows)
+        for index, rows, reading in prefetch(islice(self._readings("train", is_kept), number)):
+            if reading is None:
+                self.advance(rows)
+            else:
+                vectors = self.reader.encode(reading, self.advance)
+                write_vectors(self._kept(index), rows, [vectors])
+            yield open_vectors(self._kept(index), rows)
+
+    def label(self, projection: Projection | None, teacher: str) -> dict[str, Any]:
+        """Write the missing shards, and the index.
+
+        Args:
+            projection: from `fit`.
+            teacher: its digest.
+
+        Returns:
+            Facts: `tokens` read, texts that were `cut`, texts by `roles`.
+        """
+        counts = {split: self._label_split(split, projection) for split in labels.SPLITS}
+        facts = labels.add_facts(
+            self._shard(split, index) for split in counts for index in range(counts[split])
+        )
+        dimension = self.reader.dimension if projection is None else len(projection.directions)
+        index = {
+            "dimension": dimension,
+            "rows": self.slices.counts,
+            "shards": counts,
+            "teacher": teacher,
+            "max_tokens": self.reader.limits["text"],
+            "prompts": vars(self.reader.prompts),
+            **{name: facts.get(name, 0) for name in ("roles", "cut", "tokens")},
+        }
+        storage.write_json(self.folder / labels.INDEX, index)
+        return index
+
+    def _label_split(self, split: str, projection: Projection | None) -> int:
+        number = 0
+
+        def is_made(index: int, _: int) -> bool:
+            return self._shard(split, index).exists()
+
+        for index, rows, reading in prefetch(self._readings(split, is_made)):
+            number = index + 1
+            if reading is None:
+                self.advance(rows)
+                continue
+            vectors = open_vectors(self._kept(index), rows) if split == "train" else None
+            if vectors is None:
+                vectors = self.reader.encode(reading, self.advance)
+            reduced = normalise(vectors) if projection is None else project(vectors, projection)
+            facts = {"tokens": reading.tokens, "cut": reading.cut, "roles": Counter(reading.roles)}
+            labels.write_shard(
+                self._shard(split, index), reading.texts, reduced, reading.roles, facts
+            )
+        return number
+
+    def _readings(
+        self, split: str, is_made: Callable[[int, int], bool]
+    ) -> Iterator[tuple[int, int, Reading | None]]:
+        """Yield number, texts and reading of each slice; no reading of what is made already."""
+        for index, (texts, roles) in enumerate(self.slices.read(split)):
+            made = is_made(index, len(texts))
+            yield index, len(texts), None if made else self.reader.read(texts, roles)
+
+    def _shard(self, split: str, index: int) -> Path:
+        return labels.shard_path(self.folder, split, index)
+
+    def _kept(self, index: int) -> Path:
+        return self.scratch / f"{index:05d}.npy"
+
+
+def compare_lengths(
+    reader: Reader, slices: Slices, cut: int, student_tokens: int | None
+) -> dict[str, int | None]:
+    """Say what teacher, corpus and student read of a text at most, and how many they cut.
+
+    Args:
+        reader: the teacher's.
+        slices: of the corpus.
+        cut: texts that the teacher did not read to their end.
+        student_tokens: that the student reads at most; None if that is not known.
+
+    Returns:
+        The figures, for run.json.
+    """
+    longest = longer = 0
+    for split in labels.SPLITS:
+        for batch in corpora.read_texts(slices.corpus, split, columns=("tokens",)):
+            tokens = batch.column(0).to_numpy(zero_copy_only=False)
+            longest = max(longest, int(tokens.max(initial=0)))
+            longer += int((tokens > student_tokens).sum()) if student_tokens else 0
+    teacher_tokens = reader.limits["text"]
+    logger.info(
+        "tokens of a text at most: teacher %s, corpus %s, student %s",
+        *(teacher_tokens, longest, student_tokens or "not known"),
+    )
+    if cut and reader.cuts_texts:
+        logger.info("%s texts were cut to what the teacher reads", f"{cut:,}")
+    elif cut:
+        logger.warning(
+            "%s of %s texts (%.1f %%) are longer than the %d tokens that the teacher reads: each "
+            "is labelled by its beginning, and a student would read on. Label them again with "
+            "--max-tokens %d --overwrite, which cuts them for both, or take a teacher that reads "
+            "more",
+            *(f"{cut:,}", f"{slices.texts:,}", 100 * cut / slices.texts),
+            *(teacher_tokens, teacher_tokens),
+        )
+    if longer and not reader.cuts_texts:
+        logger.warning(
+            "%s texts are longer than the %d tokens that the student reads: it learns the label of "
+            "the whole from the beginning",
+            *(f"{longer:,}", student_tokens),
+        )
+    return {
+        "teacher_tokens": teacher_tokens,
+        "corpus_tokens": longest,
+        "student_tokens": student_tokens,
+        "cut_by_teacher": cut,
+        "longer_than_student": longer,
+    }
+
+
+def verify(folder: Path) -> None:
+    """Read every shard back.
+
+    Raises:
+        UserError: one does not read as it was written.
+    """
+    found = labels.open_labels(folder)
+    for split in labels.SPLITS:
+        for _ in found.batches(split, list(labels.KINDS)):
+            pass
