@@ -1,7 +1,7 @@
 """Compare models on retrieval, sentence pairs, size and speed, beside teacher and yardsticks.
 
 Reads:  models (earlier stages, folders or hub ids), retrieval sets and sentence pairs (a folder in
-        the NanoBEIR layout, or the hub)
+        NanoBEIR's or BEIR's layout, or the hub)
 Writes: runs/<recipe>/benchmark_hotpotqa/final/ with results.json, results.md and results.png
 
     python benchmark_hotpotqa.py
@@ -9,8 +9,6 @@ Writes: runs/<recipe>/benchmark_hotpotqa/final/ with results.json, results.md an
     python benchmark_hotpotqa.py --retrieval NanoMSMARCO --sts --teacher "" --reduced-teacher ""
 """
 
-import gc
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +16,9 @@ from small_modernbert.runs import references, settings, stages
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
-    from small_modernbert.data.evaluation_sets import RetrievalSet, SentencePairs
-    from small_modernbert.evaluation.benchmark import Row
+    from small_modernbert.data.evaluation_sets import SentencePairs
+    from small_modernbert.data.retrieval_sets import RetrievalSet
+    from small_modernbert.evaluation.benchmark import Benchmark
 
 # Models: a stage of the recipe (distil_modernbert, distil_modernbert@random), a folder, or a hub id
 # (owner/name, owner/name@revision). `label=reference` names the row; the first is "the student".
@@ -27,11 +26,14 @@ MODELS: list[str] = ["sts_fine_tuning", "distil_modernbert"]  # rows, as label=r
 TEACHER: str = "Alibaba-NLP/gte-modernbert-base"  # quality is given as a share of its; "" for none
 REDUCED_TEACHER: str = "create_distil_dataset/reduced_teacher"  # or a folder; "" for none
 STATIC_TWIN: str = ""  # a static model of the same teacher (sentence-transformers or model2vec)
-BM25: bool = True  # lexical search as a row
+BM25: bool = True  # lexical search as a row, alone and together with student and teacher
+BM25_WEIGHT: float = 0.5  # of its scores beside a model's, both scaled to 0-1
+QUERY_PROMPT: str = ""  # for models whose folder names none (E5, BGE, DenseOn: "query: ")
+DOCUMENT_PROMPT: str = ""  # likewise (E5: "passage: ", DenseOn: "document: ")
 
 # Data
 RETRIEVAL: list[str] = ["NanoMSMARCO", "NanoHotpotQA", "hotpotqa"]  # sets; quality is their mean
-RETRIEVAL_FOLDER: str = ""  # NanoBEIR-style folder that is looked into before the hub
+RETRIEVAL_FOLDER: str = ""  # in NanoBEIR's or BEIR's layout, looked into before the hub
 STS: list[str] = ["sentence-transformers/stsb"]  # hub ids or Parquet files: score or label column
 HOTPOTQA: str = "BeIR/hotpotqa"  # 5.2M documents, 7,405 test queries
 HOTPOTQA_QRELS: str = "BeIR/hotpotqa-qrels"  # which documents answer them
@@ -49,8 +51,6 @@ OVERWRITE: bool = False  # redo a finished run
 VECTORS: str = ""  # folder in runs/ that keeps the vectors for other benchmarks; "" = not kept
 SEED: int = 42  # draws distractors and the texts that speed is measured on
 
-logger = logging.getLogger("small_modernbert.benchmark")
-
 
 def main() -> None:
     """Encode each set once per distinct model, score it, write the table, the JSON and the plot."""
@@ -59,35 +59,26 @@ def main() -> None:
         if stage.finished:
             print((stage.final / "results.md").read_text(encoding="utf-8").partition("\n## ")[0])
             return
-        from small_modernbert.evaluation import benchmark
+        from small_modernbert.evaluation import benchmark, benchmark_report
         from small_modernbert.runs import storage
 
         sets, distractors = load_sets(inputs.get("retrieval"))
         pairs = load_pairs(inputs)
-        rows = encode_and_score(models, sets, pairs, stage.folder / "vectors")
-        if BM25:
-            rows.append(score_bm25(sets))
-        teacher = next((row for row in rows if row.label == "teacher"), None)
-        machine = benchmark.machine()
-        results = {
-            "quality": "nDCG@10 averaged over the retrieval sets",
-            "machine": machine,
-            "sets": {one.name: one.counts for one in sets},
-            "pairs": {one.name: len(one.gold) for one in pairs},
-            "rows": [benchmark.record(row, teacher) for row in rows],
-        }
+        made = benchmark.Benchmark(
+            sets,
+            pairs,
+            stage.folder / "vectors",
+            benchmark.speed_sample(sets, SPEED_DOCUMENTS, SPEED_QUERIES, SEED),
+            references.runs_folder() / VECTORS if VECTORS else None,
+        )
+        remarks = add_rows(made, models)
         if distractors:
-            path = stage.building / "hotpotqa_distractors.json"
-            storage.write_json(path, distractors)
-            results[path.stem] = {"number": len(distractors), "sha256": storage.sha256_file(path)}
-        storage.write_json(stage.building / "results.json", results)
-        report = benchmark.markdown(rows, teacher, sets, pairs, machine)
-        storage.write_text(stage.building / "results.md", report)
-        benchmark.plot(rows, stage.building / "results.png", machine)
-        stage.record["metrics"] = {row.label: row.quality for row in rows}
-        stage.finish(f"{len(rows)} rows on {', '.join(RETRIEVAL)}", benchmark.read_results)
+            storage.write_json(stage.building / "hotpotqa_distractors.json", distractors)
+        benchmark_report.write(stage.building, made, remarks)
+        stage.record["metrics"] = {row.label: row.quality for row in made.rows.values()}
+        stage.finish(f"{len(made.rows)} rows on {', '.join(RETRIEVAL)}", benchmark_report.read)
         storage.remove(stage.folder / "vectors")
-        print(benchmark.summary_table(rows, teacher))
+        print(benchmark_report.summary_table(made))
 
 
 def find_inputs() -> tuple[dict[str, Path | str], dict[str, Path | str]]:
@@ -162,72 +153,33 @@ def load_pairs(inputs: dict[str, Path | str]) -> "list[SentencePairs]":
     """Load the sets of sentence pairs."""
     from small_modernbert.data import evaluation_sets
 
-    found = [(reference, inputs[f"pairs {reference}"]) for reference in STS]
+    given = [(reference, inputs[f"pairs {reference}"]) for reference in STS]
     return [
         evaluation_sets.load_sentence_pairs(reference, path if isinstance(path, Path) else None)
-        for reference, path in found
+        for reference, path in given
     ]
 
 
-def encode_and_score(
-    models: dict[str, Path | str],
-    sets: "list[RetrievalSet]",
-    pairs: "list[SentencePairs]",
-    folder: Path,
-) -> "list[Row]":
-    """Make one row a model, and one for student queries over reduced-teacher documents.
+def add_rows(made: "Benchmark", models: dict[str, Path | str]) -> list[str]:
+    """Make a row a model, then what two of them, or one and lexical search, give together.
 
-    Vectors and speeds are kept in `folder` by the digest of model and texts, so a killed benchmark
-    goes on where it was, and a model under two labels is encoded once. VECTORS keeps the vectors,
-    never the speeds, beyond this run.
+    Returns:
+        What a reader must know of rows that are not there.
     """
-    from small_modernbert.evaluation import benchmark
-    from small_modernbert.models import encoders
-    from small_modernbert.runs import storage
-
-    kept = references.runs_folder() / VECTORS if VECTORS else folder
-    texts = benchmark.digest_texts(sets, pairs)
-    sample = benchmark.speed_sample(sets, SPEED_DOCUMENTS, SPEED_QUERIES, SEED)
-    stores: dict[str, benchmark.VectorStore] = {}
-    rows: dict[str, benchmark.Row] = {}
-    teacher = None
     for label, reference in models.items():
-        digest = storage.digest_json([encoders.digest_model(reference), texts])[:16]
-        store = stores[label] = benchmark.VectorStore(kept / digest)
-        place = reference if isinstance(reference, Path) else encoders.fetch(reference)
-        encoder = encoders.load_encoder(place, label)
-        if label == "reduced teacher" and teacher is not None:
-            # The same tokens through the same body: only its Dense layer is left to apply.
-            if reduce := encoders.reduction_of(encoder, teacher):
-                store.derive(stores["teacher"], reduce, sets, pairs)
-            else:
-                logger.info("the reduced teacher is not made of this teacher: encoded on its own")
-        store.fill(encoder, sets, pairs)
-        row = rows[label] = benchmark.describe(encoder, str(reference))
-        row.documents_per_second, row.queries_per_second = benchmark.speeds(
-            folder / digest / "speed.json", encoder, sample
-        )
-        benchmark.score(row, store, store, sets, pairs)
-        logger.info("%s: %.4f", label, row.quality)
-        teacher = encoder if label == "teacher" else None
-        del encoder
-        gc.collect()
+        made.add_model(label, reference, QUERY_PROMPT, DOCUMENT_PROMPT)
     student = MODELS[0].partition("=")[0] if MODELS else ""
-    documents = "reduced teacher" if "reduced teacher" in rows else "teacher"
-    if student and documents in rows:
-        pair = (rows[student], stores[student]), (rows[documents], stores[documents])
-        if row := benchmark.asymmetric(*pair, sets):
-            rows[row.label] = row
-    return list(rows.values())
-
-
-def score_bm25(sets: "list[RetrievalSet]") -> "Row":
-    """Make the row of lexical search."""
-    from small_modernbert.evaluation import benchmark, bm25, metrics
-
-    row = benchmark.Row("BM25", "bm25s")
-    row.retrieval = {one.name: metrics.ranking_metrics(bm25.rank(one), one) for one in sets}
-    return row
+    documents = "reduced teacher" if "reduced teacher" in made.rows else "teacher"
+    if student and documents in made.rows:
+        made.add_asymmetric(student, documents)
+    if not BM25:
+        return []
+    if reason := made.add_words():
+        return [f"no row of BM25: {reason}"]
+    for label in (student, "teacher"):
+        if label in made.rows:
+            made.add_mixed(label, BM25_WEIGHT)
+    return []
 
 
 if __name__ == "__main__":

@@ -98,15 +98,16 @@ def main() -> None:
         vectors = {split: found.vectors(split, cache / f"{split}.f16") for split in tokens}
         sets = evaluation_sets.load_named(VALIDATION_SETS, set_folder or None)
         encoder = packed_encoder.PackedEncoder(model, pooling, dtype)
-        held_out = tokens["held_out"].head(held_out_rows)
+        held_out = watching.HeldOutTexts(
+            tokens["held_out"].head(held_out_rows), vectors["held_out"][:held_out_rows]
+        )
+        watched = watching.Watched(held_out, sets=sets)
         task = distillation.DistillationTask(
             encoder,
             tokens["train"],
             vectors["train"],
             distillation.loss_function(OBJECTIVE, TEMPERATURE),
-            lambda: watching.held_out_figures(
-                encoder, held_out, vectors["held_out"][:held_out_rows], sets, backend
-            ),
+            lambda: watched.measure(encoder, backend),
             tokens_per_batch=TOKENS_PER_BATCH,
             rows_per_batch=ROWS_PER_BATCH,
             seed=SEED,

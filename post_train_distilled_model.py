@@ -23,7 +23,7 @@ from small_modernbert.runs import references, settings, stages
 
 if TYPE_CHECKING:
     from small_modernbert.data.examples import Examples
-    from small_modernbert.evaluation.watching import HeldOut
+    from small_modernbert.evaluation.watching import Watched
     from small_modernbert.training.contrastive import Loss
 
 # Inputs
@@ -85,13 +85,13 @@ def main() -> None:
         if stage.finished:
             return
         from small_modernbert.data.token_store import store
-        from small_modernbert.evaluation import watching
+        from small_modernbert.evaluation import dimensions
         from small_modernbert.models import packed_encoder, precision, students
         from small_modernbert.models.loading import load_backend
         from small_modernbert.training import contrastive, loop
 
         model = students.load_student(student_folder)
-        measured = watching.check_dimensions(
+        measured = dimensions.check_dimensions(
             DIMENSIONS, DIMENSION_WEIGHTS, model.config.hidden_size
         )
         train, watched = load_examples(stage, inputs)
@@ -129,7 +129,9 @@ def main() -> None:
             max_tokens=max_tokens,
             pooling=pooling,
         )
-        table = watching.write_dimensions(stage.building, measured, outcome.before, outcome.latest)
+        table = dimensions.write_dimensions(
+            stage.building, measured, outcome.before, outcome.latest
+        )
         loop.finish(
             stage,
             outcome,
@@ -154,18 +156,19 @@ def find_inputs() -> dict[str, Path | str]:
     return inputs
 
 
-def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[Examples, HeldOut]":
+def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[Examples, Watched]":
     """Read the judged triplets, and what they are watched by; keep evaluation texts out of them."""
     from small_modernbert.data import evaluation_sets, examples, triplets
     from small_modernbert.evaluation import watching
     from small_modernbert.runs.errors import UserError
 
     place = inputs.get("sentence pairs")
-    pairs = watching.load_pairs(STS, place if isinstance(place, Path) else None)
+    path = place if isinstance(place, Path) else None
+    pairs = evaluation_sets.load_sentence_pairs(STS, path, "validation") if STS else None
     sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
     found = triplets.open_triplets(inputs["triplets"])
     dev, _ = examples.collect(examples.from_judged(found.rows("dev")))
-    watched = watching.HeldOut(dev.with_negatives(), pairs, sets)
+    watched = watching.Watched(watching.HeldOutTriplets(dev.with_negatives()), pairs, sets)
     rows = examples.from_judged(found.rows("train"))
     train, dropped = examples.collect(rows, watched.texts())
     read = len(train)
@@ -185,7 +188,7 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
         "negatives": len(train.negatives),
         "without_negatives": read - len(train),
         "dev": found.counts["dev"],
-        "dev_with_negatives": len(watched.triplets),
+        "dev_with_negatives": len(watched.held_out),
         "dropped": dropped,
     }
     return train, watched

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Literal
 from small_modernbert.runs import references, settings, stages
 
 if TYPE_CHECKING:
-    from small_modernbert.data.evaluation_sets import RetrievalSet, SentencePairs
+    from small_modernbert.data.evaluation_sets import SentencePairs
     from small_modernbert.data.graded_pairs import PairSplits
+    from small_modernbert.data.retrieval_sets import RetrievalSet
     from small_modernbert.training.loop import Progress
 
 # Inputs
@@ -87,7 +88,7 @@ def main() -> None:
         from small_modernbert.training import graded_similarity, loop
 
         sets, sentence_pairs = load_evaluation(inputs)
-        splits = load_pairs(stage, sets, sentence_pairs)
+        splits = gather_pairs(stage, sets, sentence_pairs)
         graded_similarity.check_range(splits, OBJECTIVE)
         model = students.load_student(student_folder)
         model.to(precision.default_device())
@@ -101,14 +102,14 @@ def main() -> None:
             for split, pairs in (("train", splits.train), ("held_out", splits.held_out))
         )
         encoder = packed_encoder.PackedEncoder(model, pooling, dtype)
+        held_out = watching.HeldOutPairs(held_out_tokens, splits.held_out.scores, splits.figure)
+        watched = watching.Watched(held_out, sentence_pairs, sets)
         task = graded_similarity.PairTask(
             encoder,
             train_tokens,
             splits.train.scores,
             graded_similarity.loss_function(OBJECTIVE, SCALE),
-            lambda: watching.figures(
-                encoder, held_out_tokens, splits, sentence_pairs, sets, backend
-            ),
+            lambda: watched.measure(encoder, backend),
             tokens_per_batch=TOKENS_PER_BATCH,
             rows_per_batch=ROWS_PER_BATCH,
             seed=SEED,
@@ -174,7 +175,7 @@ def load_evaluation(
     return sets, place and evaluation_sets.load_sentence_pairs(SENTENCE_PAIRS, place)
 
 
-def load_pairs(
+def gather_pairs(
     stage: stages.Stage, sets: "list[RetrievalSet]", sentence_pairs: "SentencePairs | None"
 ) -> "PairSplits":
     """Read or mine the pairs, keep evaluation texts out of them, and write them down.

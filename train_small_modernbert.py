@@ -22,7 +22,7 @@ from small_modernbert.runs import references, settings, stages
 
 if TYPE_CHECKING:
     from small_modernbert.data.examples import Examples
-    from small_modernbert.evaluation.watching import HeldOut
+    from small_modernbert.evaluation.watching import Watched
 
 # Inputs
 STUDENT: str = "build_and_save_small_modernbert"  # a stage of this recipe, or a folder
@@ -148,7 +148,7 @@ def find_inputs() -> dict[str, Path | str]:
     return inputs
 
 
-def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[Examples, HeldOut]":
+def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[Examples, Watched]":
     """Read, split and draw the rows, keep evaluation texts out of them, and write them down.
 
     A resumed run reads what was written: it goes on with the very same rows.
@@ -159,7 +159,8 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
     from small_modernbert.runs.errors import UserError
 
     place = inputs.get("sentence pairs")
-    pairs = watching.load_pairs(STS, place if isinstance(place, Path) else None)
+    path = place if isinstance(place, Path) else None
+    pairs = evaluation_sets.load_sentence_pairs(STS, path, "validation") if STS else None
     sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
     folder = stage.folder / "cache" / "rows"
     index = folder / examples.ROWS_INDEX
@@ -184,14 +185,14 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
         splits = {split: list(examples.from_pairs(some)) for split, some in rows.items()}
         examples.write_rows(folder, splits, {"read": counts.to_json()})
     dev_rows, _ = examples.collect(examples.reopen_rows(folder, "dev"))
-    watched = watching.HeldOut(dev_rows.with_negatives(), pairs, sets)
+    watched = watching.Watched(watching.HeldOutTriplets(dev_rows.with_negatives()), pairs, sets)
     train, dropped = examples.collect(examples.reopen_rows(folder, "train"), watched.texts())
     if not len(train):
         raise UserError(f"PAIRS leave no row to train on (dropped: {dropped or 'none'}); give more")
     stage.record["rows"] = storage.read_json(index, f"remove {folder}") | {
         "train": len(train),
         "dev": len(dev_rows),
-        "dev_with_negatives": len(watched.triplets),
+        "dev_with_negatives": len(watched.held_out),
         "dropped": dropped,
     }
     return train, watched

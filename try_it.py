@@ -1,4 +1,4 @@
-"""Type a question, see the nearest real passages, by the model just trained.
+"""Type a question, see the best real passages, by the model just trained and by their words.
 
 Reads:  a model (the recipe's result), passages (Parquet files with a `text` column), questions
         (standard input, one a line, until its end or "quit")
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from small_modernbert.runs import references, settings
 from small_modernbert.runs.errors import UserError
@@ -24,6 +24,7 @@ from small_modernbert.runs.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
+    from small_modernbert.evaluation.search import WordIndex
     from small_modernbert.models.encoders import Encoder
 
 # Inputs
@@ -33,22 +34,59 @@ MODEL: str = (
 PASSAGES: str = "assets/retrieval/corpus"  # a Parquet file, a folder of them, or mlm/create_dataset
 QUESTION: str = ""  # answer this one and stop; "" reads questions from the terminal
 RECIPE: str = "offline"  # the run whose model answers
+QUERY_PROMPT: str = ""  # for a model whose folder names none (E5, BGE, DenseOn: "query: ")
+DOCUMENT_PROMPT: str = ""  # likewise (E5: "passage: ", DenseOn: "document: ")
+
+# Search
+BM25_WEIGHT: float = 0.5  # of word matches beside the model, both scaled to 0-1; 0 for the model
 
 # Output
 TOP_K: int = 5  # passages shown per question
 LINES: int = 6  # of each passage; the rest is cut
 
 RESULTS = ("sts_fine_tuning", "distil_modernbert")
+SHOWN_CHARACTERS = 300  # of a question that is repeated above its answers
+
+
+class Searcher(NamedTuple):
+    """What answers: a model with its passages' vectors, and their words.
+
+    Attributes:
+        encoder: the model.
+        texts: the passages.
+        vectors: `(passages, width)`, of unit length.
+        index: of their words; None where BM25 does not take part.
+    """
+
+    encoder: "Encoder"
+    texts: list[str]
+    vectors: "np.ndarray"
+    index: "WordIndex | None"
 
 
 def main() -> None:
     """Load model and passages while the first question is typed, then answer each question."""
+    check_settings()
     model, passages = find_model(), find_passages()
     # torch takes seconds to import: as long as it takes to type. A daemon does not hold up "quit".
-    loading: Future[tuple[Encoder, list[str], np.ndarray]] = Future()
+    loading: Future[Searcher] = Future()
     Thread(target=load_into, args=(loading, model, passages), daemon=True).start()
     for question in read_questions():
-        show(question, *loading.result())
+        show(question, loading.result())
+
+
+def check_settings() -> None:
+    """Refuse constants that cannot be obeyed, before anything is loaded.
+
+    Raises:
+        UserError: with the flag that works.
+    """
+    if TOP_K < 1 or LINES < 1:
+        raise UserError(f"TOP_K is {TOP_K}, LINES {LINES}; at least 1 of each: --top-k 5 --lines 6")
+    if not 0 <= BM25_WEIGHT <= 1:
+        raise UserError(f"BM25_WEIGHT is {BM25_WEIGHT}; from 0 to 1: --bm25-weight 0.5")
+    if QUESTION and not QUESTION.strip():
+        raise UserError("QUESTION is blank; ask something: --question 'why is the sky blue'")
 
 
 def find_model() -> Path | str:
@@ -85,9 +123,7 @@ def find_passages() -> list[Path]:
     return files
 
 
-def load_into(
-    future: "Future[tuple[Encoder, list[str], np.ndarray]]", model: Path | str, passages: list[Path]
-) -> None:
+def load_into(future: "Future[Searcher]", model: Path | str, passages: list[Path]) -> None:
     """Run `load` for whoever waits on the future; an error is raised there."""
     try:
         future.set_result(load(model, passages))
@@ -95,28 +131,37 @@ def load_into(
         future.set_exception(error)
 
 
-def load(model: "Path | str", passages: list[Path]) -> "tuple[Encoder, list[str], np.ndarray]":
+def load(model: "Path | str", passages: list[Path]) -> Searcher:
     """Load the model and the distinct passages, and encode those unless they were encoded before.
 
     The vectors are kept under the digests of model and text, so another model or another text
     never meets them.
     """
     from small_modernbert.data import evaluation_sets
+    from small_modernbert.evaluation.search import WordIndex
     from small_modernbert.models import encoders
-    from small_modernbert.runs import lineage, storage
+    from small_modernbert.runs import storage
 
     texts = evaluation_sets.read_texts(passages)
-    digest = storage.digest_json([lineage.digest_input(model), storage.digest_json(texts)])[:16]
-    path = references.runs_folder() / RECIPE / "try_it" / f"{digest}.npy"
     folder = model if isinstance(model, Path) else encoders.fetch(model)
-    encoder = encoders.load_encoder(folder, MODEL or "the model")
-    return encoder, texts, encoder.encode_to(path, texts, f"encoding {len(texts):,} passages")
+    encoder = encoders.load_encoder(folder, MODEL or "the model", QUERY_PROMPT, DOCUMENT_PROMPT)
+    key = [encoders.digest_model(folder), encoder.prompts.document, storage.digest_json(texts)]
+    path = references.runs_folder() / RECIPE / "try_it" / f"{storage.digest_json(key)[:16]}.npy"
+    vectors = encoder.encode_to(path, texts, f"encoding {len(texts):,} passages", "document")
+    index = None
+    if BM25_WEIGHT:
+        try:
+            index = WordIndex(texts)
+        except UserError as error:
+            print(f"by the model alone: {error}")
+    return Searcher(encoder, texts, vectors, index)
 
 
 def read_questions() -> Iterator[str]:
     """Yield QUESTION alone, or questions from standard input, a terminal or not."""
     if QUESTION:
-        yield QUESTION
+        # Bytes that are no text come as lone surrogates, which no tokenizer takes.
+        yield QUESTION.encode("utf-8", "replace").decode("utf-8").strip()
         return
     sys.stdin.reconfigure(errors="replace")  # bytes that are no text must not stop the tokenizer
     if sys.stdin.isatty():
@@ -131,17 +176,13 @@ def read_questions() -> Iterator[str]:
             yield line.strip()
 
 
-def show(question: str, encoder: "Encoder", texts: list[str], vectors: "np.ndarray") -> None:
-    """Print the nearest passages with their cosines, wrapped to the terminal."""
-    from small_modernbert.evaluation import metrics
-
-    vector = encoder.encode([question])
+def show(question: str, searcher: Searcher) -> None:
+    """Print the best passages with their scores, wrapped to the terminal."""
     width = max(40, min(shutil.get_terminal_size().columns, 110))
-    print(f"\n{question}")
-    for row in metrics.nearest(vector, vectors, TOP_K)[0]:
-        score = float(vector[0] @ vectors[row])
+    print(f"\n{textwrap.shorten(question, SHOWN_CHARACTERS, placeholder=' …')}")
+    for row, score in answer(question, searcher):
         text = textwrap.fill(
-            " ".join(texts[row].split()),
+            " ".join(searcher.texts[row].split()),
             width,
             initial_indent=f"  {score:.3f} ",
             subsequent_indent=" " * 8,
@@ -149,6 +190,24 @@ def show(question: str, encoder: "Encoder", texts: list[str], vectors: "np.ndarr
             placeholder=" …",
         )
         print(text)
+
+
+def answer(question: str, searcher: Searcher) -> list[tuple[int, float]]:
+    """Return the rows of the best passages with their scores: cosines, or those of both searches.
+
+    The score of both is the mean of the two, each scaled to 0-1 over its best passages.
+    """
+    from small_modernbert.evaluation import search
+
+    vector = searcher.encoder.encode_queries([question])
+    depth = max(TOP_K, search.DEPTH)
+    hits = search.nearest(vector, searcher.vectors, depth)
+    if searcher.index is not None:
+        words = searcher.index.search([question], depth)
+        if (words.rows != search.EMPTY).any():
+            hits = search.combine(hits, words, BM25_WEIGHT)
+    best = hits.first(TOP_K)
+    return list(zip(best.rows[0].tolist(), best.scores[0].tolist(), strict=True))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from small_modernbert.data import offline_assets, offline_tasks
-from small_modernbert.data.evaluation_sets import RetrievalSet
 from small_modernbert.data.leaks import LeakFilter
-from small_modernbert.data.offline_tasks import Document, Pair, TrainingFiles
+from small_modernbert.data.offline_tasks import Document, TrainingFiles
+from small_modernbert.data.retrieval_sets import RetrievalSet
+from small_modernbert.data.triplets import Pair
 from small_modernbert.runs import storage
 
 TEACHER = "all-MiniLM-L6-v2"
@@ -140,12 +141,12 @@ class Language:
         asked = [*passages, *self.random.choices(passages, k=EXTRA_QUESTIONS)]
         for passage in asked:
             question = self.question(passage)
-            pair = Pair(question, passage.text, None, "boolq")
+            pair = Pair(question, passage.text, (), "boolq")
             yield Document(((passage.text, "boolq-passage"), (question, "boolq-question")), (pair,))
         for _ in range(SENTENCES):
             topic, other = self.random.sample(self.topics, 2)
             goal, solution = self.sentence(topic), self.sentence(topic)
-            pair = Pair(goal, solution, self.sentence(other), "piqa")
+            pair = Pair(goal, solution, (self.sentence(other),), "piqa")
             yield Document(((f"{goal} {solution}", "hellaswag-story"),), (pair,))
 
 

@@ -1,22 +1,29 @@
-"""Evaluation sets: queries, documents and which answer which; graded pairs of sentences.
+"""Where evaluation sets come from: folders, files, the hub; retrieval sets and sentence pairs.
 
-Read from folders in the NanoBEIR layout, or from the hub. Imports nothing heavy; `datasets` is
-imported only when a set comes from the hub.
+A retrieval set is read from a folder in one of two layouts, each of whose files may be compressed
+(.gz), or from the hub. Imports nothing heavy; `datasets` is imported only for the hub.
 
-    <folder>/corpus/<set>.parquet    _id, text
+    <folder>/corpus/<set>.parquet    _id, text, title (may be missing)      NanoBEIR's layout
     <folder>/queries/<set>.parquet   _id, text
-    <folder>/qrels/<set>.parquet     query-id, corpus-id
+    <folder>/qrels/<set>.parquet     query-id, corpus-id, score (1 where it is missing)
+
+    <folder>/<set>/corpus.jsonl      the same columns                       BEIR's layout
+    <folder>/<set>/queries.jsonl
+    <folder>/<set>/qrels/test.tsv
 """
 
+import csv
+import gzip
+import json
 import logging
-import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import IO, Any
 
 from small_modernbert.data import parquet
+from small_modernbert.data.retrieval_sets import RetrievalSet, assemble, check_numbers, check_texts
 from small_modernbert.runs import hub
 from small_modernbert.runs.errors import UserError
 
@@ -25,47 +32,13 @@ KINDS: dict[str, parquet.Kind] = {
     "_id": "any",
     "query-id": "any",
     "corpus-id": "any",
-    "score": "number",
+    "score": "any",
     "label": "number",
 }
 NANOBEIR = "sentence-transformers/NanoBEIR-en"
+QRELS_SPLITS = ("test", "dev", "validation", "train")  # of the BEIR layout; the first that is there
+STS_DEV = "sts-dev"  # what a hub dataset's validation split is called in figures
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RetrievalSet:
-    """Queries over a corpus, with the documents that answer each query.
-
-    Attributes:
-        name: as the tables show it.
-        query_ids: ids of the judged queries, in the order of `queries`.
-        queries: their texts.
-        document_ids: ids of the whole corpus, in the order of `documents`.
-        documents: their texts; a list, or a lazy column where the corpus is large.
-        relevant: query id -> ids of the documents that answer it, at least one each.
-        counts: what was read and left out, by reason (`unjudged_queries`, ...).
-    """
-
-    name: str
-    query_ids: list[str]
-    queries: list[str]
-    document_ids: list[str]
-    documents: Sequence[str]
-    relevant: dict[str, set[str]]
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def first_queries(self, number: int) -> "RetrievalSet":
-        """Return the set with its first `number` queries over all documents; 0 means all."""
-        if number <= 0 or number >= len(self.queries):
-            return self
-        ids = self.query_ids[:number]
-        return replace(
-            self,
-            query_ids=ids,
-            queries=self.queries[:number],
-            relevant={query: self.relevant[query] for query in ids},
-            counts=self.counts | {"queries_left_out": len(self.queries) - number},
-        )
 
 
 @dataclass(frozen=True)
@@ -88,110 +61,43 @@ class SentencePairs:
 
 
 def load_retrieval_set(folder: Path, name: str) -> RetrievalSet:
-    """Read one set of a folder in the NanoBEIR layout (see the module's docstring).
+    """Read one set of a folder, in either layout (see the module's docstring).
 
     Raises:
-        UserError: a file or column is missing, an id stands twice, or a judgement names a query
-            or a document that is not there.
+        UserError: a file or column is missing, or `assemble` refuses the set.
     """
-    corpus = _read_table(folder, "corpus", name, ("_id", "text"), ("title",))
-    queries = _read_table(folder, "queries", name, ("_id", "text"))
-    qrels = _read_table(folder, "qrels", name, ("query-id", "corpus-id"), ("score",))
-    return assemble(name, queries, corpus, qrels, where=str(folder))
+    columns = {
+        "queries": (("_id", "text"), ()),
+        "corpus": (("_id", "text"), ("title",)),
+        "qrels": (("query-id", "corpus-id"), ("score",)),
+    }
+    beir = _beir_folder(folder, name)
+    if beir is None and not _table_files(folder, "queries", name):
+        known = ", ".join(list_retrieval_sets(folder)) or "none"
+        raise UserError(
+            f"{folder} holds no set {name!r}, neither queries/{name}.parquet nor "
+            f"{name}/queries.jsonl (sets in this folder: {known}); name one of them, or for the "
+            f"offline sets run: {ASSETS}"
+        )
+    tables = [
+        _read_table(folder, part, name, *wanted)
+        if beir is None
+        else _read_beir(beir, part, *wanted)
+        for part, wanted in columns.items()
+    ]
+    return assemble(name, *tables, where=str(folder))
 
 
 def list_retrieval_sets(folder: Path) -> list[str]:
-    """Return the names of the sets in a folder of the NanoBEIR layout, sorted."""
-    return sorted(path.stem for path in (folder / "queries").glob("*.parquet"))
+    """Return the names of the sets in a folder, sorted; a folder that is a BEIR set holds one."""
+    names = {path.stem for path in (folder / "queries").glob("*.parquet")}
+    inside = {path.name for path in folder.iterdir() if _file(path, "queries.jsonl")}
+    return sorted(names | inside | ({folder.name} if _file(folder, "queries.jsonl") else set()))
 
 
 def has_retrieval_set(folder: Path, name: str) -> bool:
-    """Say whether a folder holds a set, in one file or in the hub's shards."""
-    return bool(_table_files(folder, "queries", name))
-
-
-def assemble(
-    name: str,
-    queries: Mapping[str, Sequence[Any]],
-    corpus: Mapping[str, Sequence[Any]],
-    qrels: Mapping[str, Sequence[Any]],
-    where: str,
-) -> RetrievalSet:
-    """Build a set out of its three tables, each a mapping from column to values, and check it.
-
-    Queries without a judgement are left out and counted; judgements with a score of 0 or less
-    judge a document irrelevant, so they are counted and not used. A `title` column is put before
-    the text, as BEIR does.
-
-    Raises:
-        UserError: an id stands twice, a text is missing, or a judgement points nowhere.
-    """
-    where = f"{where}, set {name}"
-    query_ids = _check_ids(queries["_id"], f"{where}, queries")
-    document_ids = _check_ids(corpus["_id"], f"{where}, corpus")
-    _check_texts(queries["text"], f"{where}, queries")
-    documents: Sequence[str] = corpus["text"]
-    # A lazy column holds millions of texts; those in memory are looked at.
-    in_memory = isinstance(documents, list)
-    if in_memory:
-        for column in ("text", "title"):
-            _check_types(corpus.get(column, []), "title" in corpus, f"{where}, corpus")
-    if "title" in corpus:
-        documents = TitledTexts(corpus["title"], corpus["text"])
-
-    query_set, document_set = set(query_ids), set(document_ids)
-    relevant: dict[str, set[str]] = {}
-    lost_queries: list[str] = []
-    lost_documents: list[str] = []
-    irrelevant = 0
-    scores = qrels.get("score") or [1] * len(qrels["query-id"])
-    _check_numbers(scores, f"{where}, qrels, column score")
-    for query, document, score in zip(qrels["query-id"], qrels["corpus-id"], scores, strict=True):
-        query, wanted = str(query), document if isinstance(document, list) else [document]
-        if score <= 0:
-            irrelevant += 1
-            continue
-        if query not in query_set:
-            lost_queries.append(query)
-        for one in map(str, wanted):
-            if one not in document_set:
-                lost_documents.append(one)
-            else:
-                relevant.setdefault(query, set()).add(one)
-    for lost, kind in ((lost_queries, "queries"), (lost_documents, "documents")):
-        if lost:
-            raise UserError(
-                f"{where}: {len(lost):,} of {len(qrels['query-id']):,} judgements name {kind} that "
-                f"are not there (the first is {lost[0]!r}); make the set again: "
-                "python get_offline_assets.py"
-            )
-    judged = [i for i, query in enumerate(query_ids) if query in relevant]
-    if not judged:
-        raise UserError(f"{where}: no query has a relevant document")
-    blank = 0
-    if in_memory:
-        document_ids, documents, blank = _leave_out_blank(
-            document_ids, documents, relevant.values(), where
-        )
-    counts = {
-        "queries": len(judged),
-        "documents": len(document_ids),
-        "judgements": sum(map(len, relevant.values())),
-        "unjudged_queries": len(query_ids) - len(judged),
-        "irrelevant_judgements": irrelevant,
-        "blank_documents": blank,
-    }
-    if counts["unjudged_queries"]:
-        logger.info("%s: %s queries left out: unjudged", where, f"{counts['unjudged_queries']:,}")
-    return RetrievalSet(
-        name=name,
-        query_ids=[query_ids[i] for i in judged],
-        queries=[queries["text"][i] for i in judged],
-        document_ids=document_ids,
-        documents=documents,
-        relevant=relevant,
-        counts=counts,
-    )
+    """Say whether a folder holds a set, in either layout."""
+    return bool(_table_files(folder, "queries", name)) or _beir_folder(folder, name) is not None
 
 
 def load_nanobeir(name: str, revision: str | None = None) -> RetrievalSet:
@@ -267,41 +173,36 @@ def choose_documents(
     return sorted(gold_rows + [others[i] for i in sample]), [names[i] for i in sample]
 
 
-def load_sentence_pairs(reference: str, folder: Path | None) -> SentencePairs:
+def load_sentence_pairs(reference: str, path: Path | None, split: str = "test") -> SentencePairs:
     """Read `sentence1, sentence2, score` (graded) or `sentence1, sentence2, label` (0 or 1).
 
     Args:
-        reference: hub id (`id@revision` if pinned; its split `test`), or what the pairs are called
-            when `folder` is given.
-        folder: a Parquet file with those columns, or None for the hub.
+        reference: hub id (`id@revision` if pinned), or what the pairs are called when there is a
+            file.
+        path: a Parquet file with those columns, or None for the hub.
+        split: of a hub dataset.
 
     Raises:
         UserError: the file or the hub's answer has other columns, or can't be had.
     """
     wanted, optional = ("sentence1", "sentence2"), ("score", "label")
-    if folder is not None:
-        name = folder.stem
-        columns = _read_parquet([folder], wanted, optional)
+    if path is not None:
+        name = path.stem
+        columns = _read_parquet([path], wanted, optional)
     else:
         repository, revision = hub.split_revision(reference)
-        name = repository.rpartition("/")[2]
-        columns = load_hub_split(repository, None, "test", revision)[:]
+        name = STS_DEV if split == "validation" else repository.rpartition("/")[2]
+        columns = load_hub_split(repository, None, split, revision)[:]
     gold = "score" if "score" in columns else "label"
     if missing := [column for column in (*wanted, gold) if column not in columns]:
         raise UserError(f"{reference} has no column {missing[0]!r}; it has {', '.join(columns)}")
-    where = f"{folder or reference}, column"
-    for column in wanted:
-        _check_texts(columns[column], f"{where} {column}")
-    _check_numbers(columns[gold], f"{where} {gold}")
-    if gold == "label" and not set(columns[gold]) <= {0, 1}:
-        raise UserError(f"{where} label: 0 and 1 are wanted, not {sorted(set(columns[gold]))[:5]}")
-    return SentencePairs(
-        name=name,
-        first=list(columns["sentence1"]),
-        second=list(columns["sentence2"]),
-        gold=[float(value) for value in columns[gold]],
-        graded=gold == "score",
-    )
+    where = f"{path or reference}, column"
+    first, second = (check_texts(columns[side], f"{where} {side}") for side in wanted)
+    numbers = check_numbers(columns[gold], f"{where} {gold}")
+    if gold == "label" and not set(numbers) <= {0, 1}:
+        shown = sorted(set(columns[gold]))[:5]
+        raise UserError(f"{where} label: 0 and 1 are wanted, not {shown}")
+    return SentencePairs(name, first, second, numbers, graded=gold == "score")
 
 
 def read_texts(paths: list[Path]) -> list[str]:
@@ -337,28 +238,6 @@ def load_hub_split(repository: str, config: str | None, split: str, revision: st
         raise hub.explain(error, f"dataset {repository}", split) from error
 
 
-class TitledTexts(Sequence[str]):
-    """Texts with their titles before them, joined when they are read."""
-
-    def __init__(self, titles: Sequence[str | None], texts: Sequence[str | None]) -> None:
-        self._titles = titles
-        self._texts = texts
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        """Return one joined text, or a list of them for a slice."""
-        if isinstance(index, slice):
-            pairs = zip(self._titles[index], self._texts[index], strict=True)
-            return [f"{title or ''} {text or ''}".strip() for title, text in pairs]
-        return f"{self._titles[index] or ''} {self._texts[index] or ''}".strip()
-
-
 def _table_files(folder: Path, part: str, name: str) -> list[Path]:
     # One file, or shards as the hub names them: <set>-00000-of-00002.parquet.
     path = folder / part / f"{name}.parquet"
@@ -374,12 +253,75 @@ def _read_table(
 ) -> dict[str, list[Any]]:
     paths = _table_files(folder, part, name)
     if not paths:
-        known = ", ".join(list_retrieval_sets(folder)) or "none"
         raise UserError(
-            f"{folder / part / name}.parquet is not there (sets in this folder: {known}); "
-            "run: python get_offline_assets.py"
+            f"{folder / part / name}.parquet is not there, but queries/{name}.parquet is; put it "
+            f"there, or for the offline sets run: {ASSETS}"
         )
     return _read_parquet(paths, columns, optional)
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    """Return a file of a folder, or its compressed form; None if neither is there."""
+    return next((folder / n for n in (name, f"{name}.gz") if (folder / n).is_file()), None)
+
+
+def _beir_folder(folder: Path, name: str) -> Path | None:
+    """Return the folder of a set in the BEIR layout: below `folder`, or `folder` itself."""
+    if _file(folder / name, "queries.jsonl"):
+        return folder / name
+    return folder if folder.name == name and _file(folder, "queries.jsonl") else None
+
+
+def _read_beir(
+    folder: Path, part: str, columns: tuple[str, ...], optional: tuple[str, ...]
+) -> dict[str, list[Any]]:
+    if part == "qrels":
+        return _read_qrels(folder / "qrels", (*columns, *optional))
+    path = _file(folder, f"{part}.jsonl")
+    if path is None:
+        raise UserError(f"{folder / part}.jsonl is not there; a set of the BEIR layout needs it")
+    rows: list[dict[str, Any]] = []
+    with _open(path) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                row = json.loads(line) if line.strip() else None
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {number:,} is no JSON ({error}); mend it") from None
+            if isinstance(row, dict):
+                rows.append(row)
+    for column in columns:
+        if not any(column in row for row in rows):
+            there = ", ".join(rows[0]) if rows else "no row"
+            raise UserError(f"{path} has no column {column!r}; it has: {there}")
+    return {
+        column: [row.get(column) for row in rows]
+        for column in (*columns, *optional)
+        if column in columns or any(column in row for row in rows)
+    }
+
+
+def _read_qrels(folder: Path, columns: tuple[str, ...]) -> dict[str, list[Any]]:
+    """Read judgements: BEIR's three columns with a header, or TREC's four without one."""
+    paths = [path for split in QRELS_SPLITS if (path := _file(folder, f"{split}.tsv"))]
+    if not paths:
+        raise UserError(f"{folder / 'test.tsv'} is not there; a set of the BEIR layout needs it")
+    with _open(paths[0]) as stream:
+        rows = [row for row in csv.reader(stream, delimiter="\t") if row]
+    if rows and len(rows[0]) == 1:
+        rows = [row[0].split() for row in rows]
+    if rows and rows[0][-1] == "score":
+        rows = rows[1:]
+    if rows and len(rows[0]) == 4:
+        rows = [[row[0], *row[2:]] for row in rows]
+    if wrong := next((place for place, row in enumerate(rows) if len(row) != len(columns)), None):
+        raise UserError(f"{paths[0]}, judgement {wrong + 1:,}: {len(columns)} columns are wanted")
+    return {column: [row[place] for row in rows] for place, column in enumerate(columns)}
+
+
+def _open(path: Path) -> IO[str]:
+    """Open a text file, compressed or not, whatever its line ends and byte order mark."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    return opened(path, "rt", encoding="utf-8-sig", errors="replace")
 
 
 def _read_parquet(
@@ -402,55 +344,3 @@ def _read_parquet(
         for column, values in rows.items():
             found.setdefault(column, []).extend(values)
     return found
-
-
-def _check_ids(values: Sequence[Any], where: str) -> list[str]:
-    ids, seen = [], set()
-    for row, value in enumerate(values):
-        name = str(value)
-        if value is None or name in seen:
-            wrong = "is missing" if value is None else f"{name!r} stands twice"
-            raise UserError(f"{where}, row {row + 1:,}, column _id: the id {wrong}")
-        seen.add(name)
-        ids.append(name)
-    return ids
-
-
-def _check_texts(values: Sequence[Any], where: str) -> None:
-    for row, value in enumerate(values):
-        if not isinstance(value, str) or not value.strip():
-            raise UserError(f"{where}, row {row + 1:,}: a text is wanted, not {str(value)[:80]!r}")
-
-
-def _check_types(values: Sequence[Any], may_be_missing: bool, where: str) -> None:
-    for row, value in enumerate(values):
-        if not isinstance(value, str) and not (value is None and may_be_missing):
-            raise UserError(f"{where}, row {row + 1:,}: a text is wanted, not {str(value)[:80]!r}")
-
-
-def _check_numbers(values: Sequence[Any], where: str) -> None:
-    for row, value in enumerate(values):
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise UserError(f"{where}, row {row + 1:,}: a number is wanted, not {value!r}")
-
-
-def _leave_out_blank(
-    ids: list[str], documents: Sequence[str], relevant: Iterable[set[str]], where: str
-) -> tuple[list[str], Sequence[str], int]:
-    """Leave out documents without a word, which every model would give some vector.
-
-    Raises:
-        UserError: one of them answers a query.
-    """
-    # As one slice: titles are joined to their texts once.
-    texts = documents[:]
-    blank = {ids[row] for row, text in enumerate(texts) if not text or text.isspace()}
-    if lost := blank.intersection(*[set().union(*relevant)]):
-        raise UserError(
-            f"{where}, corpus: document {min(lost)!r} answers a query and is blank; mend the set"
-        )
-    if not blank:
-        return ids, documents, 0
-    logger.info("%s: %s documents left out: blank", where, f"{len(blank):,}")
-    kept = [row for row, name in enumerate(ids) if name not in blank]
-    return [ids[row] for row in kept], [texts[row] for row in kept], len(blank)

@@ -30,8 +30,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from small_modernbert.data.evaluation_sets import RetrievalSet
 from small_modernbert.data.leaks import LeakFilter, RowCounts, words_of
+from small_modernbert.data.retrieval_sets import RetrievalSet
+from small_modernbert.data.triplets import Pair
 from small_modernbert.runs import report, storage
 
 # Set name -> its name in NanoBEIR's style; the split is that name with "Nano" before it.
@@ -54,16 +55,6 @@ LICENCES = {
     "piqa": "AFL 3.0",
     "sciq": "CC BY-NC 3.0",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """Two texts that belong together and, where the task gives one, a wrong choice."""
-
-    anchor: str
-    positive: str
-    negative: str | None
-    source: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +96,7 @@ def read_boolq(doc: Mapping[str, Any]) -> Document:
     _, passage, question = split_boolq(doc["query"])
     return Document(
         ((passage, "boolq-passage"), (question, "boolq-question")),
-        (Pair(question, passage, None, "boolq"),),
+        (Pair(question, passage, (), "boolq"),),
     )
 
 
@@ -115,7 +106,9 @@ def read_hellaswag(doc: Mapping[str, Any]) -> Document:
     right, wrong = _right_and_wrong(doc)
     # Half of the endings go on in the middle of a sentence: "Then" + ", the man …".
     blank = "" if right[:1] in {",", ".", ";", ":", "'"} else " "
-    pair = Pair(context, right.lstrip(",.;: "), wrong and wrong.lstrip(",.;: "), "hellaswag")
+    pair = Pair(
+        context, right.lstrip(",.;: "), tuple(text.lstrip(",.;: ") for text in wrong), "hellaswag"
+    )
     return Document(((context + blank + right, "hellaswag-story"),), (pair,))
 
 
@@ -149,11 +142,12 @@ def read_question(doc: Mapping[str, Any], source: str) -> Document:
     return Document(((question, f"{source}-question"),), (pair,))
 
 
-def _right_and_wrong(doc: Mapping[str, Any]) -> tuple[str, str | None]:
+def _right_and_wrong(doc: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Return the right choice, and the first wrong one, if there is one."""
     choices = [choice.strip() for choice in doc["choices"]]
     right = choices[doc["gold"]]
     wrong = [choice for choice in choices if choice and choice != right]
-    return right, wrong[0] if wrong else None
+    return right, tuple(wrong[:1])
 
 
 # Task folder in the wheel -> its reader. Passages come first.
@@ -265,7 +259,7 @@ def make_retrieval_set(name: str, pairs: Iterable[tuple[str, str]]) -> Retrieval
     for number, (question, document) in enumerate(pairs):
         document_id = document_ids.setdefault(document, f"d{len(document_ids)}")
         queries.append(question)
-        relevant[f"q{number}"] = {document_id}
+        relevant[f"q{number}"] = {document_id: 1}
     return RetrievalSet(
         name=name,
         query_ids=list(relevant),
@@ -430,7 +424,7 @@ class TrainingFiles:
     def _add_pair(self, pair: Pair) -> None:
         counts, source = self.pair_counts, pair.source
         anchor, positive = clean_text(pair.anchor), clean_text(pair.positive)
-        negative = clean_text(pair.negative or "") or None
+        negative = next(map(clean_text, pair.negatives), "") or None
         counts.read[source] += 1
         if not (anchor and positive) or anchor == positive:
             counts.drop(source, "empty or equal sides")

@@ -1,27 +1,35 @@
-"""Models side by side: what a row of the benchmark is, its vectors on disk, its table and plot."""
+"""Models side by side: a row a model, its vectors on disk, its figures and its speed.
 
+The table, the plot and the JSON are `benchmark_report`'s.
+"""
+
+import gc
 import hashlib
 import logging
-import os
-import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from small_modernbert.data.evaluation_sets import RetrievalSet, SentencePairs
-from small_modernbert.evaluation import metrics
+from small_modernbert.data.evaluation_sets import SentencePairs
+from small_modernbert.data.retrieval_sets import RetrievalSet
+from small_modernbert.evaluation import metrics, search
+from small_modernbert.evaluation.search import Hits
+from small_modernbert.models import encoders
 from small_modernbert.models.encoders import WINDOW_TEXTS, Encoder
+from small_modernbert.models.prompts import Role
 from small_modernbert.models.vectors import write_vectors
-from small_modernbert.runs import report, storage
+from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
 
 SPEED_REPEATS = 3
+TEACHER, REDUCED = "teacher", "reduced teacher"  # labels that mean something
+WORDS = "BM25"
+ROLES: dict[str, Role] = {"queries": "query", "documents": "document", "pairs": "text"}
 logger = logging.getLogger(__name__)
 
 
@@ -33,24 +41,28 @@ class Row:
         label: the model's name in tables.
         reference: where it came from.
         retrieval: set -> metric -> value.
+        agreement: set -> share of the teacher's first ten that are among this row's first ten.
         pairs: set of sentence pairs -> Spearman or average precision.
         parameters: weights in the model.
         parameters_without_embeddings: those that are not in an embedding table.
         size_bytes: what the model takes on disk.
         documents_per_second: encoded, on this machine.
         queries_per_second: encoded, on this machine.
+        prompts: what stands before queries and documents, where anything does.
         note: what a reader must know about this row.
     """
 
     label: str
     reference: str
     retrieval: dict[str, dict[str, float]] = field(default_factory=dict)
+    agreement: dict[str, float] = field(default_factory=dict)
     pairs: dict[str, float] = field(default_factory=dict)
     parameters: int | None = None
     parameters_without_embeddings: int | None = None
     size_bytes: int | None = None
     documents_per_second: float | None = None
     queries_per_second: float | None = None
+    prompts: dict[str, str] = field(default_factory=dict)
     note: str = ""
 
     @property
@@ -82,7 +94,8 @@ class VectorStore:
     ) -> None:
         """Encode what is not there yet."""
         for name, side, texts in sides(sets, pairs):
-            encoder.encode_to(self.path(name, side), texts, f"{encoder.name}: {name} {side}")
+            what = f"{encoder.name}: {name} {side}"
+            encoder.encode_to(self.path(name, side), texts, what, ROLES[side])
 
     def derive(
         self,
@@ -102,87 +115,184 @@ class VectorStore:
 
 def sides(
     sets: Sequence[RetrievalSet], pairs: Sequence[SentencePairs]
-) -> list[tuple[str, str, Sequence[str]]]:
-    """List what there is to encode: (set, side, texts)."""
-    found: list[tuple[str, str, Sequence[str]]] = []
-    for one in sets:
-        found += [(one.name, "queries", one.queries), (one.name, "documents", one.documents)]
-    return found + [(one.name, "pairs", one.first + one.second) for one in pairs]
+) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Yield what there is to encode: (set, side, texts)."""
+    for each in sets:
+        yield each.name, "queries", each.queries
+        yield each.name, "documents", each.documents
+    for graded in pairs:
+        yield graded.name, "pairs", graded.first + graded.second
 
 
 def digest_texts(sets: Sequence[RetrievalSet], pairs: Sequence[SentencePairs]) -> str:
-    """Return one digest of all there is to encode."""
+    """Return one digest of all there is to encode, read window by window."""
     digest = hashlib.sha256()
     for name, side, texts in sides(sets, pairs):
-        for text in (name, side, str(len(texts)), *texts):
-            digest.update(text.encode("utf-8") + b"\0")
+        for word in (name, side, str(len(texts))):
+            digest.update(word.encode("utf-8") + b"\0")
+        for start in range(0, len(texts), WINDOW_TEXTS):
+            for text in texts[start : start + WINDOW_TEXTS]:
+                digest.update(text.encode("utf-8") + b"\0")
     return digest.hexdigest()
 
 
-def score(
-    row: Row,
-    queries: VectorStore,
-    documents: VectorStore,
-    sets: Sequence[RetrievalSet],
-    pairs: Sequence[SentencePairs],
-) -> None:
-    """Fill a row's metrics from stored vectors; for a symmetric model both stores are one.
+class Benchmark:
+    """Rows over the same sets; vectors and speeds are kept by the digest of model and texts.
 
-    Raises:
-        UserError: the model's vectors are not finite.
+    So a killed benchmark goes on where it was, and a model under two labels is encoded once.
+
+    Attributes:
+        sets: for retrieval.
+        pairs: of sentences.
+        rows: by label, in the order in which they were made.
     """
-    for one in sets:
-        asked, held = queries.read(one.name, "queries"), documents.read(one.name, "documents")
+
+    def __init__(
+        self,
+        sets: Sequence[RetrievalSet],
+        pairs: Sequence[SentencePairs],
+        folder: Path,
+        sample: tuple[list[str], list[str]],
+        kept: Path | None = None,
+    ) -> None:
+        """Prepare a benchmark.
+
+        Args:
+            sets: for retrieval.
+            pairs: of sentences.
+            folder: of this run's vectors and speeds.
+            sample: documents and queries that speed is measured on, see `speed_sample`.
+            kept: a folder that keeps the vectors, never the speeds, beyond this run.
+        """
+        self.sets, self.pairs, self.rows = list(sets), list(pairs), dict[str, Row]()
+        self._folder, self._kept, self._sample = folder, kept or folder, sample
+        self._texts = digest_texts(sets, pairs)
+        self._stores: dict[str, VectorStore] = {}
+        self._hits: dict[str, dict[str, Hits]] = {}
+        self._teacher: Encoder | None = None
+
+    def add_model(
+        self, label: str, reference: Path | str, query_prompt: str = "", document_prompt: str = ""
+    ) -> None:
+        """Make the row of a model.
+
+        Args:
+            label: of the row; that of the reduced teacher is tried as a part of the row before it.
+            reference: a folder, or a hub id.
+            query_prompt: for a model that names none for queries.
+            document_prompt: for a model that names none for documents.
+
+        Raises:
+            UserError: it does not load, or its vectors are not finite.
+        """
+        place = reference if isinstance(reference, Path) else encoders.fetch(reference)
+        encoder = encoders.load_encoder(place, label, query_prompt, document_prompt)
+        key = [encoders.digest_model(place), vars(encoder.prompts), self._texts]
+        digest = storage.digest_json(key)[:16]
+        store = self._stores[label] = VectorStore(self._kept / digest)
+        if label == REDUCED and self._teacher is not None:
+            # The same tokens through the same body: only its Dense layer is left to apply.
+            if reduce := encoders.reduction_of(encoder, self._teacher):
+                store.derive(self._stores[TEACHER], reduce, self.sets, self.pairs)
+            else:
+                logger.info("the reduced teacher is not made of this teacher: encoded on its own")
+        store.fill(encoder, self.sets, self.pairs)
+        row = describe(encoder, str(reference))
+        row.documents_per_second, row.queries_per_second = speeds(
+            self._folder / digest / "speed.json", encoder, self._sample
+        )
+        self._score(row, store, store)
+        for pairs in self.pairs:
+            halves = np.split(store.read(pairs.name, "pairs"), 2)
+            row.pairs[pairs.name] = metrics.pair_figure(*halves, pairs)[1]
+        self._teacher = encoder if label == TEACHER else None
+        del encoder
+        gc.collect()
+
+    def add_asymmetric(self, asking: str, holding: str) -> None:
+        """Make the row of one model's queries over another's documents, out of stored vectors.
+
+        No row, and a line in the log, where the two are not equally wide.
+        """
+        queries, documents = self.rows[asking], self.rows[holding]
+        label = f"{asking} > {holding}"
+        stores = self._stores[asking], self._stores[holding]
+        widths = [
+            store.read(self.sets[0].name, side).shape[1]
+            for store, side in zip(stores, ("queries", "documents"), strict=True)
+        ]
+        if widths[0] != widths[1]:
+            logger.info("%s: no row, the widths are %s and %s", label, *widths)
+            return
+        row = Row(
+            label=label,
+            reference=f"{queries.reference} > {documents.reference}",
+            documents_per_second=documents.documents_per_second,
+            queries_per_second=queries.queries_per_second,
+            note=f"queries by {asking}, documents by {holding}",
+        )
+        self._score(row, *stores)
+
+    def add_words(self) -> str:
+        """Make the row of lexical search; return why there is none, "" if there is."""
         try:
-            row.retrieval[one.name] = metrics.retrieval_metrics(asked, held, one)
-        except ValueError as error:
-            raise UserError(f"{row.label} on {one.name}: {error}") from error
-    for one in pairs:
-        vectors = queries.read(one.name, "pairs")
-        cosines = metrics.pair_scores(vectors[: len(one.first)], vectors[len(one.first) :])
-        measure = metrics.spearman if one.graded else metrics.average_precision
-        row.pairs[one.name] = measure(cosines, one.gold)
+            hits = {each.name: search.rank_by_words(each) for each in self.sets}
+        except UserError as error:
+            logger.warning("%s: no row, and none with it: %s", WORDS, error)
+            return str(error)
+        self._finish(Row(WORDS, "bm25s"), hits)
+        return ""
+
+    def add_mixed(self, label: str, weight: float) -> None:
+        """Make the row of a model's search together with lexical search; see `search.combine`."""
+        row = self.rows[label]
+        mixed = Row(
+            label=f"{label} + {WORDS}",
+            reference=f"{row.reference} + bm25s",
+            documents_per_second=row.documents_per_second,
+            queries_per_second=row.queries_per_second,
+            note=f"scores of both scaled to 0-1, {WORDS} weighs {weight:g}; its time is not in it",
+        )
+        hits = {
+            each.name: search.combine(
+                self._hits[label][each.name], self._hits[WORDS][each.name], weight
+            )
+            for each in self.sets
+        }
+        self._finish(mixed, hits)
+
+    def _score(self, row: Row, queries: VectorStore, documents: VectorStore) -> None:
+        hits = {}
+        for each in self.sets:
+            asked, held = queries.read(each.name, "queries"), documents.read(each.name, "documents")
+            try:
+                hits[each.name] = search.rank(each, asked, held)
+            except ValueError as error:
+                raise UserError(f"{row.label} on {each.name}: {error}") from error
+        self._finish(row, hits)
+
+    def _finish(self, row: Row, hits: dict[str, Hits]) -> None:
+        self.rows[row.label], self._hits[row.label] = row, hits
+        for each in self.sets:
+            rows = hits[each.name].rows
+            row.retrieval[each.name] = metrics.ranking_metrics(rows, each)
+            if TEACHER in self._hits:
+                wanted = self._hits[TEACHER][each.name].rows
+                row.agreement[each.name] = metrics.ranking_agreement(rows, wanted)
+        logger.info("%s: %.4f", row.label, row.quality)
 
 
 def describe(encoder: Encoder, reference: str) -> Row:
     """Start the row of a loaded model."""
+    prompts = {role: text for role, text in vars(encoder.prompts).items() if text}
     return Row(
         label=encoder.name,
         reference=reference,
         parameters=encoder.parameters,
         parameters_without_embeddings=encoder.parameters_without_embeddings,
         size_bytes=encoder.size_bytes,
+        prompts=prompts,
     )
-
-
-def asymmetric(
-    queries: tuple[Row, VectorStore],
-    documents: tuple[Row, VectorStore],
-    sets: Sequence[RetrievalSet],
-) -> Row | None:
-    """Make the row of one model's queries over another's documents, out of stored vectors.
-
-    Returns:
-        The row; None, and a line in the log, where the two are not equally wide.
-    """
-    (asking, asking_store), (holding, holding_store) = queries, documents
-    widths = [
-        store.read(sets[0].name, side).shape[1]
-        for store, side in ((asking_store, "queries"), (holding_store, "documents"))
-    ]
-    label = f"{asking.label} > {holding.label}"
-    if widths[0] != widths[1]:
-        logger.info("%s: no row, the widths are %s and %s", label, *widths)
-        return None
-    row = Row(
-        label=label,
-        reference=f"{asking.reference} > {holding.reference}",
-        documents_per_second=holding.documents_per_second,
-        queries_per_second=asking.queries_per_second,
-        note=f"queries by {asking.label}, documents by {holding.label}",
-    )
-    score(row, asking_store, holding_store, sets, [])
-    return row
 
 
 def speed_sample(
@@ -191,8 +301,8 @@ def speed_sample(
     """Draw the documents and queries that every model's speed is measured on."""
     chosen = []
     for number, texts in (
-        (documents, [one.documents for one in sets]),
-        (queries, [one.queries for one in sets]),
+        (documents, [each.documents for each in sets]),
+        (queries, [each.queries for each in sets]),
     ):
         places = [(i, row) for i, column in enumerate(texts) for row in _some(column, number, seed)]
         random.Random(seed).shuffle(places)
@@ -200,13 +310,13 @@ def speed_sample(
     return chosen[0], chosen[1]
 
 
-def measure_speed(encoder: Encoder, texts: list[str]) -> float:
+def measure_speed(encoder: Encoder, texts: list[str], role: Role) -> float:
     """Return distinct texts encoded per second, tokenising included: warm-up, median of three."""
-    encoder.encode(texts)
+    encoder.encode(texts, role=role)
     seconds = []
     for _ in range(SPEED_REPEATS):
         begun = time.perf_counter()
-        encoder.encode(texts)
+        encoder.encode(texts, role=role)
         seconds.append(time.perf_counter() - begun)
     return len(set(texts)) / statistics.median(seconds)
 
@@ -215,127 +325,13 @@ def speeds(path: Path, encoder: Encoder, sample: tuple[list[str], list[str]]) ->
     """Return documents and queries per second, measured once per model: kept in the file."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        storage.write_json(path, [round(measure_speed(encoder, texts), 2) for texts in sample])
-    return storage.read_json(path, "remove it")
-
-
-def machine() -> dict[str, Any]:
-    """Name what the speeds were measured on."""
-    import torch
-
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next(
-            (x.partition(":")[2].strip() for x in lines if x.startswith("model name")), name
-        )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {
-        "device": device,
-        "processor": name,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def summary_table(rows: Sequence[Row], teacher: Row | None) -> str:
-    """Return the table of one line a model: quality, its share of the teacher's, size, speed."""
-    set_names = list(rows[0].retrieval)
-    pair_names = list(dict.fromkeys(name for row in rows for name in row.pairs))
-    headers = ["model", "quality", "of teacher", *set_names, *pair_names]
-    headers += ["parameters", "not embeddings", "MB", "documents/s", "queries/s"]
-    lines = []
-    for row in rows:
-        share = _share(row, teacher)
-        lines.append(
-            [
-                row.label,
-                row.quality,
-                None if share is None else f"{100 * share:.1f} %",
-                *(row.retrieval[name]["ndcg@10"] for name in set_names),
-                *(row.pairs.get(name) for name in pair_names),
-                row.parameters,
-                row.parameters_without_embeddings,
-                None if row.size_bytes is None else f"{row.size_bytes / 1e6:.1f}",
-                None if row.documents_per_second is None else round(row.documents_per_second),
-                None if row.queries_per_second is None else round(row.queries_per_second),
-            ]
-        )
-    return report.table(headers, lines)
-
-
-def markdown(
-    rows: Sequence[Row],
-    teacher: Row | None,
-    sets: Sequence[RetrievalSet],
-    pairs: Sequence[SentencePairs],
-    where: dict[str, Any],
-) -> str:
-    """Return the whole report: the summary, then every metric on every set."""
-    sizes = "; ".join(f"{s.name}: {len(s.queries):,} queries, {len(s.documents):,}" for s in sets)
-    parts = [
-        "# Benchmark",
-        f"Quality is nDCG@10 averaged over the retrieval sets ({sizes} documents).",
-        summary_table(rows, teacher),
-        f"Speed on {where['device']}, {where['processor']}, {where['threads']} threads: a fixed "
-        f"sample, tokenising included, median of {SPEED_REPEATS}.",
-    ]
-    if pairs:
-        kinds = (f"{p.name}: {'Spearman' if p.graded else 'average precision'}" for p in pairs)
-        parts.append(f"Sentence pairs: {'; '.join(kinds)}.")
-    parts += [f"- {row.label}: {row.note}" for row in rows if row.note]
-    for one in sets:
-        lines = [
-            [row.label, *(row.retrieval[one.name][metric] for metric in metrics.METRICS)]
-            for row in rows
+        roles: tuple[Role, Role] = ("document", "query")
+        measured = [
+            round(measure_speed(encoder, texts, role), 2)
+            for texts, role in zip(sample, roles, strict=True)
         ]
-        parts += [f"## {one.name}", report.table(["model", *metrics.METRICS], lines)]
-    return "\n\n".join(parts) + "\n"
-
-
-def read_results(folder: Path) -> Any:  # noqa: ANN401  JSON
-    """Read a benchmark's results back.
-
-    Raises:
-        UserError: they are not there, or broken.
-    """
-    return storage.read_json(folder / "results.json", "run: python benchmark_hotpotqa.py")
-
-
-def record(row: Row, teacher: Row | None) -> dict[str, Any]:
-    """Return a row as results.json holds it."""
-    return vars(row) | {"quality": row.quality, "share_of_teacher": _share(row, teacher)}
-
-
-def plot(rows: Sequence[Row], path: Path, where: dict[str, Any]) -> None:
-    """Draw quality against documents per second; rows without a speed become level lines."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for number, row in enumerate(rows):
-        colour = f"C{number % 10}"
-        if row.documents_per_second is None:
-            axes.axhline(row.quality, linestyle=":", color=colour, label=row.label)
-        else:
-            axes.scatter(row.documents_per_second, row.quality, color=colour, label=row.label)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel(f"documents per second ({where['device']}, {where['threads']} threads)")
-    axes.set_ylabel("mean nDCG@10")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize="small")
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
-def _share(row: Row, teacher: Row | None) -> float | None:
-    if teacher is None or not teacher.quality or row.quality is None:
-        return None
-    return row.quality / teacher.quality
+        storage.write_json(path, measured)
+    return storage.read_json(path, "remove it")
 
 
 def _some(column: Sequence[str], number: int, seed: int) -> list[int]:

@@ -1,124 +1,71 @@
-"""How good vectors are: retrieval, agreement with people, and signs of collapse.
+"""How good rankings and scores are: retrieval, agreement with people, and signs of collapse.
 
-Vectors come in as arrays, so that any engine may make them and the asymmetric case (queries by one
-model, documents by another) is no case of its own. numpy only; scipy and scikit-learn are imported
-by the functions that use them.
+numpy only; scipy and scikit-learn are imported by the functions that use them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from small_modernbert.data.evaluation_sets import RetrievalSet
+from small_modernbert.data.evaluation_sets import SentencePairs
+from small_modernbert.data.retrieval_sets import RetrievalSet
 
 METRICS = ("ndcg@10", "map@100", "recall@10", "recall@100", "mrr@10")
-DEPTH = 100
-QUERY_BLOCK = 256
-DOCUMENT_BLOCK = 16_384
-
-Encode = Callable[[list[str]], np.ndarray]
-
-
-def evaluate_retrieval(
-    encode: Encode, questions: RetrievalSet, encode_documents: Encode | None = None
-) -> dict[str, float]:
-    """Encode a set and score it.
-
-    Args:
-        encode: texts -> `(texts, width)` unit vectors; for queries, and for documents too unless
-            `encode_documents` is given.
-        questions: the set.
-        encode_documents: another model for the documents, of the same width: the asymmetric case.
-
-    Returns:
-        The METRICS, each a mean over the queries.
-    """
-    queries = encode(list(questions.queries))
-    documents = (encode_documents or encode)(list(questions.documents))
-    return retrieval_metrics(queries, documents, questions)
-
-
-def retrieval_metrics(
-    query_vectors: np.ndarray, document_vectors: np.ndarray, questions: RetrievalSet
-) -> dict[str, float]:
-    """Score vectors of a set's queries and documents: `(queries, width)`, `(documents, width)`.
-
-    Raises:
-        ValueError: the vectors do not fit the set or one another, or are not finite.
-    """
-    wanted = (len(questions.queries), len(questions.documents))
-    if (len(query_vectors), len(document_vectors)) != wanted:
-        raise ValueError(
-            f"{questions.name} has {wanted[0]} queries and {wanted[1]} documents, "
-            f"the vectors are {query_vectors.shape} and {document_vectors.shape}"
-        )
-    return ranking_metrics(nearest(query_vectors, document_vectors, DEPTH), questions)
-
-
-def nearest(query_vectors: np.ndarray, document_vectors: np.ndarray, depth: int) -> np.ndarray:
-    """Return the row numbers of the `depth` best documents of each query, best first.
-
-    The score is the dot product, taken block by block, so memory does not grow with the corpus
-    (whose vectors may be a memory map). Equal scores rank in the documents' order.
-
-    Returns:
-        `(queries, min(depth, documents))` int64.
-
-    Raises:
-        ValueError: widths differ, or a score is not finite.
-    """
-    if query_vectors.shape[1] != document_vectors.shape[1]:
-        raise ValueError(
-            f"queries are {query_vectors.shape[1]} wide, documents {document_vectors.shape[1]}"
-        )
-    found = []
-    for begin in range(0, len(query_vectors), QUERY_BLOCK):
-        queries = np.asarray(query_vectors[begin : begin + QUERY_BLOCK], dtype=np.float32)
-        best = np.empty((len(queries), 0), dtype=np.int64)
-        for start in range(0, len(document_vectors), DOCUMENT_BLOCK):
-            block = np.asarray(document_vectors[start : start + DOCUMENT_BLOCK], dtype=np.float32)
-            best = _largest(np.hstack([best, _keys(queries @ block.T, start)]), depth)
-        found.append(_documents_of(best))
-    return np.concatenate(found)
-
-
-def best_scores(scores: np.ndarray, depth: int) -> np.ndarray:
-    """Return the row numbers of the `depth` highest of `(documents,)` scores, best first.
-
-    Documents that score 0 are not found at all, as in lexical search, and stand as -1.
-    """
-    best = _documents_of(_largest(_keys(scores[None].astype(np.float32), 0), depth))[0]
-    return np.where(scores[best] > 0, best, -1)
 
 
 def ranking_metrics(ranking: np.ndarray, questions: RetrievalSet) -> dict[str, float]:
     """Score a ranking `(queries, depth)` of document row numbers; -1 is an empty place.
 
-    Relevance is yes or no. Recall and average precision divide by all the relevant documents of a
-    query, as trec_eval does, not by the depth.
+    As trec_eval does: nDCG's gains are the judged grades, linear, its ideal is of all judged
+    documents; the others take relevance as yes or no, and recall and average precision divide by
+    all the relevant documents of a query, not by the depth. A relevant document that the corpus
+    lacks counts as one that was not returned.
+
+    Returns:
+        The METRICS, each a mean over the queries.
     """
     row_of = {document: row for row, document in enumerate(questions.document_ids)}
-    relevant = [
-        np.array([row_of[document] for document in questions.relevant[query]])
-        for query in questions.query_ids
-    ]
-    hits = np.stack([np.isin(found, rows) for found, rows in zip(ranking, relevant, strict=True)])
-    totals = np.array([len(rows) for rows in relevant])
+    gains = np.zeros(ranking.shape)
+    ideal = np.zeros(len(ranking))
+    totals = np.zeros(len(ranking))
+    discounts = 1 / np.log2(np.arange(2, 12))
+    for place, query in enumerate(questions.query_ids):
+        grades = questions.relevant[query]
+        rows = np.array([row_of.get(document, -2) for document in grades])
+        values = np.array(list(grades.values()), dtype=np.float64)
+        order = np.argsort(rows)
+        spots = np.searchsorted(rows[order], ranking[place]).clip(max=len(rows) - 1)
+        hit = rows[order][spots] == ranking[place]
+        gains[place] = np.where(hit, values[order][spots], 0)
+        best = np.sort(values)[::-1][: len(discounts)]
+        ideal[place], totals[place] = best @ discounts[: len(best)], len(rows)
+    hits = gains > 0
     ranks = np.arange(1, hits.shape[1] + 1)
-
-    discounts = 1 / np.log2(ranks[:10] + 1)
-    # A ranking shorter than ten (a tiny corpus) still has its ideal among the ranks it offers.
-    ideal = np.cumsum(discounts)[np.minimum(totals, len(discounts)) - 1]
     precision = np.cumsum(hits[:, :100], axis=1) / ranks[:100]
     first = np.where(hits[:, :10].any(axis=1), hits[:, :10].argmax(axis=1) + 1, np.inf)
     per_query = {
-        "ndcg@10": (hits[:, :10] * discounts).sum(axis=1) / ideal,
+        "ndcg@10": (gains[:, :10] * discounts[: gains.shape[1]]).sum(axis=1) / ideal,
         "map@100": (precision * hits[:, :100]).sum(axis=1) / totals,
         "recall@10": hits[:, :10].sum(axis=1) / totals,
         "recall@100": hits[:, :100].sum(axis=1) / totals,
         "mrr@10": 1 / first,
     }
     return {name: float(per_query[name].mean()) for name in METRICS}
+
+
+def ranking_agreement(ranking: np.ndarray, wanted: np.ndarray, depth: int = 10) -> float:
+    """Return the mean share of `wanted`'s first documents that are among `ranking`'s first.
+
+    Args:
+        ranking: `(queries, ≥ depth)` document row numbers, -1 for an empty place.
+        wanted: the teacher's, likewise.
+        depth: places compared; fewer where the corpus is smaller.
+    """
+    shares = []
+    for ours, theirs in zip(ranking[:, :depth], wanted[:, :depth], strict=True):
+        there = theirs[theirs >= 0]
+        shares.append(np.isin(there, ours).mean() if len(there) else 1.0)
+    return float(np.mean(shares))
 
 
 def spearman(scores: Sequence[float] | np.ndarray, gold: Sequence[float] | np.ndarray) -> float:
@@ -140,6 +87,20 @@ def average_precision(
 def pair_scores(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the dot products of `(pairs, width)` unit vectors, row by row: their cosines."""
     return np.einsum("ij,ij->i", first, second, dtype=np.float32)
+
+
+def pair_figure(first: np.ndarray, second: np.ndarray, pairs: SentencePairs) -> tuple[str, float]:
+    """Return the figure of a set of sentence pairs, by its name: of scores, or of labels.
+
+    Args:
+        first: `(pairs, width)` unit vectors of one side.
+        second: of the other.
+        pairs: the set.
+    """
+    cosines = pair_scores(first, second)
+    if pairs.graded:
+        return "spearman", spearman(cosines, pairs.gold)
+    return "average_precision", average_precision(cosines, pairs.gold)
 
 
 def collapse(vectors: np.ndarray) -> dict[str, float]:
@@ -179,25 +140,3 @@ def mean_ndcg(per_set: Mapping[str, Mapping[str, float]]) -> float:
     if not per_set:
         raise ValueError("no retrieval set to average")
     return float(np.mean([metrics["ndcg@10"] for metrics in per_set.values()]))
-
-
-def _keys(scores: np.ndarray, start: int) -> np.ndarray:
-    # One int64 a document that sorts by score, then by place: the float's bits made monotone in
-    # the upper half, the row number counted down in the lower. All keys differ, so neither the
-    # partition nor the size of the blocks can change the order of ties.
-    if not np.isfinite(scores).all():
-        raise ValueError("a score is not finite: the model gave NaN or infinite vectors")
-    bits = (scores + np.float32(0)).view(np.int32).astype(np.int64)  # -0.0 becomes 0.0
-    ordered = np.where(bits >= 0, bits, np.int64(-(2**31)) - bits)
-    rows = np.arange(start, start + scores.shape[1], dtype=np.int64)
-    return ordered * 2**32 + (2**32 - 1 - rows)
-
-
-def _largest(keys: np.ndarray, depth: int) -> np.ndarray:
-    if keys.shape[1] > depth:
-        keys = np.partition(keys, keys.shape[1] - depth, axis=1)[:, -depth:]
-    return np.sort(keys, axis=1)[:, ::-1]
-
-
-def _documents_of(keys: np.ndarray) -> np.ndarray:
-    return 2**32 - 1 - (keys & (2**32 - 1))

@@ -5,7 +5,7 @@ may well be another right answer, so a relative margin keeps it out (NV-Retrieve
 "TopK-PercPos"). The same search says whether the positive itself is among the first k of the pool
 (the consistency filter of E5, arXiv 2212.03533, section 3).
 
-Matrix products run block by block (`metrics.nearest`): memory grows with the anchors at hand
+Matrix products run block by block (`search.nearest`): memory grows with the anchors at hand
 and the depth, not with the pool, whose vectors may be a memory map.
 """
 
@@ -16,7 +16,7 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
-from small_modernbert.evaluation.metrics import nearest
+from small_modernbert.evaluation.search import nearest
 from small_modernbert.models.encoders import Encoder
 
 
@@ -97,7 +97,7 @@ def find_neighbours(
         depth: texts wanted; all of the pool where that is smaller.
     """
     deepest = min(depth + max(map(len, known), default=0), len(pool.texts))
-    rows = nearest(anchors, pool.vectors, deepest)
+    rows = nearest(anchors, pool.vectors, deepest).rows
     return Neighbours(rows, cosines_of(anchors, rows, pool), _allowed(rows, known, pool))
 
 
@@ -168,7 +168,7 @@ def lexical_neighbours(
     """Return what BM25 found, with the miner's cosines: a word match is held to the same margin.
 
     Args:
-        rows: of the pool, `(anchors, depth)`, from `bm25.Index.search`.
+        rows: of the pool, `(anchors, depth)`, from `search.WordIndex.search`.
         anchors: `(anchors, width)` unit vectors.
         known: see `find_neighbours`.
         pool: that was searched.

@@ -21,7 +21,7 @@ import numpy as np
 
 from small_modernbert.data.pair_gathering import Gathered
 from small_modernbert.data.triplets import Pair, words_key
-from small_modernbert.evaluation import bm25
+from small_modernbert.evaluation.search import WordIndex
 from small_modernbert.labelling import mining
 from small_modernbert.labelling.judgements import WRITTEN
 from small_modernbert.labelling.judges import Judge
@@ -131,7 +131,7 @@ class Relabeller:
         self.judge, self.vectors, self.gathered, self.rules = judge, vectors, gathered, rules
         self.pools = pools
         self.lexical = {
-            split: bm25.Index(pool.texts) for split, pool in pools.items() if len(pool.texts)
+            split: WordIndex(pool.texts) for split, pool in pools.items() if len(pool.texts)
         }
 
     def relabel(
@@ -212,7 +212,7 @@ class Relabeller:
         else:
             near = mining.find_neighbours(anchors, own, pool, self.rules.depth)
         queries = [rows[number].pair.anchor for number in going]
-        words = self.lexical[split].search(queries, self.rules.depth)
+        words = self.lexical[split].search(queries, self.rules.depth).rows
         lexical = mining.lexical_neighbours(words, anchors, own, pool)
         chosen = mining.choose_negatives(
             (near, lexical), cosines, self.rules.margin, ROUNDS * self.rules.negatives

@@ -6,18 +6,23 @@ model2vec. Importing this module is cheap; loading a model imports torch.
 
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from small_modernbert.models import loading
+from small_modernbert.models.prompts import Prompts, Role, prompt_tokens, prompts_of
 from small_modernbert.models.vectors import normalise, open_vectors, write_vectors
 from small_modernbert.runs import hub, report, storage
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.hub import split_revision
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 # Sorted by length inside windows of this many texts, so that memory is flat over any corpus.
 WINDOW_TEXTS = 16_384
@@ -25,8 +30,15 @@ WINDOW_TEXTS = 16_384
 # activations stay in a CPU's cache (all-MiniLM-L6-v2: 1.4 x the speed of 8,192).
 CHARACTERS_PER_BATCH = 8_192
 TEXTS_PER_BATCH = 256
-# A model's other exports and its card do not count as its size.
-NOT_SIZE = frozenset({"onnx", "openvino", ".cache"})
+GPU_FACTOR = 32  # a GPU is fastest when it is full: 65,536 tokens
+# A model's other exports, its training and its card are no part of it.
+OTHER_FOLDERS = frozenset({"onnx", "openvino", ".cache", "pairs", "checkpoints", "eval"})
+MODEL_FILES = frozenset({".safetensors", ".json", ".txt", ".model", ".vocab", ".bpe", ".tiktoken"})
+# Of ours and of trainers: what a run did, not what the model does.
+RECORDS = re.compile(
+    r"(run|manifest|dimensions|transfer|trainer_state|\w*results|requirements|license)\.(json|txt)",
+    re.IGNORECASE,
+)
 logger = logging.getLogger(__name__)
 
 
@@ -36,32 +48,49 @@ class Encoder:
 
     Attributes:
         name: as the tables show it.
-        encode_batch: texts of similar length -> `(texts, width)` vectors, of any norm.
+        encode_batch: texts of similar length with their prompt -> `(texts, width)` vectors, of any
+            norm.
         longest: characters of a text that can matter; the rest is truncated in any case.
         parameters: weights in the model.
         parameters_without_embeddings: those that are not in an embedding table.
         size_bytes: what the model takes on disk.
         model: the object that was loaded.
+        prompts: what stands in front of a text, by the part that it plays.
+        batch_factor: how many times CHARACTERS_PER_BATCH a batch may hold.
     """
 
     name: str
-    encode_batch: Callable[[list[str]], np.ndarray]
+    encode_batch: Callable[[list[str], str], np.ndarray]
     longest: int
     parameters: int
     parameters_without_embeddings: int
     size_bytes: int
     model: Any = None
+    prompts: Prompts = field(default_factory=Prompts)
+    batch_factor: int = 1
 
-    def encode(self, texts: Sequence[str], description: str | None = None) -> np.ndarray:
+    def encode_queries(self, queries: Sequence[str], description: str | None = None) -> np.ndarray:
+        """Encode questions, with the prompt that the model wants before them; see `encode`."""
+        return self.encode(queries, description, "query")
+
+    def encode_documents(self, texts: Sequence[str], description: str | None = None) -> np.ndarray:
+        """Encode what answers, with the prompt that the model wants before it; see `encode`."""
+        return self.encode(texts, description, "document")
+
+    def encode(
+        self, texts: Sequence[str], description: str | None = None, role: Role = "text"
+    ) -> np.ndarray:
         """Return `(texts, width)` float32 unit vectors; equal texts are encoded once.
 
         Args:
             texts: any number of them, in any order.
             description: labels a progress bar for work of more than five seconds.
+            role: the part that they play, which decides the prompt.
 
         Raises:
             UserError: a vector holds NaN or infinity.
         """
+        prompt = self.prompts.of(role)
         unique = list(dict.fromkeys(texts))
         row_of = {text: row for row, text in enumerate(unique)}
         order = sorted(range(len(unique)), key=lambda row: len(unique[row]))
@@ -70,16 +99,16 @@ class Encoder:
         with report.progress(description=label, total=len(unique), unit=" texts") as bar:
             # The longest batch first: what does not fit into memory fails at once.
             for rows in reversed(self._cut(order, unique)):
-                found = normalise(self.encode_batch([unique[row] for row in rows]))
-                if not np.isfinite(found).all():
-                    row = rows[int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])]
+                batch = normalise(self.encode_batch([unique[row] for row in rows], prompt))
+                if not np.isfinite(batch).all():
+                    row = rows[int(np.flatnonzero(~np.isfinite(batch).all(axis=1))[0])]
                     raise UserError(
                         f"{self.name} gives NaN or infinity for the text {unique[row][:80]!r}; "
                         f"{loading.CURE}"
                     )
                 if vectors is None:
-                    vectors = np.empty((len(unique), found.shape[1]), dtype=np.float32)
-                vectors[rows] = found
+                    vectors = np.empty((len(unique), batch.shape[1]), dtype=np.float32)
+                vectors[rows] = batch
                 bar.update(len(rows))
         if vectors is None:
             raise ValueError("there is no text to encode")
@@ -87,7 +116,9 @@ class Encoder:
             return vectors
         return vectors[[row_of[text] for text in texts]]
 
-    def encode_to(self, path: Path, texts: Sequence[str], description: str) -> np.ndarray:
+    def encode_to(
+        self, path: Path, texts: Sequence[str], description: str, role: Role = "text"
+    ) -> np.ndarray:
         """Encode into a `.npy` file unless it is there, and return it as a memory map.
 
         Window by window, so neither the texts (which may be a lazy column) nor the vectors need
@@ -96,7 +127,7 @@ class Encoder:
         if open_vectors(path, len(texts)) is None:
             starts = range(0, len(texts), WINDOW_TEXTS)
             windows = (
-                self.encode(list(texts[start : start + WINDOW_TEXTS]), description)
+                self.encode(list(texts[start : start + WINDOW_TEXTS]), description, role)
                 for start in starts
             )
             write_vectors(path, len(texts), windows)
@@ -107,28 +138,39 @@ class Encoder:
         for row in order:
             # Sorted ascending, so this text is the one that the batch would be padded to.
             padded = min(max(len(texts[row]), 1), self.longest) * (len(batches[-1]) + 1)
-            full = padded > CHARACTERS_PER_BATCH or len(batches[-1]) >= TEXTS_PER_BATCH
+            full = (
+                padded > self.batch_factor * CHARACTERS_PER_BATCH
+                or len(batches[-1]) >= self.batch_factor * TEXTS_PER_BATCH
+            )
             if batches[-1] and full:
                 batches.append([])
             batches[-1].append(row)
         return [batch for batch in batches if batch]
 
 
-def digest_model(reference: Path | str) -> str:
+def digest_model(folder: Path) -> str:
     """Return one digest for all folders that encode alike, whatever else lies in them.
 
-    Weights, tokenizer, configuration and modules count; cards, run files and mined pairs do not.
-    A hub id stands for itself.
+    All that a model's own `encode` uses counts: weights, tokenizer with its settings and special
+    tokens, configuration, module folders, prompts, lengths. Cards, records of runs, other exports
+    and mined pairs do not.
     """
-    if isinstance(reference, str):
-        return reference
-    decisive = {"config.json", "tokenizer.json", "modules.json", "sentence_bert_config.json"}
     return storage.digest_json(
         {
-            path.relative_to(reference).as_posix(): storage.sha256_file(path)
-            for path in storage.list_files(reference)
-            if path.suffix == ".safetensors" or path.name in decisive
+            path.relative_to(folder).as_posix(): storage.sha256_file(path)
+            for path in storage.list_files(folder)
+            if _belongs(path, folder)
         }
+    )
+
+
+def _belongs(path: Path, folder: Path) -> bool:
+    """Say whether a file is of the model itself."""
+    parts = path.relative_to(folder).parts
+    return (
+        path.suffix in MODEL_FILES
+        and not OTHER_FOLDERS.intersection(parts[:-1])
+        and not RECORDS.fullmatch(path.name)
     )
 
 
@@ -141,8 +183,16 @@ def fetch(reference: str) -> Path:
     return hub.fetch_model(*split_revision(reference))
 
 
-def load_encoder(folder: Path, name: str | None = None) -> Encoder:
+def load_encoder(
+    folder: Path, name: str | None = None, query_prompt: str = "", document_prompt: str = ""
+) -> Encoder:
     """Load the model in a folder; its form is told by its files.
+
+    Args:
+        folder: of the model.
+        name: as tables and messages show it; the folder's name if None.
+        query_prompt: for a model that names no prompt for queries.
+        document_prompt: likewise for documents.
 
     Raises:
         UserError: there is no model, it is not in safetensors, or it does not load.
@@ -154,9 +204,9 @@ def load_encoder(folder: Path, name: str | None = None) -> Encoder:
     try:
         with loading.explained("model", folder):
             loading.check_folder(folder)
-            encoder = load(folder, name)
+            encoder = load(folder, name, query_prompt, document_prompt)
             # A model that cannot encode one text must not fail after an hour of others.
-            if not np.isfinite(encoder.encode_batch(["A trial."])).all():
+            if not np.isfinite(encoder.encode_batch(["A trial."], "")).all():
                 raise ValueError("it gives NaN or infinity")
     except UserError as error:
         raise UserError(f"{name}: {folder} does not load: {error}") from error
@@ -165,14 +215,8 @@ def load_encoder(folder: Path, name: str | None = None) -> Encoder:
 
 def size_on_disk(folder: Path) -> int:
     """Return the bytes of a model's files: weights, tokenizer and configuration."""
-    total = 0
-    for path in folder.rglob("*"):
-        parts = path.relative_to(folder).parts
-        if path.suffix in {".safetensors", ".json", ".txt", ".model"} and not (
-            NOT_SIZE & set(parts)
-        ):
-            total += path.stat().st_size  # follows the links of the hub's cache
-    return total
+    # stat follows the links of the hub's cache.
+    return sum(path.stat().st_size for path in folder.rglob("*") if _belongs(path, folder))
 
 
 def reduction_of(reduced: Encoder, teacher: Encoder) -> Callable[[np.ndarray], np.ndarray] | None:
@@ -219,12 +263,11 @@ def _is_model2vec(folder: Path) -> bool:
     return known and config.get("model_type", "model2vec") == "model2vec"
 
 
-def _load_sentence_transformer(folder: Path, name: str) -> Encoder:
+def _load_sentence_transformer(
+    folder: Path, name: str, query_prompt: str, document_prompt: str
+) -> Encoder:
     import torch
     from sentence_transformers import SentenceTransformer
-
-    from small_modernbert.models.inference import load_engine
-    from small_modernbert.models.teachers import token_ids
 
     if not (folder / "modules.json").exists():
         logger.info("%s: %s has no pooling of its own; the mean is taken", name, folder)
@@ -237,23 +280,6 @@ def _load_sentence_transformer(folder: Path, name: str) -> Encoder:
     loading.check_weights(model, folder)
     model.eval()
 
-    def encode_batch(texts: list[str]) -> np.ndarray:
-        vectors = model.encode(
-            texts, batch_size=len(texts), show_progress_bar=False, convert_to_numpy=True
-        )
-        return np.asarray(vectors)
-
-    engine = load_engine(model, "fp32")
-    if engine.packed and not model.default_prompt_name:
-        padded = encode_batch
-
-        def encode_batch(texts: list[str]) -> np.ndarray:
-            ids = token_ids(model, texts)
-            # A tokenizer without special tokens makes nothing of an empty text.
-            if not all(ids):
-                return padded(texts)
-            return engine.encode(ids, tokens_per_batch=sum(map(len, ids)))
-
     tables = {
         id(parameter): parameter.numel()
         for module in model.modules()
@@ -264,17 +290,51 @@ def _load_sentence_transformer(folder: Path, name: str) -> Encoder:
     tokens = model.max_seq_length
     return Encoder(
         name=name,
-        encode_batch=encode_batch,
+        encode_batch=_batch_encoder(model),
         # A static model has no limit; the batch's budget alone bounds it then.
         longest=int(min(float(tokens or 1e9), 1e9)) * 5,
         parameters=parameters,
         parameters_without_embeddings=parameters - sum(tables.values()),
         size_bytes=size_on_disk(folder),
         model=model,
+        prompts=prompts_of(model, query_prompt, document_prompt),
+        batch_factor=1 if model.device.type == "cpu" else GPU_FACTOR,
     )
 
 
-def _load_static(folder: Path, name: str) -> Encoder:
+def _batch_encoder(model: "SentenceTransformer") -> Callable[[list[str], str], np.ndarray]:
+    """Return what encodes a batch behind a prompt: packed where that is the model's own result."""
+    from small_modernbert.models.inference import load_engine
+    from small_modernbert.models.teachers import token_ids
+
+    engine = load_engine(model, "fp32")
+
+    def padded(texts: list[str], prompt: str) -> np.ndarray:
+        # A prompt is always given, so that the model's default does not come in unasked.
+        return np.asarray(
+            model.encode(
+                texts,
+                prompt=prompt,
+                batch_size=len(texts),
+                show_progress_bar=False,
+                convert_to_numpy=True,
+            )
+        )
+
+    def packed(texts: list[str], prompt: str) -> np.ndarray:
+        ids = token_ids(model, texts, prompt)
+        # A tokenizer without special tokens makes nothing of an empty text.
+        if not all(ids):
+            return padded(texts, prompt)
+        budget = sum(map(len, ids))
+        return engine.encode(
+            ids, tokens_per_batch=budget, prompt_tokens=prompt_tokens(model, prompt)
+        )
+
+    return packed if engine.packed else padded
+
+
+def _load_static(folder: Path, name: str, query_prompt: str, document_prompt: str) -> Encoder:
     from model2vec import StaticModel
 
     try:
@@ -283,10 +343,13 @@ def _load_static(folder: Path, name: str) -> Encoder:
         raise ValueError(f"broken JSON: {error}") from error
     return Encoder(
         name=name,
-        encode_batch=lambda texts: np.asarray(model.encode(texts, use_multiprocessing=False)),
+        encode_batch=lambda texts, prompt: np.asarray(
+            model.encode([prompt + text for text in texts], use_multiprocessing=False)
+        ),
         longest=5 * (model.max_length or 10**9),
         parameters=model.embedding.size,
         parameters_without_embeddings=0,
         size_bytes=size_on_disk(folder),
         model=model,
+        prompts=Prompts(query=query_prompt, document=document_prompt),
     )

@@ -32,7 +32,7 @@ def test_a_set_comes_back_as_written(tmp_path: Path) -> None:
     assert made.query_ids == ["q1", "q2"]
     assert made.queries == ["wet?", "white?"]
     assert list(made.documents) == ["rain", "snow", "sun"]
-    assert made.relevant == {"q1": {"d1"}, "q2": {"d2"}}
+    assert made.relevant == {"q1": {"d1": 1}, "q2": {"d2": 1}}
     assert made.counts["unjudged_queries"] == 1
     assert evaluation_sets.list_retrieval_sets(tmp_path) == ["made"]
 
@@ -45,7 +45,7 @@ def test_titles_stand_before_the_text_and_zero_scores_do_not_count(tmp_path: Pat
     assert list(made.documents) == ["Weather rain", "snow", "sun"]
     assert made.documents[0] == "Weather rain"
     assert made.documents[1:] == ["snow", "sun"]
-    assert made.relevant["q1"] == {"d1"}
+    assert made.relevant["q1"] == {"d1": 1}
     assert made.counts["irrelevant_judgements"] == 1
 
 
@@ -53,22 +53,21 @@ def test_fewer_queries_keep_all_documents(tmp_path: Path) -> None:
     """A cap on the questions takes the first ones and says how many are left out."""
     made = evaluation_sets.load_retrieval_set(write(tmp_path), "made").first_queries(1)
     assert (made.query_ids, len(made.documents)) == (["q1"], 3)
-    assert made.relevant == {"q1": {"d1"}}
+    assert made.relevant == {"q1": {"d1": 1}}
     assert made.counts["queries_left_out"] == 1
 
 
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
-        # a judgement of a document that is not in the corpus
+        # no judgement of what is there
         (
-            {"qrels": {"query-id": ["q1", "q2"], "corpus-id": ["d1", "d9"]}},
-            "1 of 2 judgements name documents .*'d9'",
+            {"qrels": {"query-id": ["q1", "q2"], "corpus-id": ["d8", "d9"]}},
+            "no query has a relevant document.*'d8'",
         ),
-        # a judgement of a query that is not there
         (
-            {"qrels": {"query-id": ["q1", "q7"], "corpus-id": ["d1", "d2"]}},
-            "1 of 2 judgements name queries .*'q7'",
+            {"qrels": {"query-id": ["q8", "q9"], "corpus-id": ["d1", "d2"]}},
+            "no query has a relevant document.*'q8'",
         ),
         ({"corpus": {"_id": ["d1", "d2", "d1"], "text": ["a", "b", "c"]}}, "row 3.*stands twice"),
         ({"corpus": {"_id": ["d1", "d2"], "text": ["a", None]}}, "corpus, row 2: a text is wanted"),
@@ -195,5 +194,5 @@ def test_other_types_are_read(tmp_path: Path, text: pa.DataType) -> None:
     tables["qrels"]["score"] = scores
     made = evaluation_sets.load_retrieval_set(write(tmp_path, **tables), "made")
     assert (made.queries, list(made.documents)) == (QUERIES["text"], CORPUS["text"])
-    assert made.relevant == {"q1": {"d1"}, "q2": {"d2"}}
+    assert made.relevant == {"q1": {"d1": 1}, "q2": {"d2": 1}}
     assert made.counts["irrelevant_judgements"] == 1

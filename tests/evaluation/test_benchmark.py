@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from script_runner import load_script
 
-from small_modernbert.data.evaluation_sets import RetrievalSet, load_retrieval_set
-from small_modernbert.evaluation import benchmark, bm25
+from small_modernbert.data.evaluation_sets import load_retrieval_set
+from small_modernbert.evaluation import benchmark
 from small_modernbert.models import encoders, vectors
 from small_modernbert.runs import settings
 from small_modernbert.runs.errors import UserError
@@ -139,6 +139,8 @@ def test_the_benchmark_end_to_end(
         "static twin",
         "student > reduced teacher",
         "BM25",
+        "student + BM25",
+        "teacher + BM25",
     ]
     # queries, documents and pairs, once for each of three distinct models: the reduced teacher
     # comes from the teacher's vectors, and the copy is the student
@@ -172,19 +174,21 @@ def test_a_killed_benchmark_goes_on(
     fetched: list[str] = []
     load = encoders.load_encoder
 
-    def dying(folder: Path, name: str | None = None) -> encoders.Encoder:
+    def dying(folder: Path, name: str, *prompts: str) -> encoders.Encoder:
         if name == "static twin":
             raise MemoryError("killed")
-        return load(folder, name)
+        return load(folder, name, *prompts)
 
     monkeypatch.setattr(encoders, "load_encoder", dying)
     with pytest.raises(MemoryError):
         settings.run(load_script("benchmark_hotpotqa").__dict__, flags(world, "--no-bm25"))
 
-    def watching(folder: Path, name: str | None = None) -> encoders.Encoder:
-        encoder = load(folder, name)
+    def watching(folder: Path, name: str, *prompts: str) -> encoders.Encoder:
+        encoder = load(folder, name, *prompts)
         if name != "static twin":
-            monkeypatch.setattr(encoder, "encode_batch", lambda texts: fetched.extend(texts) or 1)
+            monkeypatch.setattr(
+                encoder, "encode_batch", lambda texts, _: fetched.extend(texts) or 1
+            )
         return encoder
 
     monkeypatch.setattr(encoders, "load_encoder", watching)
@@ -382,19 +386,6 @@ def test_another_teachers_reduction_is_not_taken_for_its_own(world: Path) -> Non
     assert np.allclose(reduce(teacher.encode(texts)), reduced.encode(texts), atol=1e-5)
     assert encoders.reduction_of(reduced, encoders.load_encoder(world / "student")) is None
     assert encoders.reduction_of(teacher, teacher) is None
-
-
-def test_bm25_prefers_rare_words_and_finds_nothing_without_them(world: Path) -> None:
-    """A document with the query's words comes first; a query of unknown words finds none."""
-    made = RetrievalSet(
-        name="made",
-        query_ids=["a", "b"],
-        queries=["honey bread", "unheard"],
-        document_ids=["0", "1", "2"],
-        documents=["rain bread", "honey bread", "rain snow"],
-        relevant={"a": {"1"}, "b": {"2"}},
-    )
-    assert bm25.rank(made).tolist() == [[1, 0, -1], [-1, -1, -1]]
 
 
 def test_the_speed_sample_is_fixed_by_the_seed(world: Path) -> None:

@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from small_modernbert.data.evaluation_sets import RetrievalSet
-from small_modernbert.evaluation import metrics
+from small_modernbert.data.retrieval_sets import RetrievalSet
+from small_modernbert.evaluation import metrics, search
 
 
 def make_set(queries: int, documents: int, seed: int, most: int = 12) -> RetrievalSet:
-    """Make a set with one to `most` relevant documents per query."""
+    """Make a set with one to `most` relevant documents per query, of grades 1 to 3."""
     random = np.random.default_rng(seed)
     relevant = {
-        f"q{i}": {f"d{j}" for j in random.choice(documents, random.integers(1, most + 1), False)}
+        f"q{i}": {
+            f"d{j}": float(random.integers(1, 4))
+            for j in random.choice(documents, random.integers(1, most + 1), False)
+        }
         for i in range(queries)
     }
     return RetrievalSet(
@@ -46,19 +49,23 @@ def test_metrics_equal_trec_eval(
     queries: int, documents: int, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every metric equals that of trec_eval on random vectors, whatever the block sizes."""
-    monkeypatch.setattr(metrics, "QUERY_BLOCK", 64)
-    monkeypatch.setattr(metrics, "DOCUMENT_BLOCK", 37)
+    monkeypatch.setattr(search, "QUERY_BLOCK", 64)
+    monkeypatch.setattr(search, "DOCUMENT_BLOCK", 37)
     random = np.random.default_rng(queries)
     made = make_set(queries, documents, seed=documents, most=min(12, documents))
     query_vectors, document_vectors = unit(random, queries, width), unit(random, documents, width)
-    ours = metrics.retrieval_metrics(query_vectors, document_vectors, made)
+    ranking = search.rank(made, query_vectors, document_vectors).rows
+    ours = metrics.ranking_metrics(ranking, made)
 
     scores = query_vectors @ document_vectors.T
     run = {
         query: {d: float(s) for d, s in zip(made.document_ids, row, strict=True)}
         for query, row in zip(made.query_ids, scores, strict=True)
     }
-    qrels = {query: dict.fromkeys(found, 1) for query, found in made.relevant.items()}
+    qrels = {
+        query: {document: int(grade) for document, grade in grades.items()}
+        for query, grades in made.relevant.items()
+    }
     names = {"ndcg_cut_10", "map_cut_100", "recall_10", "recall_100"}
     theirs = pytrec_eval.RelevanceEvaluator(qrels, names).evaluate(run)
     top = {
@@ -76,51 +83,6 @@ def test_metrics_equal_trec_eval(
         assert ours[mine] == pytest.approx(oracle, abs=1e-9), mine
     oracle = np.mean([first[query]["recip_rank"] for query in made.query_ids])
     assert ours["mrr@10"] == pytest.approx(oracle, abs=1e-9)
-
-
-@pytest.mark.parametrize("block", [3, 7, 1000])
-def test_equal_scores_rank_in_document_order(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ties, negative scores and both zeros have one order, independent of the blocks."""
-    monkeypatch.setattr(metrics, "DOCUMENT_BLOCK", block)
-    documents = np.array([[0.0], [-0.5], [0.5], [-0.0], [0.5], [-0.5], [1.0], [0.0]], np.float32)
-    found = metrics.nearest(np.array([[1.0], [-1.0]], np.float32), documents, 8)
-    assert found.tolist() == [[6, 2, 4, 0, 3, 7, 1, 5], [1, 5, 0, 3, 7, 2, 4, 6]]
-    assert metrics.nearest(np.ones((1, 1)), documents, 3).tolist() == [[6, 2, 4]]
-
-
-def test_vectors_that_are_not_finite_are_refused() -> None:
-    """A model that gives NaN gets no score."""
-    with pytest.raises(ValueError, match="not finite"):
-        metrics.nearest(np.full((1, 2), np.nan), np.ones((3, 2)), 2)
-
-
-def test_vectors_must_fit_the_set() -> None:
-    """A vector too few is an error, not a shifted ranking."""
-    made = make_set(4, 30, seed=0)
-    with pytest.raises(ValueError, match="4 queries and 30 documents"):
-        metrics.retrieval_metrics(np.ones((4, 2)), np.ones((29, 2)), made)
-
-
-def test_asymmetric_evaluation_uses_both_encoders() -> None:
-    """Queries go through one model and documents through the other."""
-    made = make_set(3, 20, seed=1)
-    seen: dict[str, list[str]] = {}
-
-    def remember(side: str) -> metrics.Encode:
-        def encode(texts: list[str]) -> np.ndarray:
-            seen[side] = texts
-            return np.eye(len(texts), 20, dtype=np.float32)
-
-        return encode
-
-    metrics.evaluate_retrieval(remember("queries"), made, remember("documents"))
-    assert seen == {"queries": made.queries, "documents": list(made.documents)}
-
-
-def test_lexical_search_finds_no_document_without_a_common_word() -> None:
-    """A score of zero is no find, even when fewer documents than the depth have one."""
-    scores = np.array([0.0, 2.0, 0.0, 2.0, 3.0])
-    assert metrics.best_scores(scores, 4).tolist() == [4, 1, 3, -1]
 
 
 def test_spearman_and_average_precision() -> None:

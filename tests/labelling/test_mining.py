@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from small_modernbert.data.triplets import words_key, words_keys
-from small_modernbert.evaluation import metrics
+from small_modernbert.evaluation import search
 from small_modernbert.labelling import mining
 from small_modernbert.labelling.mining import Neighbours, Pool, Vectors
 from small_modernbert.models.encoders import Encoder
@@ -48,8 +48,8 @@ def test_chunks_give_what_one_product_gives(
     pool = make_pool(vectors)
     known = [{int(pool.keys[row]), int(pool.keys[row + 40])} for row in range(23)]
     positives = random.uniform(0.1, 0.6, size=23).astype(np.float32)
-    monkeypatch.setattr(metrics, "QUERY_BLOCK", blocks[0])
-    monkeypatch.setattr(metrics, "DOCUMENT_BLOCK", blocks[1])
+    monkeypatch.setattr(search, "QUERY_BLOCK", blocks[0])
+    monkeypatch.setattr(search, "DOCUMENT_BLOCK", blocks[1])
     near = mining.find_neighbours(anchors, known, pool, 12)
     whole = anchors @ vectors.T
     assert near.rows.shape == (23, 14)  # two deeper, for the known answers
@@ -136,7 +136,7 @@ def test_vectors_are_encoded_once() -> None:
     """A pool's texts come from the pool, others are encoded once until they are forgotten."""
     encoded: list[str] = []
 
-    def encode_batch(texts: list[str]) -> np.ndarray:
+    def encode_batch(texts: list[str], prompt: str) -> np.ndarray:
         encoded.extend(texts)
         return np.array([[len(text), 1.0] for text in texts])
 

@@ -96,7 +96,7 @@ def world(tmp_path: Path) -> Gathered:
 def make_relabeller(world: Gathered, judge: Judge, rules: Rules = RULES) -> Relabeller:
     """Return a relabeller whose miner adds up word vectors."""
 
-    def encode_batch(texts: list[str]) -> np.ndarray:
+    def encode_batch(texts: list[str], prompt: str) -> np.ndarray:
         return np.array([sum(map(word_vector, words_of(text))) for text in texts])
 
     encoder = Encoder("words", encode_batch, 1_000, 0, 0, 0)

@@ -18,6 +18,7 @@ from small_modernbert.data.examples import Examples, Row
 from small_modernbert.data.token_store import TokenStore, tokenise
 from small_modernbert.data.triplets import Pair
 from small_modernbert.evaluation import watching
+from small_modernbert.evaluation.dimensions import check_dimensions
 from small_modernbert.models import vectors
 from small_modernbert.models.loading import load_backend
 from small_modernbert.models.packed_encoder import PackedEncoder
@@ -452,7 +453,7 @@ def test_figures(make_student: Make, language: Language, backend: Tokenizer) -> 
     triplets = examples.collect(rows)[0].with_negatives()
     angles = {"a": 0.0, "b": 0.5, "c": 1.0, "d": 0.2, "e": 0.0, "f": 0.0}
     wide = np.array([[np.cos(angles[t]), np.sin(angles[t]), 0] for t in triplets.texts])
-    found = watching.triplet_figures(wide.astype(np.float32), triplets)
+    found = watching.HeldOutTriplets(triplets).figures(wide.astype(np.float32))
     assert found["triplet_accuracy"] == 0.5  # c is farther than b, d is nearer
     margins = np.cos(0.5) - np.cos([1.0, 0.2])
     assert found["judge_scale"] == pytest.approx(margins @ [0.8, 0.4] / (0.8**2 + 0.4**2), rel=1e-4)
@@ -462,15 +463,16 @@ def test_figures(make_student: Make, language: Language, backend: Tokenizer) -> 
     rows = [row._replace(negatives=row.negatives, source="s") for row in make_rows(language)]
     sentences = language.sentence_pairs(10)
     first, second, gold = (list(column) for column in zip(*sentences, strict=True))
-    watched = watching.HeldOut(
-        examples.collect(rows)[0].with_negatives(),
+    held_out = watching.HeldOutTriplets(examples.collect(rows)[0].with_negatives())
+    watched = watching.Watched(
+        held_out,
         SentencePairs("pairs", first, second, gold, graded=False),
         [language.retrieval_set("one")],
     )
     encoder = PackedEncoder(make_student())
     figures = watched.measure(encoder, backend, [32, 4])
-    cut = vectors.shorten(watched.vectors(encoder, backend)["triplets"], 4)
-    short = watching.triplet_figures(cut, watched.triplets)
+    cut = vectors.shorten(held_out.encode(encoder, backend), 4)
+    short = held_out.figures(cut)
     assert np.linalg.norm(cut, axis=1) == pytest.approx(1, abs=1e-5)
     assert figures["judge_spearman/4"] == pytest.approx(short["judge_spearman"])
     assert figures["judge_spearman/4"] != pytest.approx(figures["judge_spearman"])
@@ -491,8 +493,8 @@ def test_figures(make_student: Make, language: Language, backend: Tokenizer) -> 
 def test_dimensions_must_suit(dimensions: list[int], weights: list[float], message: str) -> None:
     """Dimensions that the student does not have are refused, with flags that work."""
     with pytest.raises(UserError, match=message):
-        watching.check_dimensions(dimensions, weights, 256)
-    assert watching.check_dimensions([64, 128], [], 256) == [256, 128, 64]
+        check_dimensions(dimensions, weights, 256)
+    assert check_dimensions([64, 128], [], 256) == [256, 128, 64]
 
 
 def test_tokens_must_be_those_of_the_texts(

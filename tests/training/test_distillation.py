@@ -1,7 +1,6 @@
 """Promises of distillation.py: a packed encoder, a task that learns, figures that warn."""
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,9 @@ from miniature import Language
 from tokenizers import Tokenizer
 from transformers import ModernBertModel
 
+from small_modernbert.data.retrieval_sets import RetrievalSet
 from small_modernbert.data.token_store import TokenStore, tokenise
-from small_modernbert.evaluation import watching
+from small_modernbert.evaluation.watching import HeldOutTexts, Watched
 from small_modernbert.models import forward
 from small_modernbert.models.loading import load_backend
 from small_modernbert.models.packed_encoder import PackedEncoder
@@ -162,6 +162,11 @@ def test_texts_and_labels_must_pair(
         make_task(make_student(), tokens, vectors[:3])
 
 
+def watch(tokens: TokenStore, labels: np.ndarray, sets: Sequence[RetrievalSet] = ()) -> Watched:
+    """Return what watches labelled texts and retrieval sets."""
+    return Watched(HeldOutTexts(tokens, labels), sets=sets)
+
+
 def test_training_brings_the_student_to_its_teacher(
     open_stage: Callable[..., Stage],
     make_student: Make,
@@ -174,7 +179,7 @@ def test_training_brings_the_student_to_its_teacher(
     encoder = PackedEncoder(model)
 
     def evaluate() -> dict[str, float]:
-        return watching.held_out_figures(encoder, tokens, vectors, [], backend)
+        return watch(tokens, vectors).measure(encoder, backend)
 
     task = make_task(model, tokens, vectors, "cosine", evaluate)
     optimizer = loop.make_optimizer("stable_adamw", model, learning_rate=3e-3, weight_decay=0.01)
@@ -189,39 +194,15 @@ def test_held_out_figures(
     tokens: TokenStore,
     language: Language,
     backend: Tokenizer,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A student that is its own teacher scores 1; retrieval sets are named, and averaged."""
     encoder = PackedEncoder(make_student())
     own = encoder.encode([tokens[row] for row in range(len(tokens))]).astype(np.float16)
     sets = [language.retrieval_set(name) for name in ("one", "two")]
-    monkeypatch.setattr(logging.getLogger("small_modernbert"), "propagate", True)
-    figures = watching.held_out_figures(encoder, tokens, 3 * own, sets, backend)
+    figures = watch(tokens, 3 * own, sets).measure(encoder, backend)
     assert figures["held_out_cosine"] == pytest.approx(1, abs=1e-3)
     both = [figures["one_ndcg@10"], figures["two_ndcg@10"]]
     assert figures["retrieval_ndcg@10"] == pytest.approx(np.mean(both))
     assert all(0 < score <= 1 for score in both)
-    assert "collapsing" not in caplog.text
-    nothing = watching.held_out_figures(encoder, tokens.head(0), own[:0], [], backend)
+    nothing = watch(tokens.head(0), own[:0]).measure(encoder, backend)
     assert nothing == {}
-
-
-def test_collapse_is_said_early(
-    make_student: Make,
-    tokens: TokenStore,
-    backend: Tokenizer,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A student whose embeddings are all alike is warned about, with the cure."""
-    model = make_student()
-    with torch.no_grad():
-        model.embeddings.tok_embeddings.weight.copy_(
-            model.embeddings.tok_embeddings.weight[0] + 0.001 * torch.randn(192, WIDTH)
-        )
-    monkeypatch.setattr(logging.getLogger("small_modernbert"), "propagate", True)
-    vectors = np.ones((len(tokens), WIDTH), dtype=np.float16)
-    watching.held_out_figures(PackedEncoder(model), tokens, vectors, [], backend)
-    assert "collapsing" in caplog.text
-    assert "LEARNING_RATE" in caplog.text

@@ -16,7 +16,8 @@ from small_modernbert.data import graded_pairs, labels
 from small_modernbert.data.evaluation_sets import SentencePairs
 from small_modernbert.data.graded_pairs import GradedPairs, PairSplits
 from small_modernbert.data.token_store import TokenStore, tokenise
-from small_modernbert.evaluation import metrics, watching
+from small_modernbert.evaluation import metrics
+from small_modernbert.evaluation.watching import HeldOutPairs, Watched
 from small_modernbert.labelling import graded_mining
 from small_modernbert.models.loading import load_backend
 from small_modernbert.models.packed_encoder import PackedEncoder
@@ -337,7 +338,8 @@ def test_figures_carry_the_right_names(
     )
     for scored_by, name in graded_pairs.FIGURES.items():
         splits = PairSplits(pairs, pairs, scored_by)
-        found = watching.figures(encoder, store, splits, labelled, [], backend)
+        held_out = HeldOutPairs(store, pairs.scores, splits.figure)
+        found = Watched(held_out, labelled).measure(encoder, backend)
         wanted = {name: 1, "mrpc_average_precision": 1, **metrics.collapse(own)}
         assert found == pytest.approx(wanted)
 

@@ -1,0 +1,200 @@
+"""What a benchmark shows: the table, every metric on every set, the JSON, the plot."""
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from small_modernbert.data.retrieval_sets import RetrievalSet
+from small_modernbert.evaluation import metrics
+from small_modernbert.evaluation.benchmark import SPEED_REPEATS, TEACHER, Benchmark, Row
+from small_modernbert.runs import report, storage
+
+# What a reader must know of a set, by what was counted when it was read.
+REMARKS = {
+    "judgements_of_missing_documents": "judged documents are not in the corpus and count as missed",
+    "judgements_of_missing_queries": "judgements name queries that are not there: left out",
+    "queries_in_the_corpus": "queries stand in the corpus, each left out of its own ranking",
+    "repeated_documents": "documents stand twice: taken once",
+    "repeated_queries": "queries stand twice: taken once",
+    "blank_documents": "documents are blank: left out",
+}
+
+
+def machine() -> dict[str, Any]:
+    """Name what the speeds were measured on."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next(
+            (x.partition(":")[2].strip() for x in lines if x.startswith("model name")), name
+        )
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "device": device,
+        "processor": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write(folder: Path, made: Benchmark, remarks: Sequence[str] = ()) -> None:
+    """Write results.json, results.md and results.png.
+
+    Args:
+        folder: where to.
+        made: the benchmark, its rows made.
+        remarks: what a reader must know of rows that are not there.
+    """
+    where, rows = machine(), list(made.rows.values())
+    results: dict[str, Any] = {
+        "quality": "nDCG@10 averaged over the retrieval sets",
+        "machine": where,
+        "sets": {each.name: each.counts for each in made.sets},
+        "pairs": {each.name: len(each.gold) for each in made.pairs},
+        "rows": [record(row, made.rows.get(TEACHER)) for row in rows],
+        "remarks": list(remarks),
+    }
+    for path in sorted(folder.glob("*_distractors.json")):
+        number = len(storage.read_json(path, "redo it"))
+        results[path.stem] = {"number": number, "sha256": storage.sha256_file(path)}
+    storage.write_json(folder / "results.json", results)
+    storage.write_text(folder / "results.md", markdown(made, where, remarks))
+    plot(rows, folder / "results.png", where)
+
+
+def summary_table(made: Benchmark) -> str:
+    """Return the table of one line a model: quality, its share of the teacher's, size, speed."""
+    rows, teacher = list(made.rows.values()), made.rows.get(TEACHER)
+    set_names = list(rows[0].retrieval)
+    pair_names = list(dict.fromkeys(name for row in rows for name in row.pairs))
+    headers = ["model", "quality", "of teacher", *set_names, *pair_names]
+    headers += ["parameters", "not embeddings", "MB", "documents/s", "queries/s"]
+    lines = []
+    for row in rows:
+        lines.append(
+            [
+                row.label,
+                row.quality,
+                _percent(share_of(row, teacher)),
+                *(row.retrieval[name]["ndcg@10"] for name in set_names),
+                *(row.pairs.get(name) for name in pair_names),
+                row.parameters,
+                row.parameters_without_embeddings,
+                None if row.size_bytes is None else f"{row.size_bytes / 1e6:.1f}",
+                None if row.documents_per_second is None else round(row.documents_per_second),
+                None if row.queries_per_second is None else round(row.queries_per_second),
+            ]
+        )
+    return report.table(headers, lines)
+
+
+def markdown(made: Benchmark, where: dict[str, Any], remarks: Sequence[str] = ()) -> str:
+    """Return the whole report: the summary, then every metric on every set."""
+    rows, teacher = list(made.rows.values()), made.rows.get(TEACHER)
+    sizes = "; ".join(
+        f"{each.name}: {len(each.queries):,} queries, {len(each.documents):,}" for each in made.sets
+    )
+    parts = [
+        "# Benchmark",
+        f"Quality is nDCG@10 averaged over the retrieval sets ({sizes} documents).",
+        summary_table(made),
+        f"Speed on {where['device']}, {where['processor']}, {where['threads']} threads: a fixed "
+        f"sample, tokenising included, median of {SPEED_REPEATS}.",
+    ]
+    if made.pairs:
+        kinds = (
+            f"{each.name}: {'Spearman' if each.graded else 'average precision'}"
+            for each in made.pairs
+        )
+        parts.append(f"Sentence pairs: {'; '.join(kinds)}.")
+    notes = [f"- {remark}" for remark in remarks]
+    notes += [f"- {row.label}: {row.note}" for row in rows if row.note]
+    for row in rows:
+        for role, prompt in row.prompts.items():
+            notes.append(f"- {row.label}: the prompt of a {role} is {prompt!r}")
+    if notes:
+        parts.append("\n".join(notes))
+    for each in made.sets:
+        parts += _set_section(each, rows, teacher)
+    return "\n\n".join(parts) + "\n"
+
+
+def _set_section(each: RetrievalSet, rows: Sequence[Row], teacher: Row | None) -> list[str]:
+    gains = "linear gains of the grades" if each.graded else "relevance is yes or no"
+    remarks = [f"nDCG: {gains}; MAP, recall and MRR: yes or no, as trec_eval."]
+    for name, meaning in REMARKS.items():
+        if number := each.counts.get(name, 0):
+            remarks.append(f"{number:,} {meaning}.")
+    headers = ["model", *metrics.METRICS, "of teacher", "teacher's first ten"]
+    lines = [
+        [
+            row.label,
+            *(row.retrieval[each.name][metric] for metric in metrics.METRICS),
+            _percent(share_of(row, teacher, each.name)),
+            _percent(row.agreement.get(each.name)),
+        ]
+        for row in rows
+    ]
+    return [f"## {each.name}", " ".join(remarks), report.table(headers, lines)]
+
+
+def read(folder: Path) -> Any:  # noqa: ANN401  JSON
+    """Read a benchmark's results back.
+
+    Raises:
+        UserError: they are not there, or broken.
+    """
+    return storage.read_json(folder / "results.json", "run: python benchmark_hotpotqa.py")
+
+
+def record(row: Row, teacher: Row | None) -> dict[str, Any]:
+    """Return a row as results.json holds it."""
+    return vars(row) | {
+        "quality": row.quality,
+        "share_of_teacher": share_of(row, teacher),
+        "shares_of_teacher": {name: share_of(row, teacher, name) for name in row.retrieval},
+    }
+
+
+def share_of(row: Row, teacher: Row | None, set_name: str | None = None) -> float | None:
+    """Return a row's nDCG@10 as a share of the teacher's: of one set, or of the quality."""
+    if teacher is None:
+        return None
+    ours, theirs = (
+        each.quality if set_name is None else each.retrieval[set_name]["ndcg@10"]
+        for each in (row, teacher)
+    )
+    return ours / theirs if theirs and ours is not None else None
+
+
+def plot(rows: Sequence[Row], path: Path, where: dict[str, Any]) -> None:
+    """Draw quality against documents per second; rows without a speed become level lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for number, row in enumerate(rows):
+        colour = f"C{number % 10}"
+        if row.documents_per_second is None:
+            axes.axhline(row.quality, linestyle=":", color=colour, label=row.label)
+        else:
+            axes.scatter(row.documents_per_second, row.quality, color=colour, label=row.label)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_xlabel(f"documents per second ({where['device']}, {where['threads']} threads)")
+    axes.set_ylabel("mean nDCG@10")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.1f} %"

@@ -1,0 +1,117 @@
+"""Quality against dimension: the first numbers of a vector are a vector of their own.
+
+Matryoshka representation learning (Kusupati et al., arXiv 2205.13147).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from small_modernbert.runs import report, storage
+from small_modernbert.runs.errors import UserError
+
+
+def at(name: str, dimension: int) -> str:
+    """Return what a figure is called at a dimension shorter than the full width."""
+    return f"{name}/{dimension}"
+
+
+def is_headline(name: str) -> bool:
+    """Say whether a figure is worth a column: a quality, and not a single set's."""
+    others = ("ndcg@10", "judge_scale", "mean_cosine", "effective_rank")
+    return name == "retrieval_ndcg@10" or not name.endswith(others)
+
+
+def check_dimensions(dimensions: Sequence[int], weights: Sequence[float], width: int) -> list[int]:
+    """Return the dimensions to measure: those trained, and the full width, the longest first.
+
+    Raises:
+        UserError: a dimension is not one of a vector of that width, stands twice, or the weights
+            are not as many.
+    """
+    wrong = [one for one in dimensions if not 0 < one <= width]
+    if wrong or len(set(dimensions)) < len(dimensions):
+        fitting = [str(one) for one in dimensions if 0 < one < width]
+        raise UserError(
+            f"DIMENSIONS {' '.join(map(str, dimensions))} do not suit a student {width} wide; each "
+            f"once, and none wider: --dimensions {' '.join(dict.fromkeys([str(width), *fitting]))}"
+        )
+    if weights and (len(weights) != len(dimensions) or min(weights) <= 0):
+        raise UserError(
+            f"DIMENSION_WEIGHTS has {len(weights)} numbers for {len(dimensions)} DIMENSIONS; give "
+            "one above 0 for each, or none"
+        )
+    return sorted({*dimensions, width}, reverse=True)
+
+
+def write_dimensions(
+    folder: Path, dimensions: Sequence[int], before: dict[str, float], after: dict[str, float]
+) -> str:
+    """Write dimensions.json, dimensions.md and dimensions.png: quality against dimension.
+
+    Args:
+        folder: the model's.
+        dimensions: the full width, then those that `Watched.measure` was given.
+        before: its figures of the student that came in.
+        after: of the trained one.
+
+    Returns:
+        The table, in Markdown.
+    """
+    names = [name for name in after if "/" not in name and is_headline(name)]
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for when, figures in (("before", before), ("after", after)):
+        found[when] = {
+            dimension: {name: figures[at(name, dimension) if place else name] for name in names}
+            for place, dimension in enumerate(dimensions)
+        }
+    rows = [
+        [dimension, *(found[when][dimension][name] for name in names for when in found)]
+        for dimension in dimensions
+    ]
+    table = report.table(
+        ["dimension", *(f"{name} {when}" for name in names for when in found)], rows
+    )
+    storage.write_json(folder / "dimensions.json", found)
+    storage.write_text(
+        folder / "dimensions.md",
+        "# Quality against dimension\n\nThe first numbers of a vector are a vector of their own, "
+        f"at unit length again:\n\n    SentenceTransformer(folder, truncate_dim={dimensions[-1]})"
+        f".encode(texts, normalize_embeddings=True)\n\n{table}\n",
+    )
+    plot(folder / "dimensions.png", names, **found)
+    return table
+
+
+def plot(
+    path: Path,
+    names: Sequence[str],
+    before: dict[int, dict[str, float]],
+    after: dict[int, dict[str, float]],
+) -> None:
+    """Draw each figure against the dimension, before (dashed) and after."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for number, name in enumerate(names):
+        for values, style, label in ((before, "--", None), (after, "-", name)):
+            dimensions = sorted(values)
+            axes.plot(
+                dimensions,
+                [values[one][name] for one in dimensions],
+                style,
+                marker="o",
+                color=f"C{number % 10}",
+                label=label,
+            )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(after), [str(one) for one in sorted(after)])
+    axes.minorticks_off()
+    axes.set_xlabel("dimension")
+    axes.set_ylabel("quality (dashed: before)")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
