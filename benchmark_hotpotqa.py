@@ -67,7 +67,7 @@ def main() -> None:
         made = benchmark.Benchmark(
             sets,
             pairs,
-            stage.folder / "vectors",
+            stage.scratch / "vectors",
             benchmark.speed_sample(sets, SPEED_DOCUMENTS, SPEED_QUERIES, SEED),
             references.runs_folder() / VECTORS if VECTORS else None,
         )
@@ -75,9 +75,8 @@ def main() -> None:
         if distractors:
             storage.write_json(stage.building / "hotpotqa_distractors.json", distractors)
         benchmark_report.write(stage.building, made, remarks)
-        stage.record["metrics"] = {row.label: row.quality for row in made.rows.values()}
+        stage.record.metrics = {row.label: row.quality for row in made.rows.values()}
         stage.finish(f"{len(made.rows)} rows on {', '.join(RETRIEVAL)}", benchmark_report.read)
-        storage.remove(stage.folder / "vectors")
         print(benchmark_report.summary_table(made))
 
 

@@ -84,7 +84,7 @@ def main() -> None:
         storage.write_text(
             stage.building / "parameters.md", f"{architecture.describe(config)}\n\n{table}\n"
         )
-        stage.record["metrics"] = {"parameters": dict(rows)}
+        stage.record.metrics = {"parameters": dict(rows)}
         total = rows[-1][1]
         share = architecture.embedding_parameters(rows) / total
         stage.finish(

@@ -63,7 +63,8 @@ def main() -> None:
         reader = Reader(teacher, named, max_tokens=MAX_TOKENS)
         slices = teacher_labels.Slices.of(corpus, ROWS_PER_SHARD)
         dtype = precision.settle(stage, PRECISION, teacher.device)
-        stage.record |= reader.prepare(dtype, slices.first(), TOKENS_PER_BATCH)
+        stage.record.facts |= reader.prepare(dtype, slices.first(), TOKENS_PER_BATCH)
+        stage.record.dtype = reader.engine.precision
         # Better now than after hours of labelling; the texts come on top.
         storage.check_space(stage.building, slices.space(reader.dimension, width, PCA_TEXTS))
         with report.progress(description="labelling", total=slices.texts, unit="texts") as bar:
@@ -71,20 +72,19 @@ def main() -> None:
             projection = labeller.fit(width, PCA_TEXTS)
             reduced = teachers.reduce_teacher(teacher, projection, named)
             teachers.save_teacher(reduced, stage.building / "reduced_teacher")
-            digest = stage.record["inputs"]["teacher"]["digest"]
+            digest = stage.record.inputs["teacher"]["digest"]
             facts = labeller.label(projection, digest)
-        stage.record["rows"] = slices.counts
-        stage.record["lengths"] = teacher_labels.compare_lengths(
+        stage.record.rows = slices.counts
+        stage.record.facts["lengths"] = teacher_labels.compare_lengths(
             reader, slices, facts["cut"], student_tokens
         )
-        stage.record["metrics"] = {"explained": labeller.explained}
-        stage.record["tokens_per_second"] = round(facts["tokens"] / max(stage.seconds, 1e-9))
+        stage.record.metrics = {"explained": labeller.explained}
+        stage.record.tokens_per_second = round(facts["tokens"] / max(stage.seconds, 1e-9))
         stage.finish(
             f"{slices.texts:,} labels of width {width}, {labeller.explained:.1%} of the teacher's "
-            f"second moment kept, {stage.record['tokens_per_second']:,} tokens/s",
+            f"second moment kept, {stage.record.tokens_per_second:,} tokens/s",
             verify=teacher_labels.verify,
         )
-        storage.remove(labeller.scratch)
 
 
 def read_student() -> tuple[int, int]:

@@ -101,8 +101,8 @@ def build(stage: stages.Stage, teacher: Path | str, words: Path | None) -> None:
     )
     model2vec.save(distilled, stage.building)
     model, added = distilled.model, distilled.words_added
-    stage.record["rows"] = {"tokens": len(model.tokens), "words": len(given), "words_added": added}
-    stage.record["metrics"] = {"dimensions": model.dim, "table_bytes": model.embedding.nbytes}
+    stage.record.rows = {"tokens": len(model.tokens), "words": len(given), "words_added": added}
+    stage.record.metrics = {"dimensions": model.dim, "table_bytes": model.embedding.nbytes}
     stage.finish(
         f"{len(model.tokens):,} tokens x {model.dim} {model.embedding_dtype} of {name}",
         lambda final: model2vec.check_reload(final, distilled),

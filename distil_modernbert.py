@@ -33,7 +33,6 @@ ROWS_PER_BATCH: int = 64  # texts per step at most
 TOKENS_PER_BATCH: int = 16_384  # tokens per step at most
 ACCUMULATE: int = 1  # batches per optimizer step
 LEARNING_RATE: float = 1e-4  # of the plateau
-EMBEDDING_RATE: float = 1.0  # the embedding table's share of it
 WARMUP: float = 0.05  # share of the steps, linear from 0
 DECAY: float = 0.3  # share of the steps at the end, 1 - sqrt to 0
 WEIGHT_DECAY: float = 0.01  # matrices only
@@ -41,7 +40,6 @@ OPTIMIZER: Literal["stable_adamw", "adamw"] = "stable_adamw"  # the paper's, or 
 MAX_TOKENS: int = 0  # longer texts are cut; 0 = as many as the student takes
 POOLING: Literal["student", "mean", "cls"] = "student"  # how token vectors become one
 PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # auto measures which is faster here
-COMPILE: Literal["auto", "on", "off"] = "auto"  # auto: long runs on a GPU; a CPU gains nothing
 CHECKPOINT_EVERY: int = 500  # steps; what a kill can cost
 
 # Evaluation
@@ -78,7 +76,7 @@ def main() -> None:
         from small_modernbert.evaluation import watching
         from small_modernbert.models import packed_encoder, precision, students
         from small_modernbert.models.loading import load_backend
-        from small_modernbert.training import compiling, distillation, loop
+        from small_modernbert.training import distillation, loop
 
         found = labels.open_labels(label_folder)
         model = students.load_student(student_folder)
@@ -88,8 +86,8 @@ def main() -> None:
         pooling = students.read_pooling(student_folder) if POOLING == "student" else POOLING
         max_tokens = MAX_TOKENS or students.read_max_tokens(student_folder, model.config)
         backend = load_backend(student_folder, max_tokens)
-        key = f"{stage.record['inputs']}{max_tokens}"
-        cache = stage.folder / "cache"
+        key = f"{stage.record.inputs}{max_tokens}"
+        cache = stage.scratch
         held_out_rows = min(HELD_OUT_ROWS, found.rows["held_out"])
         tokens = {
             split: store(found.texts(split), backend, cache / split, key)
@@ -113,8 +111,6 @@ def main() -> None:
             seed=SEED,
         )
         optimizer, plan = loop.prepare(globals(), model)
-        steps = MAX_STEPS or EPOCHS * len(task.epoch(0)) // ACCUMULATE
-        encoder.compiled = compiling.settle(COMPILE, model, steps)
         outcome = loop.train(task, optimizer, plan, stage)
         students.save_sentence_transformer(
             stage.building,
@@ -123,7 +119,7 @@ def main() -> None:
             max_tokens=max_tokens,
             pooling=pooling,
         )
-        stage.record["rows"] = {"train": found.rows["train"], "held_out": held_out_rows}
+        stage.record.rows = {"train": found.rows["train"], "held_out": held_out_rows}
         loop.finish(stage, outcome, SELECT_BY, lambda folder: students.check_reload(folder, model))
 
 

@@ -95,8 +95,8 @@ def main() -> None:
         graphs.describe(final, {}, **numbers)
         parity = measure(folder, final, forms, probes, max_tokens)
         graphs.describe(final, parity, **numbers)
-        stage.record["rows"] = {"probes": len(probes), "calibration": len(calibration)}
-        stage.record["metrics"] = {form: vars(figures) for form, figures in parity.items()}
+        stage.record.rows = {"probes": len(probes), "calibration": len(calibration)}
+        stage.record.metrics = {form: vars(figures) for form, figures in parity.items()}
         lost = f", int8 loses {1 - parity[graphs.INT8].mean_cosine:.0e}" if INT8 else ""
         stage.finish(
             f"{len(forms)} forms; ONNX within {1 - parity[forms[0]].min_cosine:.0e} of torch{lost} "

@@ -50,7 +50,6 @@ CACHED_TOKENS: int = 0  # tokens in memory at once, for large batches (GradCache
 LENGTH_WINDOW: int = 16  # batches whose rows are sorted by length together; 1 = lengths as drawn
 ACCUMULATE: int = 1  # batches per optimizer step
 LEARNING_RATE: float = 2e-5  # of the plateau
-EMBEDDING_RATE: float = 1.0  # the embedding table's share of it
 WARMUP: float = 0.1  # share of the steps, linear from 0
 DECAY: float = 0.3  # share of the steps at the end, 1 - sqrt to 0
 WEIGHT_DECAY: float = 0.01  # matrices only
@@ -100,8 +99,8 @@ def main() -> None:
         pooling = students.read_pooling(student_folder)
         max_tokens = MAX_TOKENS or students.read_max_tokens(student_folder, model.config)
         backend = load_backend(student_folder, max_tokens)
-        key = f"{stage.record['inputs']}{max_tokens}"
-        tokens = store(train.texts, backend, stage.folder / "cache" / "tokens", key)
+        key = f"{stage.record.inputs}{max_tokens}"
+        tokens = store(train.texts, backend, stage.scratch / "tokens", key)
         encoder = packed_encoder.PackedEncoder(model, pooling, dtype)
         task = contrastive.ContrastiveTask(
             encoder,
@@ -119,7 +118,7 @@ def main() -> None:
             cached_tokens=CACHED_TOKENS,
             seed=SEED,
         )
-        stage.record["rows"]["epoch"] = task.describe()
+        stage.record.rows["epoch"] = task.describe()
         optimizer, plan = loop.prepare(globals(), model)
         outcome = loop.train(task, optimizer, plan, stage)
         students.save_sentence_transformer(
@@ -182,8 +181,8 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
             f"{found.folder} has no row to train on (dropped: {dropped or 'none'}; without a "
             f"negative: {read:,}); {triplets.REMAKE}"
         )
-    stage.record["judge"] = {"name": found.judge, "scale": found.scale}
-    stage.record["rows"] = {
+    stage.record.facts["judge"] = {"name": found.judge, "scale": found.scale}
+    stage.record.rows = {
         "train": len(train),
         "negatives": len(train.negatives),
         "without_negatives": read - len(train),

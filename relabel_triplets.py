@@ -91,7 +91,7 @@ def main() -> None:
 
         judge = load_judge(judge_place, JUDGE_REVISION or None)
         encoder = load_miner(judge, miner_place)
-        work = stage.folder / "cache"
+        work = stage.scratch
         found = pair_gathering.gather(
             work / "pairs",
             pairs,
@@ -128,8 +128,8 @@ def main() -> None:
                 "judged": merged["counts"],
             },
         )
-        stage.record["rows"] = {**rows, "read": found.counts, "judged": merged["counts"]}
-        stage.record["metrics"] = {"judge_agreement": judgements.agreement(merged["counts"])}
+        stage.record.rows = {**rows, "read": found.counts, "judged": merged["counts"]}
+        stage.record.metrics = {"judge_agreement": judgements.agreement(merged["counts"])}
         for line in (*read.splitlines(), *judgements.table(merged["counts"]).splitlines()):
             stages.logger.info("%s", line)
         for doubt in judgements.doubts(merged["counts"]):
@@ -139,7 +139,6 @@ def main() -> None:
             f"({rows['dev']:,} of them dev)",
             verify=check_triplets,
         )
-        storage.remove(work)
 
 
 def check_settings() -> None:

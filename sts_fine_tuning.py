@@ -48,7 +48,6 @@ ROWS_PER_BATCH: int = 32  # pairs per step at most
 TOKENS_PER_BATCH: int = 16_384  # tokens of both sides per step at most
 ACCUMULATE: int = 1  # batches per optimizer step
 LEARNING_RATE: float = 2e-5  # of the plateau
-EMBEDDING_RATE: float = 1.0  # the embedding table's share of it
 WARMUP: float = 0.1  # share of the steps, linear from 0
 DECAY: float = 0.3  # share of the steps at the end, 1 - sqrt to 0
 WEIGHT_DECAY: float = 0.01  # matrices only
@@ -96,9 +95,9 @@ def main() -> None:
         dtype = precision.settle(stage, PRECISION, model.device)
         max_tokens = MAX_TOKENS or students.read_max_tokens(student_folder, model.config)
         backend = load_backend(student_folder, max_tokens)
-        key = f"{stage.record['inputs']}{max_tokens}"
+        key = f"{stage.record.inputs}{max_tokens}"
         train_tokens, held_out_tokens = (
-            store(pairs.texts(), backend, stage.folder / "cache" / split, key)
+            store(pairs.texts(), backend, stage.scratch / split, key)
             for split, pairs in (("train", splits.train), ("held_out", splits.held_out))
         )
         encoder = packed_encoder.PackedEncoder(model, pooling, dtype)
@@ -116,7 +115,7 @@ def main() -> None:
         )
         optimizer, plan = loop.prepare(globals(), model, select_by=splits.figure)
         outcome = loop.train(task, optimizer, plan, stage)
-        stage.record["rows"] = {
+        stage.record.rows = {
             "train": len(splits.train),
             "held_out": len(splits.held_out),
             "scored_by": splits.scored_by,
@@ -125,7 +124,7 @@ def main() -> None:
         if reason := why_keep_input(outcome, splits.figure):
             keep_input(stage, student_folder, outcome, splits.figure, reason)
             return
-        stage.record["result"] = "the fine-tuned model"
+        stage.record.facts["result"] = "the fine-tuned model"
         students.save_sentence_transformer(
             stage.building,
             model,
@@ -186,10 +185,10 @@ def gather_pairs(
     from small_modernbert.labelling import graded_mining
 
     mined = PAIRS == MINED
-    folder = stage.building / "pairs" if mined else stage.folder / "cache" / "pairs"
+    folder = stage.building / "pairs" if mined else stage.scratch / "pairs"
     if (stored := graded_pairs.reopen(folder)) is not None:
         return stored
-    place = stage.record["inputs"]["labels" if mined else "pairs"]["path"]
+    place = stage.record.inputs["labels" if mined else "pairs"]["path"]
     if mined:
         splits = graded_mining.mine_splits(
             labels.open_labels(Path(place)),
@@ -251,9 +250,9 @@ def keep_input(
             pooling=students.read_pooling(student),
         )
     fine_tuned = outcome.latest if outcome.best_step else last_figures(stage, figure)
-    stage.record["result"] = "kept the input model"
-    stage.record["reason"] = reason
-    stage.record["metrics"] = {
+    stage.record.facts["result"] = "kept the input model"
+    stage.record.facts["reason"] = reason
+    stage.record.metrics = {
         "before": outcome.before,
         "after": outcome.before,
         "fine_tuned": fine_tuned,

@@ -47,7 +47,6 @@ TOKENS_PER_BATCH: int = 32_768  # tokens per step at most
 LENGTH_WINDOW: int = 16  # batches whose rows are sorted by length together; 1 = lengths as drawn
 ACCUMULATE: int = 1  # batches per optimizer step; adds no in-batch negatives
 LEARNING_RATE: float = 2e-5  # of the plateau
-EMBEDDING_RATE: float = 1.0  # the embedding table's share of it
 WARMUP: float = 0.1  # share of the steps, linear from 0
 DECAY: float = 0.9  # share of the steps at the end, down to 0
 DECAY_SHAPE: Literal["sqrt", "linear"] = "linear"  # falls as 1 - sqrt, or as in the first log
@@ -94,8 +93,8 @@ def main() -> None:
         pooling = students.read_pooling(student_folder)
         max_tokens = MAX_TOKENS or students.read_max_tokens(student_folder, model.config)
         backend = load_backend(student_folder, max_tokens)
-        key = f"{stage.record['inputs']}{max_tokens}"
-        tokens = store(train.texts, backend, stage.folder / "cache" / "tokens", key)
+        key = f"{stage.record.inputs}{max_tokens}"
+        tokens = store(train.texts, backend, stage.scratch / "tokens", key)
         encoder = packed_encoder.PackedEncoder(model, pooling, dtype)
         task = contrastive.ContrastiveTask(
             encoder,
@@ -110,7 +109,7 @@ def main() -> None:
             cached_tokens=CACHED_TOKENS,
             seed=SEED,
         )
-        stage.record["rows"]["epoch"] = task.describe()
+        stage.record.rows["epoch"] = task.describe()
         optimizer, plan = loop.prepare(globals(), model)
         outcome = loop.train(task, optimizer, plan, stage)
         students.save_sentence_transformer(
@@ -162,7 +161,7 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
     path = place if isinstance(place, Path) else None
     pairs = evaluation_sets.load_sentence_pairs(STS, path, "validation") if STS else None
     sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
-    folder = stage.folder / "cache" / "rows"
+    folder = stage.scratch / "rows"
     index = folder / examples.ROWS_INDEX
     if not index.exists():
         counts = triplets.PairCounts()
@@ -189,7 +188,7 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
     train, dropped = examples.collect(examples.reopen_rows(folder, "train"), watched.texts())
     if not len(train):
         raise UserError(f"PAIRS leave no row to train on (dropped: {dropped or 'none'}); give more")
-    stage.record["rows"] = storage.read_json(index, f"remove {folder}") | {
+    stage.record.rows = storage.read_json(index, f"remove {folder}") | {
         "train": len(train),
         "dev": len(dev_rows),
         "dev_with_negatives": len(watched.held_out),

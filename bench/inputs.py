@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,7 +194,7 @@ class TimedSteps:
 
     def __init__(self, folder: Path, clock: Clock, steps: int, started: bool) -> None:
         self.folder, self.checkpoints = folder, folder / "checkpoints"
-        self.record: dict[str, Any] = {}
+        self.record = types.SimpleNamespace()
         self._clock, self._steps, self._started = clock, steps, started
         storage.remove(folder)
         folder.mkdir(parents=True)

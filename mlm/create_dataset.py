@@ -68,13 +68,12 @@ def main() -> None:
     inputs["tokenizer"] = tokenizer_file = find_tokenizer()
     with stages.Stage(globals(), inputs=inputs) as stage:
         if stage.finished:
-            storage.remove(stage.checkpoints)
             return
         from small_modernbert.data import corpora, corpus_building, corpus_selection, duplicates
 
         near = duplicates.MinHash(NUM_PERMUTATIONS, NEAR_THRESHOLD, SEED)
         minhash = near if DEDUPLICATE_NEAR else None
-        spilled = spill_sources(sources, tokenizer_file, minhash, stage.checkpoints)
+        spilled = spill_sources(sources, tokenizer_file, minhash, stage.scratch)
         begun = time.monotonic()
         choice = corpus_selection.choose(
             spilled, minhash, MAX_TEXTS, PASSAGE_TOKENS, PASSAGE_SHARE, SEED
@@ -95,14 +94,13 @@ def main() -> None:
             HELD_OUT_ROWS,
             SHARD_ROWS,
             stage.building,
-            stage.checkpoints / "scatter",
+            stage.scratch / "scatter",
         )
         logger.info("wrote %d shards in %.1f s", len(shards), time.monotonic() - begun)
         tokens = write_manifest(stage.building, sources, shards, counts, tokenizer_file)
-        stage.record["rows"] = counts
+        stage.record.rows = counts
         read = sum(row["read"] for row in counts.values())
         stage.finish(f"{read:,} texts → {kept:,} of {tokens:,} tokens", corpora.verify)
-        storage.remove(stage.checkpoints)
 
 
 def check_settings() -> None:

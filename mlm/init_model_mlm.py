@@ -132,8 +132,8 @@ def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str
     if carved.how[first][0] == "fresh":
         stages.logger.info("not transferred: attention: %s", carved.how[first][1])
     model.load_state_dict(carved.tensors, strict=False)
-    stage.record["donor_layers"] = layers
-    stage.record["left_behind"] = donor.left_behind
+    stage.record.facts["donor_layers"] = layers
+    stage.record.facts["left_behind"] = donor.left_behind
     save(stage, inputs, model)
     return carved.how
 
@@ -172,7 +172,7 @@ def start_tiled(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str,
             kind = "copied" if same else "tiled"
         how[name] = (kind, str(place) if name in tensors else "the donor has none")
     model.load_state_dict(tensors, strict=False)
-    stage.record["donor_layers"] = sources
+    stage.record.facts["donor_layers"] = sources
     save(stage, inputs, model)
     return how
 
@@ -189,7 +189,7 @@ def start_from_table(
     from small_modernbert.models import students
     from small_modernbert.models.loading import load_backend
     from small_modernbert.models.teachers import load_teacher
-    from small_modernbert.runs import report, storage
+    from small_modernbert.runs import report
 
     folder = inputs["student"]
     student = students.load_student(folder)
@@ -197,7 +197,7 @@ def start_from_table(
     found = labels.open_labels(inputs["labels"])
     found.check_width(student.config.hidden_size)
     max_tokens = MAX_TOKENS or students.read_max_tokens(folder, student.config)
-    cache = stage.building / "cache"
+    cache = stage.scratch
     tokens = store(
         found.texts("train"), load_backend(folder, max_tokens), cache / "train", "in one run"
     )
@@ -224,7 +224,6 @@ def start_from_table(
     content = static.scale_to_fit(table)
     static.start_static(student, content, RESIDUAL_SCALE)
     vocabulary.save_static(stage.building / "static_twin", content, tokenizer)
-    storage.remove(cache)
     students.save_sentence_transformer(stage.building, student, tokenizer, max_tokens=max_tokens)
     how: dict[str, tuple[str, str]] = {
         name: ("fresh", f"residual branches x {RESIDUAL_SCALE:g}") for name in student.state_dict()
@@ -260,7 +259,7 @@ def report_transfer(stage: stages.Stage, how: dict[str, tuple[str, str]]) -> Non
     storage.write_json(stage.building / "transfer.json", how)
     print(report.table(("tensor", "how", "from"), [(name, *entry) for name, entry in how.items()]))
     counts = Counter(kind for kind, _ in how.values())
-    stage.record["metrics"] = {"tensors": counts}
+    stage.record.metrics = {"tensors": counts}
     stage.finish(f"{INIT}: " + ", ".join(f"{n} tensors {kind}" for kind, n in counts.items()))
 
 

@@ -46,7 +46,6 @@ WEIGHT_DECAY: float = 0.01  # matrices only
 CLIP: float = 1.0  # bound on the gradient's norm; 0 = none
 OPTIMIZER: Literal["stable_adamw", "adamw"] = "stable_adamw"  # the paper's, or torch's fused one
 PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # auto measures which is faster here
-COMPILE: Literal["auto", "on", "off"] = "auto"  # auto: long runs on a GPU; a CPU gains nothing
 CHECKPOINT_EVERY: int = 500  # steps; what a kill can cost
 EVALUATE_EVERY: int = 1_000  # steps; 0 = before and after only
 
@@ -72,7 +71,7 @@ def main() -> None:
         from small_modernbert.data.token_store import store
         from small_modernbert.models import precision, students
         from small_modernbert.models.loading import load_backend
-        from small_modernbert.training import compiling, loop, masked_lm
+        from small_modernbert.training import loop, masked_lm
 
         torch.manual_seed(SEED)  # a bare student gets a fresh head
         model = students.load_student(student_folder, masked_lm=True)
@@ -84,8 +83,8 @@ def main() -> None:
             split: store(
                 corpora.texts(corpus, split),
                 backend,
-                stage.folder / "cache" / split,
-                f"{stage.record['inputs']}{SEQUENCE_TOKENS}",
+                stage.scratch / split,
+                f"{stage.record.inputs}{SEQUENCE_TOKENS}",
             )
             for split in ("train", "held_out")
         }
@@ -109,8 +108,6 @@ def main() -> None:
             select_by="held_out_loss" if task.held_out_batches else "",
             lower_is_better=True,
         )
-        steps = MAX_STEPS or EPOCHS * len(task.epoch(0)) // ACCUMULATE
-        task.compiled = compiling.settle(COMPILE, model.model, steps)
         stages.logger.info("packing fills %.2f %% of each sequence", 100 * task.fill)
         outcome = loop.train(task, optimizer, plan, stage)
         students.save_model(

@@ -93,11 +93,7 @@ class Reader:
         self.tokens_per_batch = tokens_per_batch or self.tokens_per_batch
         if self.prompts:
             logger.info("prompts of %s", vars(self.prompts))
-        return {
-            "dtype": self.engine.precision,
-            "fidelity": self.engine.fidelity,
-            "prompts": vars(self.prompts),
-        }
+        return {"fidelity": self.engine.fidelity, "prompts": vars(self.prompts)}
 
     @property
     def dimension(self) -> int:

@@ -100,7 +100,7 @@ class Labeller:
     """One corpus on its way through one teacher.
 
     Attributes:
-        scratch: where the vectors of the projection's sample are kept; of no use afterwards.
+        scratch: where the vectors of the projection's sample are kept.
         explained: share of the vectors' second moment that the projection keeps.
     """
 
@@ -114,7 +114,7 @@ class Labeller:
             advance: called with numbers of texts done.
         """
         self.reader, self.slices, self.advance = reader, slices, advance
-        self.folder, self.scratch = stage.building, stage.folder / "cache"
+        self.folder, self.scratch = stage.building, stage.scratch
         self.explained = 1.0
 
     def fit(self, width: int, texts: int) -> Projection | None:

@@ -11,7 +11,7 @@ is bf16. Weights are cast as they are used, so the model itself keeps its fp32 o
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import nn
@@ -80,13 +80,6 @@ class _GeGLU(torch.autograd.Function):
         return result
 
 
-def _geglu(both: torch.Tensor) -> torch.Tensor:
-    if torch.compiler.is_compiling():
-        value, gate = both.chunk(2, dim=-1)
-        return functional.gelu(value) * gate
-    return _GeGLU.apply(both)
-
-
 def attend(
     qkv: torch.Tensor, runs: tuple[tuple[int, int], ...], reach: int | None, scaling: float
 ) -> torch.Tensor:
@@ -121,7 +114,6 @@ def hidden_states(
     batch: PackedBatch,
     dtype: torch.dtype = torch.float32,
     linear: Linear | None = None,
-    compiled: bool = False,
 ) -> torch.Tensor:
     """Return the last hidden states `(1, T, hidden_size)`, fp32, of a packed batch.
 
@@ -130,7 +122,6 @@ def hidden_states(
         batch: on the model's device.
         dtype: of the matrix products and of attention: fp32 or bf16.
         linear: computes a layer's product in place of the layer's own weights cast to `dtype`.
-        compiled: whether what follows attention in a layer is compiled (see compiling.py).
 
     Raises:
         ValueError: the model has dropout or another activation (see `supports`).
@@ -140,7 +131,6 @@ def hidden_states(
     runs = stretches(batch.lengths)
     inside = cpu_attention.attend if dtype == torch.bfloat16 else attend
     linear = linear or partial(_linear, dtype)
-    end = compiled_end() if compiled else _end
     hidden = model.embeddings(batch.input_ids)[0]
     angles = {}
     for kind in set(model.config.layer_types):
@@ -156,7 +146,7 @@ def hidden_states(
         qkv = _Rotate.apply(qkv, *angles[layer.attention_type])
         reach = None if window is None else window - 1
         attended = inside(qkv, runs, reach, attention.head_dim**-0.5)
-        hidden = end(layer, hidden, attended, linear)
+        hidden = _end(layer, hidden, attended, linear)
     return model.final_norm(hidden)[None]
 
 
@@ -166,13 +156,7 @@ def _end(
     """Return what a layer makes of the residual stream once it has attended."""
     hidden = hidden + linear(layer.attn.Wo, attended)
     both = linear(layer.mlp.Wi, layer.mlp_norm(hidden))
-    return hidden + linear(layer.mlp.Wo, _geglu(both))
-
-
-@cache
-def compiled_end() -> Callable[..., torch.Tensor]:
-    """Return `_end`, compiled once for all layers and for any number of tokens."""
-    return torch.compile(_end, dynamic=True)
+    return hidden + linear(layer.mlp.Wo, _GeGLU.apply(both))
 
 
 def _linear(dtype: torch.dtype, layer: nn.Linear, values: torch.Tensor) -> torch.Tensor:

@@ -25,14 +25,12 @@ class PackedEncoder:
         pooling: "mean" or "cls".
         precision: "fp32" or "bf16" for the matrix products.
         tokens_per_batch: of an inference batch; 0 = as many as suit the device.
-        compiled: see compiling.settle.
     """
 
     model: ModernBertModel
     pooling: Literal["mean", "cls"] = "mean"
     precision: str = "fp32"
     tokens_per_batch: int = 0
-    compiled: bool = False
 
     def __post_init__(self) -> None:
         attention.use_packed_attention(self.model)
@@ -45,9 +43,7 @@ class PackedEncoder:
         device = self.model.device
         batch = batch.to(device)
         if device.type == "cpu" and forward.supports(self.model):
-            hidden = forward.hidden_states(
-                self.model, batch, DTYPES[self.precision], compiled=self.compiled
-            )
+            hidden = forward.hidden_states(self.model, batch, DTYPES[self.precision])
         else:
             with autocast(self.precision, device):
                 hidden = attention.forward_packed(self.model, batch).last_hidden_state

@@ -34,14 +34,12 @@ def decide(wanted: Precision, device: torch.device) -> tuple[str, str]:
 
 def settle(stage: Stage, wanted: Precision, device: torch.device) -> str:
     """Decide a stage's precision once and record it: a resumed run keeps the first decision."""
-    if "dtype" not in stage.record:
-        stage.record["device"] = str(device)
-        stage.record["dtype"], stage.record["dtype_reason"] = decide(wanted, device)
+    if stage.record.dtype is None:
+        stage.record.device = str(device)
+        stage.record.dtype, stage.record.dtype_reason = decide(wanted, device)
         stage.save_record()
-    logger.info(
-        "%s on %s: %s", stage.record["dtype"], stage.record["device"], stage.record["dtype_reason"]
-    )
-    return stage.record["dtype"]
+    logger.info("%s on %s: %s", stage.record.dtype, stage.record.device, stage.record.dtype_reason)
+    return stage.record.dtype
 
 
 def _seconds(dtype: torch.dtype) -> float:

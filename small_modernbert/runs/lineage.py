@@ -1,8 +1,10 @@
-"""What a stage remembers of its inputs, settings and output, and how it notices changes."""
+"""run.json: what a stage remembers of its inputs, settings and output, and how it finds changes."""
 
+import dataclasses
 import platform
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,75 @@ LIBRARIES = (
     *("model2vec", "onnx", "onnxruntime", "openvino"),
 )
 _SHAPE: dict[str, type] = {"status": str, "settings": dict, "inputs": dict}
+
+
+@dataclass
+class Record:
+    """What goes to run.json.
+
+    Attributes:
+        script: script[@variant].
+        settings: constant -> value, of those that decide what is computed.
+        inputs: name -> {"path", "digest"}.
+        command: how it was called, without secrets.
+        git: commit, and whether files differ from it.
+        versions: of Python and of the libraries that decide what is computed.
+        status: running, interrupted, failed or finished.
+        error: why it ended, if it is interrupted or failed.
+        rows: how many were read, dropped, used; by split, source or reason.
+        metrics: of what was made; of a training "before", "after" and "best_step".
+        device: that computed, where it matters.
+        dtype: of its matrix products.
+        dtype_reason: why that one.
+        tokens: trained on, or encoded.
+        tokens_per_second: likewise.
+        steps: of the optimizer.
+        skipped_steps: those whose gradient was not used, from 1; see `guards`.
+        facts: what only one script has to say, by name.
+        seconds: wall time, that of interrupted runs included.
+        seconds_before: of the interrupted runs alone.
+        peak_memory_mib: largest resident size.
+        output_digest: of final/.
+        output_files: in final/: path -> size, mtime_ns, sha256.
+    """
+
+    script: str
+    settings: dict[str, Any]
+    inputs: dict[str, dict[str, str]]
+    command: list[str] = field(default_factory=list)
+    git: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    status: str = "running"
+    error: str | None = None
+    rows: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    device: str | None = None
+    dtype: str | None = None
+    dtype_reason: str | None = None
+    tokens: int | None = None
+    tokens_per_second: int | None = None
+    steps: int | None = None
+    skipped_steps: list[int] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    seconds_before: float = 0.0
+    peak_memory_mib: int = 0
+    output_digest: str | None = None
+    output_files: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of run.json; what there is nothing to say of is left out."""
+        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        return {"format": FORMAT} | {
+            name: value for name, value in values.items() if value not in (None, [])
+        }
+
+    def take_over(self, stored: dict[str, Any]) -> None:
+        """Keep what an unfinished equal run had recorded; its end and its output are no more."""
+        for name in ("rows", "metrics", "device", "dtype", "dtype_reason", "tokens", "facts"):
+            if name in stored:
+                setattr(self, name, stored[name])
+        self.seconds_before = stored.get("seconds", 0.0)
 
 
 def command(script: str) -> str:
@@ -74,11 +145,11 @@ def find_updates(stored: dict[str, Any], versions: dict[str, str]) -> list[str]:
     ]
 
 
-def describe_output(folder: Path) -> dict[str, Any]:
+def describe_output(folder: Path) -> tuple[str, dict[str, Any]]:
     """Return what run.json keeps of a finished folder: one digest, and each file's own."""
     files = storage.describe_files(folder, storage.list_files(folder))
     contents = {name: entry["sha256"] for name, entry in files.items()}
-    return {"output_digest": storage.digest_json(contents), "output_files": files}
+    return storage.digest_json(contents), files
 
 
 def check_output(final: Path, record: dict[str, Any], cure: str) -> None:

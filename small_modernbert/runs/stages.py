@@ -3,10 +3,15 @@
     runs/<recipe>/<script>[@variant]/
         final/          exists only when the stage finished
         final.partial/  what is being built; renamed to final/ at the very end
-        checkpoints/    training stages only
+        scratch/        what only this run needs, and what it would go on from
+        checkpoints/    likewise, of a training
         run.json        what ran, on what, with which settings, and what came out
         metrics.jsonl   one line a step
         log.txt
+    runs/<recipe>/.cache/   what its stages make once and share; see `shared`
+
+scratch/ and checkpoints/ go when final/ stands: it holds the best model, and nothing is gone on
+from after that.
 
 A rerun with the same settings and inputs keeps a finished stage and resumes an unfinished one;
 with others it is refused, by name, until the user says `--overwrite`.
@@ -46,10 +51,11 @@ class Stage:
         folder: runs/<recipe>/<script>[@variant].
         final: the folder that exists only when the stage finished.
         building: `final.partial`, where the script writes; it survives a kill.
-        checkpoints: where a training loop keeps its checkpoints.
+        scratch: for what can be made again; it survives a kill, not the stage's end.
+        checkpoints: where a training loop keeps its checkpoints; likewise.
         finished: whether an equal run finished before.
         resumed: whether an unfinished equal run stands in the folder.
-        record: what goes to run.json; scripts add facts (`rows`, `metrics`, `dtype`, ...).
+        record: what goes to run.json; scripts add to it.
     """
 
     def __init__(
@@ -73,6 +79,7 @@ class Stage:
         self.folder = references.runs_folder() / namespace["RECIPE"] / self.name
         self.final = self.folder / "final"
         self.building = self.folder / "final.partial"
+        self.scratch = self.folder / "scratch"
         self.checkpoints = self.folder / "checkpoints"
         self._follows = processes.rank() > 0
         if self._follows:
@@ -108,26 +115,17 @@ class Stage:
             stored = self._take_up(wanted)
         self.finished = stored is not None and stored["status"] == "finished"
         self.resumed = stored is not None and not self.finished
-        self.record: dict[str, Any] = {
-            "format": lineage.FORMAT,
-            "script": self.name,
-            "status": "running",
-            "command": [Path(sys.executable).name, *redaction.redact_arguments(sys.argv)],
-            "git": lineage.git_state(),
+        self.record = lineage.Record(
+            self.name,
             **wanted,
-            "versions": lineage.versions(),
-            "rows": {},
-            "metrics": {},
-            "seconds_before": 0.0,
-        }
+            command=[Path(sys.executable).name, *redaction.redact_arguments(sys.argv)],
+            git=lineage.git_state(),
+            versions=lineage.versions(),
+        )
         self._updates: list[str] = []
-        if self.resumed:
-            self._updates = lineage.find_updates(stored, self.record["versions"])
-            for key, value in stored.items():
-                self.record.setdefault(key, value)
-            for key in ("error", "output_digest", "output_files"):
-                self.record.pop(key, None)
-            self.record["seconds_before"] = stored.get("seconds", 0.0)
+        if stored is not None and self.resumed:
+            self._updates = lineage.find_updates(stored, self.record.versions)
+            self.record.take_over(stored)
 
     def _take_up(self, wanted: dict[str, Any]) -> dict[str, Any] | None:
         """Return the record of an earlier run of equal settings and inputs; None if there is none.
@@ -190,11 +188,14 @@ class Stage:
             logging.getLogger("small_modernbert").setLevel(logging.ERROR)
             self.finished = not processes.wait()
             if not self.finished:
-                self.record = storage.read_json(self.folder / "run.json", "run it again")
+                stored = storage.read_json(self.folder / "run.json", "run it again")
+                self.record = lineage.Record(self.name, stored["settings"], stored["inputs"])
+                self.record.take_over(stored)
             return self
         processes.start()  # from here on the others notice if this process ends
         self._start_logging()
         if self.finished:
+            self._tidy()  # a kill may have come between the renames and this
             print(f"{self.name}: finished before, kept as it is: {self.final} (--overwrite redoes)")
             return self
         if self.resumed:
@@ -210,9 +211,8 @@ class Stage:
                 )
         else:
             logger.info("%s: starting in %s", self.name, self.folder)
+            self._tidy()
             storage.remove(self.building)
-            storage.remove(self.checkpoints)
-            storage.remove(self.folder / "cache")
             storage.remove(self.folder / "metrics.jsonl")
         self.building.mkdir(parents=True, exist_ok=True)
         self.save_record()
@@ -236,10 +236,10 @@ class Stage:
         told = disk_faults.explain(error, self.folder) if isinstance(error, Exception) else None
         # A full disk may have no room for the record either: it then still says "running".
         with contextlib.suppress(OSError):
-            if not self.finished and kind is not None and self.record["status"] == "running":
+            if not self.finished and kind is not None and self.record.status == "running":
                 interrupted = issubclass(kind, KeyboardInterrupt)
-                self.record["status"] = "interrupted" if interrupted else "failed"
-                self.record["error"] = str(told or error)
+                self.record.status = "interrupted" if interrupted else "failed"
+                self.record.error = str(told or error)
                 self.save_record()
         self._lock.close()
         for handler in self._log_handlers:
@@ -266,13 +266,13 @@ class Stage:
     @property
     def seconds(self) -> float:
         """Wall seconds spent on this stage, those of interrupted runs included."""
-        return self.record["seconds_before"] + time.monotonic() - self._begun
+        return self.record.seconds_before + time.monotonic() - self._begun
 
     def save_record(self) -> None:
         """Write run.json, atomically."""
-        self.record["seconds"] = round(self.seconds, 1)
-        self.record["peak_memory_mib"] = peak_memory_mib()
-        storage.write_json(self.folder / "run.json", redaction.redact_json(self.record))
+        self.record.seconds = round(self.seconds, 1)
+        self.record.peak_memory_mib = peak_memory_mib()
+        storage.write_json(self.folder / "run.json", redaction.redact_json(self.record.to_json()))
 
     def write_metrics(self, **values: Any) -> None:  # noqa: ANN401  numbers and names
         """Append one line to metrics.jsonl."""
@@ -296,16 +296,22 @@ class Stage:
         signals.check()  # libraries may have swallowed the exception
         if verify is not None:
             verify(folder)
-        self.record.update(lineage.describe_output(folder))
+        self.record.output_digest, self.record.output_files = lineage.describe_output(folder)
         with signals.deferred():
             self.save_record()
             storage.publish(folder, self.final)
-            self.record["status"] = "finished"
+            self.record.status = "finished"
             self.save_record()
             self.finished = True
+            self._tidy()
             logger.info(
                 "%s: %s · %s · %s", self.name, summary, report.minutes(self.seconds), self.final
             )
+
+    def _tidy(self) -> None:
+        """Remove what only an unfinished run has a use for."""
+        storage.remove(self.scratch)
+        storage.remove(self.checkpoints)
 
 
 class _Redacting(logging.Formatter):

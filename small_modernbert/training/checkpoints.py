@@ -25,7 +25,7 @@ from torch import nn
 
 from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
-from small_modernbert.training.schedule import SPIKE_STEPS, WINDOW, Progress
+from small_modernbert.training.schedule import Progress
 
 MODEL, OPTIMIZER, PROGRESS = "model.safetensors", "optimizer.pt", "progress.json"
 BEST, MANIFEST = "best.json", "manifest.json"
@@ -85,13 +85,6 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if not path.suffix)
 
 
-def remove_after(folder: Path, step: int) -> None:
-    """Remove the checkpoints of later steps."""
-    for checkpoint in list_checkpoints(folder):
-        if checkpoint.name > _of_step(folder, step).name:
-            storage.remove(checkpoint)
-
-
 def damage(checkpoint: Path) -> str:
     """Say what is wrong with the files of a checkpoint, or of best/; "" if nothing is."""
     needed = {MODEL, BEST} if checkpoint.name == "best" else {MODEL, OPTIMIZER, PROGRESS}
@@ -107,19 +100,13 @@ def damage(checkpoint: Path) -> str:
         return f"{MANIFEST} can't be read"
 
 
-def resume(
-    folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    latest: int | None = None,
-) -> Progress | None:
+def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
     """Load the newest checkpoint that is whole; name those that are passed over.
 
     Args:
         folder: of the checkpoints; what kills left in it is cleared away.
         model: gets the weights.
         optimizer: gets its state; the generators of random numbers get theirs.
-        latest: step of the newest checkpoint to consider; None = any.
 
     Returns:
         Where that checkpoint stood; None if there is no checkpoint.
@@ -128,12 +115,8 @@ def resume(
         UserError: there are checkpoints, and none can be gone on from.
     """
     _clear_leftovers(folder)
-    found = [
-        path
-        for path in list_checkpoints(folder)
-        if latest is None or path.name <= _of_step(folder, latest).name
-    ]
-    for checkpoint in reversed(found):
+    stored = list_checkpoints(folder)
+    for checkpoint in reversed(stored):
         try:
             progress = _restore(checkpoint, model, optimizer)
         except _Unfit as reason:
@@ -141,7 +124,7 @@ def resume(
         else:
             logger.info("going on from %s", checkpoint)
             return progress
-    if found:
+    if stored:
         raise UserError(
             f"none of the checkpoints in {folder} can be gone on from (the reasons are above, and "
             "in log.txt); put one back from a copy, or start again with the same command and "
@@ -156,11 +139,8 @@ def load_best(folder: Path, model: nn.Module, progress: Progress) -> None:
     Raises:
         UserError: neither is whole.
     """
-    places = [folder / "best"]
-    if not progress.rollbacks:  # after one, a step's number may stand for other weights
-        places.append(_of_step(folder, progress.best_step))
     reasons = []
-    for place in places:
+    for place in (folder / "best", _of_step(folder, progress.best_step)):
         try:
             if reason := damage(place):
                 raise _Unfit(reason)
@@ -203,22 +183,11 @@ def _write(final: Path, step: int, fill: Callable[[Path], None], tensors: list[A
 
 
 def _retain(folder: Path) -> None:
-    """Remove what is older than the newest two whole checkpoints; never one of those.
-
-    Once spikes are watched for, whole ones stay back to the first from before a spike that may come
-    next: a roll back must not depend on when a signal happened to save.
-    """
-    found = list_checkpoints(folder)
-    whole = [checkpoint for checkpoint in found if _is_whole(checkpoint)]
-    if not whole:
-        return
-    newest, reach = _step_of(whole[-1]), 2 * SPIKE_STEPS
-    kept = set(whole[-KEPT:])
-    if newest > WINDOW - reach:
-        far = [checkpoint for checkpoint in whole if _step_of(checkpoint) <= newest - reach]
-        kept.update(checkpoint for checkpoint in whole if not far or checkpoint >= far[-1])
-    for checkpoint in found:
-        if checkpoint < whole[-1] and checkpoint not in kept:
+    """Remove what is older than the newest two whole checkpoints; never one of those."""
+    stored = list_checkpoints(folder)
+    whole = [checkpoint for checkpoint in stored if _is_whole(checkpoint)]
+    for checkpoint in stored:
+        if whole and checkpoint < whole[-1] and checkpoint not in whole[-KEPT:]:
             storage.remove(checkpoint)
 
 
@@ -232,10 +201,6 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
     _seen_whole[checkpoint] = look
     return True
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _clear_leftovers(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What stops a run that has gone wrong: numbers that are not finite, loss spikes, collapse.
+"""What keeps a run from going wrong: numbers that are not finite, loss spikes, collapse.
 
 Each works on figures that the loop has anyway, and keeps what it must remember in the run's
 `Progress`, so that an interrupted run decides as an uninterrupted one would.
@@ -15,55 +15,47 @@ import numpy as np
 
 from small_modernbert.runs.errors import UserError
 from small_modernbert.training.checkpoints import list_checkpoints
-from small_modernbert.training.schedule import SPIKE_STEPS, WINDOW, Progress
+from small_modernbert.training.schedule import Progress
 
-# Times the median of the last WINDOW, and above all of them, SPIKE_STEPS times in a row. Of losses
-# in any order, the odds that the last 5 are the largest of 69 are 1 to 11 million; one bad batch is
-# no spike, clipping holds it.
-SPIKE_FACTOR = 2.0
+WINDOW = 64  # ordinary steps that a loss is compared with
+SPIKE_FACTOR = 2.0  # times their median is high
+# High steps in a row that are a spike. Of losses in any order, the odds that the last 3 are the
+# largest of 67 are 1 to 48,000; one bad batch is no spike, clipping holds it.
+SPIKE_STEPS = 3
+MOST_SKIPPED = 5  # steps in a row whose gradient may be left unused before the run is stopped
 COLLAPSED_COSINE = 0.99  # mean over pairs of different held-out texts
 EARLY = 0.1  # share of a run in which a student may still be learning its teacher's mean vector
 logger = logging.getLogger(__name__)
 
 
-def check_finite(
-    progress: Progress, losses: Sequence[float], norm: float, batches: Sequence[Any], folder: Path
-) -> None:
-    """Stop before a step whose loss or gradient is not finite; the weights are still clean.
+def why_skip(progress: Progress, losses: Sequence[float], norm: float) -> str:
+    """Note a step's loss; say why its gradient must not be used, or "" if it may.
+
+    It is not used if it is not finite, or if the loss has been high for `SPIKE_STEPS` in a row: the
+    weights stand still until the losses are ordinary again. So a stretch of bad batches is passed
+    over (PaLM, arXiv 2204.02311, section 5.1, goes back and leaves them out; here nothing has to be
+    undone, since the gradients of the first of them were clipped), and a run that has diverged goes
+    no further.
 
     Args:
         progress: the step that is about to be made is number `progress.step + 1`.
-        losses: of the step's batches.
+        losses: shares of the step's batches in its loss.
         norm: of its gradient.
-        batches: of the step.
-        folder: of the checkpoints.
-
-    Raises:
-        UserError: naming step, batches, their rows, and the last checkpoint.
     """
-    wrong = [place for place, loss in enumerate(losses) if not math.isfinite(loss)]
-    if not wrong and math.isfinite(norm):
-        return
-    what = f"the loss is {losses[wrong[0]]}" if wrong else f"the gradient's norm is {norm}"
-    where = "; ".join(
-        f"batch {progress.position + place} ({_rows(batches[place])})"
-        for place in wrong or range(len(batches))
-    )
-    raise UserError(
-        f"step {progress.step + 1}: {what}, epoch {progress.epoch}, {where}. Look at those rows, "
-        "or lower LEARNING_RATE, and redo with the same command and --overwrite. "
-        + last_checkpoint(folder)
-    )
-
-
-def last_checkpoint(folder: Path) -> str:
-    """Return a sentence that says where the last checkpoint is."""
-    found = list_checkpoints(folder)
-    return f"The last checkpoint is {found[-1]}" if found else "There is no checkpoint yet"
+    wrong = [loss for loss in losses if not math.isfinite(loss)]
+    if wrong:
+        return f"the loss is {wrong[0]}"
+    if not math.isfinite(norm):
+        return f"the gradient's norm is {norm}"
+    loss = sum(losses)
+    if is_spike(progress, loss):
+        median = statistics.median(progress.recent)
+        return f"the loss has spiked: {loss:.4g}, after a median of {median:.4g}"
+    return ""
 
 
 def is_spike(progress: Progress, loss: float) -> bool:
-    """Note a step's loss; say whether the last `SPIKE_STEPS` together are a spike.
+    """Note a step's loss; say whether it ends `SPIKE_STEPS` or more high ones in a row.
 
     A step is high when its loss is above all of the last `WINDOW` ordinary ones and far above their
     median. So batches of several sources, of which a rare one is hard, are no spike.
@@ -77,9 +69,49 @@ def is_spike(progress: Progress, loss: float) -> bool:
         progress.high = [*progress.high, loss]
     else:
         # The high ones that were no spike join the others: what is rare must raise the bar.
-        progress.recent = [*recent, *progress.high, loss][-WINDOW:]
+        if len(progress.high) < SPIKE_STEPS:
+            recent = [*recent, *progress.high]
+        progress.recent = [*recent, loss][-WINDOW:]
         progress.high = []
-    return len(progress.high) == SPIKE_STEPS
+    return len(progress.high) >= SPIKE_STEPS
+
+
+def check_skipped(
+    progress: Progress, reason: str, losses: Sequence[float], batches: Sequence[Any], folder: Path
+) -> None:
+    """Warn of a step whose gradient is not used; stop the run at one too many in a row.
+
+    Args:
+        progress: the step is number `progress.step + 1`, and not yet in `progress.skipped`.
+        reason: from `why_skip`.
+        losses: of the step's batches.
+        batches: of the step.
+        folder: of the checkpoints.
+
+    Raises:
+        UserError: naming step, reason, batches, their rows, and the last checkpoint.
+    """
+    step = progress.step + 1
+    wrong = [place for place, loss in enumerate(losses) if not math.isfinite(loss)]
+    where = "; ".join(
+        f"batch {progress.position + place} ({_rows(batches[place])})"
+        for place in wrong or range(len(batches))
+    )
+    what = f"step {step:,}: {reason}, epoch {progress.epoch}, {where}"
+    before = set(range(step - MOST_SKIPPED, step))
+    if not before <= set(progress.skipped):
+        logger.warning("%s; its gradient is not used", what)
+        return
+    raise UserError(
+        f"{what}, and {MOST_SKIPPED} steps before it were skipped. Look at those rows, or lower "
+        "LEARNING_RATE, and redo with the same command and --overwrite. " + last_checkpoint(folder)
+    )
+
+
+def last_checkpoint(folder: Path) -> str:
+    """Return a sentence that says where the last checkpoint is."""
+    stored = list_checkpoints(folder)
+    return f"The last checkpoint is {stored[-1]}" if stored else "There is no checkpoint yet"
 
 
 def check_collapse(progress: Progress, figures: Mapping[str, float]) -> None:

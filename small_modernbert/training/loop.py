@@ -55,27 +55,21 @@ def make_optimizer(
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.98),
     epsilon: float = 1e-6,
-    embedding_rate: float = 1.0,
 ) -> torch.optim.Optimizer:
     """Build the optimizer: matrices decay; norms, biases and the embedding table do not.
 
     StableAdamW (Wortsman et al., arXiv 2304.13013) clips each tensor's update by its own RMS; it
-    is torch-optimi's. The embedding table gets `embedding_rate` times the learning rate.
+    is torch-optimi's.
     """
-    embeddings, matrices, rest = [], [], []
+    matrices, rest = [], []
     for parameter_name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if "tok_embeddings" in parameter_name:
-            embeddings.append(parameter)
-        elif parameter.ndim >= 2:
-            matrices.append(parameter)
-        else:
-            rest.append(parameter)
+        decays = parameter.ndim >= 2 and "embeddings" not in parameter_name
+        (matrices if decays else rest).append(parameter)
     groups = [
-        {"params": matrices, "weight_decay": weight_decay, "scale": 1.0},
-        {"params": rest, "weight_decay": 0.0, "scale": 1.0},
-        {"params": embeddings, "weight_decay": 0.0, "scale": embedding_rate},
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if name == "adamw":
@@ -106,7 +100,6 @@ def prepare(
         model,
         learning_rate=constants["LEARNING_RATE"],
         weight_decay=constants["WEIGHT_DECAY"],
-        embedding_rate=constants.get("EMBEDDING_RATE", 1.0),
     )
     names = {one.name: one.name.upper() for one in dataclasses.fields(Plan)}
     given = {name: constants[high] for name, high in names.items() if high in constants}
@@ -121,8 +114,8 @@ def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage
     Under torchrun only the leader returns; see `ranks`.
 
     Raises:
-        UserError: there is nothing to train on, the loss or the gradient is not finite, the loss
-            has spiked too often, the embeddings have collapsed, or no checkpoint can be trusted.
+        UserError: there is nothing to train on, the loss has spiked or is not finite for too many
+            steps, the embeddings have collapsed, or no checkpoint can be trusted.
         Interrupted: a signal came; where the run stands is saved.
     """
     if processes.rank():
@@ -156,12 +149,10 @@ def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage
         # The weights of step 0 were measured before the first step.
         progress.latest = task.evaluate() if progress.best_step else progress.before
         logger.info("the best model is that of step %s", f"{progress.best_step:,}")
-    stage.record["tokens"] = progress.tokens
-    stage.record["tokens_per_second"] = round(progress.tokens / max(progress.seconds, 1e-9))
-    stage.record["steps"] = progress.step
-    if progress.rollbacks:
-        stage.record["rollbacks"] = progress.rollbacks
-        stage.record["skipped_steps"] = [step + 1 for step in progress.skipped]
+    stage.record.tokens = progress.tokens
+    stage.record.tokens_per_second = round(progress.tokens / max(progress.seconds, 1e-9))
+    stage.record.steps = progress.step
+    stage.record.skipped_steps = progress.skipped
     return progress
 
 
@@ -172,7 +163,7 @@ def finish(stage: Stage, progress: Progress, figure: str, verify: Callable[[Path
         UserError: the training has not made all of its steps.
     """
     guards.check_complete(progress)
-    stage.record["metrics"] = {
+    stage.record.metrics = {
         "before": progress.before,
         "after": progress.latest,
         "best_step": progress.best_step,
@@ -180,7 +171,7 @@ def finish(stage: Stage, progress: Progress, figure: str, verify: Callable[[Path
     before, after = progress.before.get(figure), progress.latest.get(figure)
     change = f"{figure} {before:.4f} -> {after:.4f}" if before is not None else "trained"
     stage.finish(
-        f"{change} in {progress.step:,} steps, {stage.record['tokens_per_second']:,} tokens/s",
+        f"{change} in {progress.step:,} steps, {stage.record.tokens_per_second:,} tokens/s",
         verify,
     )
 
@@ -254,63 +245,62 @@ class _Run:
                 if self.progress.step == total:
                     return
                 with signals.deferred():
-                    if self.progress.step in self.progress.skipped:
-                        self.skip()
-                    elif not self.step():
-                        self.roll_back()
-                if self.progress.loss is not None:  # as it is when a spike led back to step 0
+                    self.step()
+                if self.progress.loss is not None:  # as it is while the first steps are skipped
                     bar.set_postfix(loss=f"{self.progress.loss:.4f}", refresh=False)
                 bar.update(self.progress.step - bar.n)
 
-    def step(self) -> bool:
-        """Make one step; say False if the loss has spiked, and leave the weights as they were."""
+    def step(self) -> None:
+        """Make one step; the weights stay as they are where a guard forbids its gradient."""
         begin = time.perf_counter()
-        plan, progress, model = self.plan, self.progress, self.task.model
-        factor = warmup_stable_decay(
-            progress.step, len(self.sizes), plan.warmup, plan.decay, plan.decay_shape
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = plan.learning_rate * factor * group["scale"]
-        place = (progress.epoch, progress.position, self.sizes[progress.step])
+        progress, batches = self.progress, self._batches()
+        rate = self._set_rate()
         self.optimizer.zero_grad(set_to_none=True)
         self.between_steps = processes.world() == 1
         with _undone_if_interrupted():
-            losses, tokens = processes.accumulate(self.task, *place)
+            losses, tokens = processes.accumulate(
+                self.task, progress.epoch, progress.position, len(batches)
+            )
         self.between_steps = True
+        parameters = self.task.model.parameters()
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.plan.clip or math.inf))
         loss = sum(losses)
-        norm = float(nn.utils.clip_grad_norm_(model.parameters(), plan.clip or math.inf))
-        end = progress.position + len(losses)
-        batches = self.task.epoch(progress.epoch)[progress.position : end]
-        guards.check_finite(progress, losses, norm, batches, self.stage.checkpoints)
-        if guards.is_spike(progress, loss):
-            return False
-        self.optimizer.step()
+        facts = {"loss": loss, "gradient_norm": norm, "learning_rate": rate, "tokens": tokens}
+        if reason := guards.why_skip(progress, losses, norm):
+            guards.check_skipped(progress, reason, losses, batches, self.stage.checkpoints)
+            progress.skipped.append(progress.step + 1)
+            facts = {"skipped": reason}
+        else:
+            self.optimizer.step()
+            progress.tokens += tokens
+            progress.loss = loss if progress.loss is None else 0.95 * progress.loss + 0.05 * loss
         self.optimizer.zero_grad(set_to_none=True)  # evaluations may need the memory
-        self._advance()
-        progress.tokens += tokens
-        progress.loss = loss if progress.loss is None else 0.95 * progress.loss + 0.05 * loss
+        self._advance(len(batches))
         seconds = time.perf_counter() - begin
         progress.seconds += seconds
         self.stage.write_metrics(
-            step=progress.step,
-            loss=loss,
-            gradient_norm=norm,
-            learning_rate=plan.learning_rate * factor,
-            tokens=tokens,
-            batches=len(losses),
-            seconds=round(seconds, 4),
+            step=progress.step, **facts, batches=len(batches), seconds=round(seconds, 4)
         )
-        return True
 
-    def skip(self) -> None:
-        """Pass over a step's batches."""
-        size = self.sizes[self.progress.step]
-        self._advance()
-        self.stage.write_metrics(step=self.progress.step, skipped=True, batches=size)
+    def _batches(self) -> Sequence[Any]:
+        """Return the batches of the next step."""
+        begin = self.progress.position
+        batches = self.task.epoch(self.progress.epoch)
+        return batches[begin : begin + self.sizes[self.progress.step]]
 
-    def _advance(self) -> None:
+    def _set_rate(self) -> float:
+        """Give the optimizer the next step's learning rate, and return it."""
+        plan = self.plan
+        rate = plan.learning_rate * warmup_stable_decay(
+            self.progress.step, len(self.sizes), plan.warmup, plan.decay, plan.decay_shape
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _advance(self, batches: int) -> None:
         progress = self.progress
-        progress.position += self.sizes[progress.step]
+        progress.position += batches
         progress.step += 1
         self._pass_empty_epochs()
 
@@ -321,45 +311,6 @@ class _Run:
             self.task.epoch(progress.epoch)
         ):
             progress.epoch, progress.position = progress.epoch + 1, 0
-
-    def roll_back(self) -> None:
-        """Go back to before a spike; skip the steps that it showed in, and as many before them.
-
-        PaLM's cure (Chowdhery et al., arXiv 2204.02311, section 5.1): go back, and leave out the
-        batches from before and during the spike. It came back with neither alone.
-
-        Raises:
-            UserError: there was one too many, or there is nothing to go back to.
-        """
-        plan, spiked, folder = self.plan, self.progress, self.stage.checkpoints
-        first = max(spiked.step + 1 - 2 * guards.SPIKE_STEPS, 0)
-        what = f"the loss has spiked at step {spiked.step + 1:,}"
-        cure = "lower LEARNING_RATE, and redo with the same command and --overwrite"
-        if spiked.rollbacks >= plan.max_rollbacks:
-            raise UserError(
-                f"{what}, after {spiked.rollbacks} rollbacks; {cure}. "
-                + guards.last_checkpoint(folder)
-            )
-        back = checkpoints.resume(folder, self.task.model, self.optimizer, latest=first)
-        if back is None:
-            raise UserError(
-                f"{what}, and there is no checkpoint from before step {first + 1:,} to go back to; "
-                f"{cure}, or with a smaller CHECKPOINT_EVERY"
-            )
-        back.rollbacks = spiked.rollbacks + 1
-        back.skipped = sorted({*back.skipped, *range(first, spiked.step + 1)})
-        back.best, back.best_step = spiked.best, spiked.best_step
-        # Nothing from after the spike's beginning may be gone on from; if a kill comes before the
-        # next line's end, the spike is found again, at the same step.
-        checkpoints.remove_after(folder, back.step)
-        save_checkpoint(folder, self.task.model, self.optimizer, back)
-        _forget_after(self.stage.folder / "metrics.jsonl", back)
-        self.progress, self.saved = back, (back.step, back.evaluated)
-        logger.warning(
-            "%s: back to step %s; steps %s to %s are skipped (rollback %d of %d)", what,
-            f"{back.step:,}", f"{first + 1:,}", f"{spiked.step + 1:,}", back.rollbacks,
-            plan.max_rollbacks,
-        )  # fmt: skip
 
     def evaluate(self) -> None:
         """Measure the model, note the figures, and keep the weights if they are the best."""

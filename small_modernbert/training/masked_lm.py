@@ -41,7 +41,6 @@ class MaskedTask:
         `weights`, `(texts,)`, says how often each training text comes in a pass; None = once.
         """
         self.model, self.precision, self.seed = model, precision, seed
-        self.compiled = False  # see compiling.settle
         self.train, self.held_out = train, held_out
         self.probability = probability
         self.mask_id = tokenizer.mask_token_id
@@ -96,9 +95,7 @@ class MaskedTask:
         packed, labels = packed.to(device), labels.to(device)
         bare = self.model.model
         if device.type == "cpu" and forward.supports(bare):
-            hidden = forward.hidden_states(
-                bare, packed, DTYPES[self.precision], compiled=self.compiled
-            )
+            hidden = forward.hidden_states(bare, packed, DTYPES[self.precision])
         else:
             with autocast(self.precision, device):
                 hidden = attention.forward_packed(bare, packed).last_hidden_state

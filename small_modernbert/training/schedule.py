@@ -28,8 +28,6 @@ class Plan:
         checkpoint_every: steps between checkpoints; 0 = only after the last.
         select_by: name of the evaluation figure that the kept model maximises; "" keeps the last.
         lower_is_better: turns `select_by` around.
-        max_rollbacks: times that a loss spike may send the run back to the last checkpoint from
-            before it, to go on without the batches it came with; at the next one the run stops.
     """
 
     epochs: int
@@ -45,7 +43,6 @@ class Plan:
     checkpoint_every: int = 200
     select_by: str = ""
     lower_is_better: bool = False
-    max_rollbacks: int = 2
 
     def __post_init__(self) -> None:
         """Refuse what no run can be made of.
@@ -54,7 +51,6 @@ class Plan:
             UserError: naming the constant.
         """
         least = {"epochs": 1, "accumulate": 1, "max_steps": 0, "checkpoint_every": 0}
-        least["max_rollbacks"] = 0
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise UserError(
@@ -71,16 +67,12 @@ class Plan:
             )
 
 
-WINDOW = 64  # ordinary steps that a loss is compared with
-SPIKE_STEPS = 5  # high ones in a row that are a spike
-
-
 @dataclass
 class Progress:
     """Where a run stands; stored with each checkpoint.
 
     Attributes:
-        step: optimizer steps done, skipped ones included.
+        step: steps done, those included whose gradient was not used.
         evaluated: step of the last evaluation; -1 before the first.
         planned: steps of the whole run.
         epoch: the one that the next batch is of.
@@ -94,8 +86,7 @@ class Progress:
         latest: figures of the last evaluation.
         recent: losses of the last ordinary steps; what a spike is measured by.
         high: losses of the last steps in a row, if they were far above those.
-        rollbacks: times that a spike has sent the run back.
-        skipped: steps that are not trained on, because a spike began or showed in them.
+        skipped: steps, from 1, whose gradient was not used; see `guards.why_skip`.
         collapsed: evaluations in a row, up to the last, that found the embeddings collapsed.
     """
 
@@ -113,7 +104,6 @@ class Progress:
     latest: dict[str, float] = field(default_factory=dict)
     recent: list[float] = field(default_factory=list)
     high: list[float] = field(default_factory=list)
-    rollbacks: int = 0
     skipped: list[int] = field(default_factory=list)
     collapsed: int = 0
 

@@ -198,7 +198,7 @@ def test_corpus_is_what_it_says(script: Callable[..., Path]) -> None:
     record = json.loads((final.parent / "run.json").read_text())
     assert record["rows"] == manifest["sources"]
     assert "near duplicate" in (final / "corpus.md").read_text()
-    assert not (final.parent / "checkpoints").exists()
+    assert not (final.parent / "scratch").exists()
 
 
 def test_rows_are_shuffled(script: Callable[..., Path]) -> None:

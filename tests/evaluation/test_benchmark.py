@@ -157,7 +157,7 @@ def test_the_benchmark_end_to_end(
     assert rows["BM25"]["quality"] > 0.5
     assert (final / "results.png").stat().st_size > 1000
     assert "## weather" in (final / "results.md").read_text()
-    assert not (final.parent / "vectors").exists()
+    assert not (final.parent / "scratch").exists()
     capsys.readouterr()
 
     settings.run(load_script("benchmark_hotpotqa").__dict__, flags(world))
@@ -219,7 +219,7 @@ def test_kept_vectors_serve_the_next_benchmark(
         settings.run(script, flags(world, "--vectors", "kept", "--variant", name, *more))
         folder = tmp_path / "made" / f"benchmark_hotpotqa@{name}"
         scores.append(json.loads((folder / "final" / "results.json").read_text())["rows"])
-        assert not (folder / "vectors").exists()
+        assert not (folder / "scratch").exists()
         assert bool(encoded) == (name != "two")
         encoded.clear()
     assert len(list((tmp_path / "kept").iterdir())) == 2 * 4

@@ -70,7 +70,7 @@ def test_signal_ends_other_stages_too(
     """A stage without steps stops at once, keeps what it has written, and goes on from there."""
     moment = {
         BUILD: "final.partial/config.json",
-        CORPUS: "checkpoints/offline",
+        CORPUS: "scratch/offline",
         LABELS: "final.partial/train/shard-00000.parquet",
     }[name]
     folder = pipeline.prepare(tmp_path, name)

@@ -206,9 +206,9 @@ def test_unfinished_stage_resumes(open_stage: Open) -> None:
         storage.write_text(stage.building / "below" / ".tmpAb12", "half of a safetensors file")
         storage.write_text(stage.building / ".shard-1.partial", "half of one of ours")
         stage.write_metrics(step=1, loss=0.5)
-        stage.record["dtype"] = "bf16"
-        stage.record["rows"] = {"train": 7}
-        stage.record["seconds_before"] = 100.0
+        stage.record.dtype = "bf16"
+        stage.record.rows = {"train": 7}
+        stage.record.seconds_before = 100.0
         raise KeyboardInterrupt
     record = storage.read_json(stage.folder / "run.json", "")
     assert record["status"] == "interrupted"
@@ -218,7 +218,7 @@ def test_unfinished_stage_resumes(open_stage: Open) -> None:
         assert [path.name for path in storage.list_files(again.building)] == ["shard-0"]
         assert (again.building / "shard-0").read_text() == "made"
         assert json.loads((again.folder / "metrics.jsonl").read_text()) == {"step": 1, "loss": 0.5}
-        assert again.record["dtype"] == "bf16"
+        assert again.record.dtype == "bf16"
         assert again.seconds >= 100.0
 
 
@@ -228,14 +228,14 @@ def test_new_stage_starts_clean(open_stage: Open) -> None:
     with stage:
         storage.write_text(stage.checkpoints / "step-1" / "file", "old")
         storage.write_text(stage.building / "file", "old")
-        storage.write_text(stage.folder / "cache" / "file", "old")
+        storage.write_text(stage.scratch / "file", "old")
         stage.write_metrics(step=1)
     (stage.folder / "run.json").unlink()
     with open_stage() as fresh:
         assert not fresh.resumed
         assert not list(fresh.building.iterdir())
         assert not fresh.checkpoints.exists()
-        assert not (fresh.folder / "cache").exists()
+        assert not fresh.scratch.exists()
         assert not (fresh.folder / "metrics.jsonl").exists()
 
 
@@ -468,7 +468,7 @@ def test_no_secret_in_what_a_stage_writes(
     )
     with pytest.raises(ValueError, match="401"), open_stage() as stage:
         stages.logger.info("asked with %s", other)
-        stage.record["note"] = {"url": f"https://me:{other}@hub", "hub_token": "plain"}
+        stage.record.facts["note"] = {"url": f"https://me:{other}@hub", "hub_token": "plain"}
         raise ValueError(f"401 for {secret}")
     printed = capsys.readouterr()
     written = printed.out + printed.err

@@ -141,7 +141,7 @@ def test_record_says_what_became_of_every_row(finished: Path) -> None:
     assert record["metrics"]["judge_agreement"] == pytest.approx(agreed / EXCHANGED)
     text = (finished / "final" / "examples.md").read_text(encoding="utf-8")
     assert "## Kept" in text and "## Swapped" in text
-    assert not (finished / "cache").exists()
+    assert not (finished / "scratch").exists()
     log = (finished / "log.txt").read_text(encoding="utf-8")
     assert "| inconsistent |" in log and f"{PAIRS:,} rows judged by teacher" in log
 
@@ -149,7 +149,11 @@ def test_record_says_what_became_of_every_row(finished: Path) -> None:
 def test_killed_run_ends_equal(world: World, finished: Path, tmp_path: Path) -> None:
     """Killed while it gathers, encodes and judges, it goes on and writes the very same files."""
     stage = tmp_path / "toy" / "relabel_triplets"
-    moments = ("cache/pairs/pairs.parquet", "cache/train_pool.npy", "final.partial/train/*-00002.*")
+    moments = (
+        "scratch/pairs/pairs.parquet",
+        "scratch/train_pool.npy",
+        "final.partial/train/*-00002.*",
+    )
     for pattern in moments:
         running = start(world.command(), tmp_path)
         ended = running.kill_when(lambda pattern=pattern: any(stage.glob(pattern)))

@@ -119,7 +119,7 @@ def test_mined_pairs_from_start_to_end(
     assert after["teacher_agreement_spearman"] > before["teacher_agreement_spearman"] + 0.1
     assert not [name for name in after if name.startswith("sts")]
     assert {"mrpc_average_precision", "boolq-dev_ndcg@10", "retrieval_ndcg@10"} <= after.keys()
-    assert record["result"] == "the fine-tuned model"
+    assert record["facts"]["result"] == "the fine-tuned model"
     assert record["rows"]["scored_by"] == "teacher"
     trained, held_out = (
         read_texts(stage / "final" / "pairs" / f"{split}.parquet")
@@ -149,8 +149,8 @@ def test_a_loss_in_retrieval_keeps_the_input(
     stage = runs / "sts_fine_tuning"
     record = record_of(stage)
     assert record["status"] == "finished"
-    assert record["result"] == "kept the input model"
-    assert "boolq-dev fell from" in record["reason"]
+    assert record["facts"]["result"] == "kept the input model"
+    assert "boolq-dev fell from" in record["facts"]["reason"]
     metrics = record["metrics"]
     assert metrics["after"] == metrics["before"]
     assert (
@@ -174,8 +174,8 @@ def test_no_gain_keeps_the_input(world: World, runs: Path) -> None:
     metrics, figure = record["metrics"], "teacher_agreement_spearman"
     assert metrics["after"] == metrics["before"]
     assert metrics["fine_tuned"][figure] < metrics["before"][figure]
-    assert record["result"] == "kept the input model"
-    assert record["reason"] == "no evaluated step raised teacher_agreement_spearman"
+    assert record["facts"]["result"] == "kept the input model"
+    assert record["facts"]["reason"] == "no evaluated step raised teacher_agreement_spearman"
 
 
 def test_pairs_that_people_scored_are_sts(world: World, runs: Path) -> None:

@@ -18,7 +18,7 @@ from transformers import ModernBertModel, PreTrainedTokenizerFast
 from small_modernbert.data import offline_tasks
 from small_modernbert.data.leaks import words_of
 from small_modernbert.models import students
-from small_modernbert.runs import settings
+from small_modernbert.runs import settings, stages
 from small_modernbert.training import loop
 
 Make = Callable[..., ModernBertModel]
@@ -93,6 +93,12 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs" / "toy"
 
 
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let finished stages keep their scratch folder, to look into it."""
+    monkeypatch.setattr(stages.Stage, "_tidy", lambda stage: None)
+
+
 def run(world: World, *flags: str) -> None:
     """Run the script."""
     settings.run(load_script("train_small_modernbert").__dict__, world.flags(*flags))
@@ -110,7 +116,7 @@ def weights(stage: Path) -> dict[str, Any]:
 
 def cached_rows(stage: Path, split: str) -> list[dict[str, Any]]:
     """Return the rows that a run wrote down."""
-    return pq.read_table(stage / "cache" / "rows" / f"{split}.parquet").to_pylist()
+    return pq.read_table(stage / "scratch" / "rows" / f"{split}.parquet").to_pylist()
 
 
 def keys(rows: list[dict[str, Any]]) -> set[str]:
@@ -144,7 +150,7 @@ def test_from_blank_to_trained(
     assert "triplet_accuracy" in capsys.readouterr().out.strip().splitlines()[-1]
 
 
-def test_what_is_measured_is_not_trained_on(world: World, runs: Path) -> None:
+def test_what_is_measured_is_not_trained_on(world: World, runs: Path, kept: None) -> None:
     """No anchor or positive is on both sides; rows with evaluation texts go, and are counted."""
     run(world, "--max-steps", "1")
     stage = runs / "train_small_modernbert"
@@ -160,7 +166,7 @@ def test_what_is_measured_is_not_trained_on(world: World, runs: Path) -> None:
     assert rows["read"]["large"]["read"] == 162
 
 
-def test_a_number_of_rows(world: World, runs: Path) -> None:
+def test_a_number_of_rows(world: World, runs: Path, kept: None) -> None:
     """ROWS draws that many; round robin draws them evenly and takes the sources by turns."""
     run(world, "--max-steps", "1", "--rows", "60")
     assert len(cached_rows(runs / "train_small_modernbert", "train")) == 60
@@ -171,7 +177,7 @@ def test_a_number_of_rows(world: World, runs: Path) -> None:
     assert abs(drawn["trained"]["large"] - drawn["trained"]["small"]) <= 2
 
 
-def test_all_rows_and_sources_by_name(world: World, runs: Path) -> None:
+def test_all_rows_and_sources_by_name(world: World, runs: Path, kept: None) -> None:
     """ROWS = 0 takes every row; SOURCES those of some sources, the others are counted."""
     run(world, "--max-steps", "1", "--rows", "0", "--sources", "small")
     stage = runs / "train_small_modernbert"
@@ -206,7 +212,7 @@ def test_variants_of_the_loss(world: World, runs: Path) -> None:
     assert moved > 10 * float((plain[name] - cached[name]).abs().max())
 
 
-def test_a_dev_split_of_its_own(world: World, runs: Path) -> None:
+def test_a_dev_split_of_its_own(world: World, runs: Path, kept: None) -> None:
     """Given dev pairs are the ones measured, and leave training if they stand there."""
     dev = world.write("dev.parquet", [row for row in world.rows if row[2]][:30])
     run(world, "--dev", str(dev), "--max-steps", "1")
@@ -216,7 +222,7 @@ def test_a_dev_split_of_its_own(world: World, runs: Path) -> None:
     assert len(train) == ROWS + 2 - 30
 
 
-def test_sts_of_the_hub_is_watched(world: World, runs: Path) -> None:
+def test_sts_of_the_hub_is_watched(world: World, runs: Path, kept: None) -> None:
     """A dataset in the hub's layout gives sts-dev_spearman, and its sentences leave training."""
     folder = world.folder / "stsb" / "data"
     folder.mkdir(parents=True)

@@ -95,9 +95,7 @@ class ToyTask:
 
 def optimise(task: ToyTask, name: str = "stable_adamw") -> torch.optim.Optimizer:
     """Return an optimizer with a rate of its own for the embeddings."""
-    return loop.make_optimizer(
-        name, task.model, learning_rate=0.05, weight_decay=0.1, embedding_rate=0.5
-    )
+    return loop.make_optimizer(name, task.model, learning_rate=0.05, weight_decay=0.1)
 
 
 def run(
@@ -296,27 +294,8 @@ def test_each_step_takes_the_scheduled_rate(open_stage: Open) -> None:
         metrics = read_metrics(stage.folder)
     wanted = [0.05 * loop.warmup_stable_decay(s, STEPS, 0.25, 0.3) for s in range(STEPS)]
     assert [line["learning_rate"] for line in metrics if "loss" in line] == pytest.approx(wanted)
-    assert [rates[0] for rates in seen] == pytest.approx(wanted)
-    assert [rates[-1] for rates in seen] == pytest.approx([rate / 2 for rate in wanted])
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_non_finite_loss_stops(open_stage: Open, value: float) -> None:
-    """NaN or infinity ends the run at once, with the step, the cure, and the weights untouched."""
-    task = ToyTask()
-    good, calls = task.loss, []
-
-    def loss(batch: torch.Tensor) -> tuple[torch.Tensor, int]:
-        calls.append(1)
-        found, tokens = good(batch)
-        return (found * value if len(calls) == 6 else found), tokens
-
-    task.loss = loss
-    stage = open_stage()
-    with pytest.raises(UserError, match=r"step 3: .*LEARNING_RATE.*--overwrite"), stage:
-        loop.train(task, optimise(task), PLAN, stage)
-    assert all(torch.isfinite(parameter).all() for parameter in task.model.parameters())
-    assert [line["step"] for line in read_metrics(stage.folder) if "loss" in line] == [1, 2]
+    for rates, rate in zip(seen, wanted, strict=True):
+        assert rates == pytest.approx([rate, rate])
 
 
 @pytest.mark.parametrize(
@@ -456,9 +435,7 @@ def test_loss_falls(open_stage: Open, name: str) -> None:
 def test_only_matrices_decay(make_student: Callable[..., nn.Module], name: str) -> None:
     """Norms, biases and the embedding table do not decay; each parameter is in one group."""
     model = make_student(masked_lm=True)
-    optimizer = loop.make_optimizer(
-        name, model, learning_rate=1e-3, weight_decay=0.01, embedding_rate=0.25
-    )
+    optimizer = loop.make_optimizer(name, model, learning_rate=1e-3, weight_decay=0.01)
     names = {id(parameter): key for key, parameter in model.named_parameters()}
     seen: list[str] = []
     for group in optimizer.param_groups:
@@ -467,7 +444,6 @@ def test_only_matrices_decay(make_student: Callable[..., nn.Module], name: str) 
             seen.append(key)
             kept = "norm" in key or "bias" in key or "tok_embeddings" in key
             assert group["weight_decay"] == (0.0 if kept else 0.01), key
-            assert group["scale"] == (0.25 if "tok_embeddings" in key else 1.0), key
         betas = group["betas"] if name == "adamw" else (group["beta1"], group["beta2"])
         assert betas == (0.9, 0.98)
         assert group["eps"] == 1e-6
@@ -489,11 +465,11 @@ def test_finish_closes_the_stage(open_stage: Open, capsys: pytest.CaptureFixture
         progress = loop.train(task, optimise(task), PLAN, stage)
         loop.finish(stage, progress, "held_out", lambda folder: None)
     assert "held_out 0.2500 -> 0.5000 in 12 steps" in capsys.readouterr().out.splitlines()[-1]
-    assert stage.record["metrics"] == {
+    assert stage.record.metrics == {
         "before": {"held_out": 0.25}, "after": {"held_out": 0.5}, "best_step": 6,
     }  # fmt: skip
-    assert stage.record["tokens"] == 3 * 20 * 10
-    assert stage.record["steps"] == STEPS
+    assert stage.record.tokens == 3 * 20 * 10
+    assert stage.record.steps == STEPS
 
 
 def test_step_sizes_grow_and_lose_nothing() -> None:
