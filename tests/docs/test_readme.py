@@ -62,7 +62,7 @@ def test_commands_are_found() -> None:
 def test_command_can_be_typed(words: list[str]) -> None:
     """Targets are in the Makefile, scripts exist, their flags are constants, inputs are there."""
     program, *rest = words
-    assert program in {"make", "python", "bash", "pip", "git", "cd", "hf"}
+    assert program in {"make", "python", "python3", "bash", "pip", "git", "cd", "hf", "source"}
     if program == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         for target in (word for word in rest if "=" not in word):
@@ -132,6 +132,18 @@ def check_asset(path: str) -> None:
     assert folder == "manifest.json" or folder in {name.partition("/")[0] for name in made}, path
     for name in filter(None, rest.split("/")):
         assert name in source or name.partition(".")[0] in source, path
+
+
+def test_the_package_is_installed_before_the_first_script_of_the_hub() -> None:
+    """From a bare clone: pins, then the package itself, then the recipe; nothing is missing."""
+    section = readme()[readme().index("### With a hub and a GPU") :]
+    first = FENCE.search(section)
+    assert first is not None
+    lines = [line.partition("#")[0].strip() for line in first[2].splitlines()]
+    assert lines[0] == "python3 -m venv .venv && source .venv/bin/activate"
+    pins = lines.index("pip install -r requirements.txt")
+    package = lines.index("pip install --no-deps -e .")
+    assert pins < package < lines.index("bash recipes/small_v2.sh")
 
 
 def test_links_and_paths_exist() -> None:
