@@ -86,9 +86,9 @@ def main() -> None:
         pooling = students.read_pooling(student_folder) if POOLING == "student" else POOLING
         max_tokens = MAX_TOKENS or students.read_max_tokens(student_folder, model.config)
         backend = load_backend(student_folder, max_tokens)
-        key = f"{stage.record.inputs}{max_tokens}"
+        key = f"{stage.record['inputs']}{max_tokens}"
         cache = stage.scratch
-        held_out_rows = min(HELD_OUT_ROWS, found.rows["held_out"])
+        held_out_rows = min(HELD_OUT_ROWS, found.counts["held_out"])
         tokens = {
             split: store(found.texts(split), backend, cache / split, key)
             for split in ("train", "held_out")
@@ -119,7 +119,7 @@ def main() -> None:
             max_tokens=max_tokens,
             pooling=pooling,
         )
-        stage.record.rows = {"train": found.rows["train"], "held_out": held_out_rows}
+        stage.record.rows = {"train": found.counts["train"], "held_out": held_out_rows}
         loop.finish(stage, outcome, SELECT_BY, lambda folder: students.check_reload(folder, model))
 
 

@@ -179,7 +179,7 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
     if not len(train):
         raise UserError(
             f"{found.folder} has no row to train on (dropped: {dropped or 'none'}; without a "
-            f"negative: {read:,}); {triplets.REMAKE}"
+            f"negative: {read:,}); {found.cure}"
         )
     stage.record.facts["judge"] = {"name": found.judge, "scale": found.scale}
     stage.record.rows = {

@@ -1,6 +1,6 @@
 r"""Let a judge score pairs and triplets, mend or drop the wrong ones, and mine hard negatives.
 
-Reads: pairs (hub datasets by their names in small_modernbert/data/pair_sources.py, Parquet files
+Reads: pairs (hub datasets by their names in small_modernbert/data/source_tables.py, Parquet files
     with anchor and positive, or folders of them), a judge, and a miner.
 Writes: final/{train,dev}/shard-*.parquet with anchor, positive, negatives, positive_score,
     negative_scores (0 to 1) and source; final/triplets.json; final/examples.md.
@@ -104,30 +104,29 @@ def main() -> None:
         )
         relabeller = prepare(judge, encoder, found, work)
         total = sum(found.rows.values())
-        shards, rows, facts = {}, {}, []
+        shards, facts = {}, []
         with report.progress(description="judge", total=total, unit=" rows") as bar:
             for split in triplets.SPLITS:
                 paths = write_shards(stage, relabeller, found, split, bar.update)
                 facts += [triplets.read_facts(path) for path in paths]
                 shards[split] = len(paths)
-                rows[split] = sum(triplets.count_rows(path) for path in paths)
         merged = judgements.merge(facts, EXAMPLES)
         read = offline_assets.counts_table(found.counts)
         heading = f"Judge {JUDGE}; miner {MINER or JUDGE}."
         storage.write_text(
             stage.building / "examples.md", judgements.markdown(heading, read, merged)
         )
-        storage.write_json(
-            stage.building / triplets.INDEX,
+        triplets.write_index(
+            stage.building,
+            shards,
             {
-                "rows": rows,
-                "shards": shards,
                 "judge": judge.name,
                 "scale": judge.scale,
                 "read": found.counts,
                 "judged": merged["counts"],
             },
         )
+        rows = triplets.open_triplets(stage.building).counts
         stage.record.rows = {**rows, "read": found.counts, "judged": merged["counts"]}
         stage.record.metrics = {"judge_agreement": judgements.agreement(merged["counts"])}
         for line in (*read.splitlines(), *judgements.table(merged["counts"]).splitlines()):
@@ -137,7 +136,7 @@ def main() -> None:
         stage.finish(
             f"{total:,} rows judged by {judge.name} -> {sum(rows.values()):,} "
             f"({rows['dev']:,} of them dev)",
-            verify=check_triplets,
+            verify=lambda folder: triplets.open_triplets(folder).verify(),
         )
 
 
@@ -174,23 +173,23 @@ def find_pairs(reference: str) -> Path | str:
     Raises:
         UserError: it is none of these, or a file lacks a column.
     """
-    from small_modernbert.data import pair_sources
+    from small_modernbert.data import pairs, source_tables
 
     place: Path | str = reference
-    if reference not in pair_sources.SOURCES:
+    if reference not in source_tables.PAIR_SOURCES:
         found = references.find_file(reference, "PAIRS", ASSETS) or references.locate(
             reference, RECIPE
         )
         place = found or reference
-    pair_sources.find_sources(place)
+    pairs.find_sources(place)
     return place
 
 
 def hub_id(name: str) -> str:
     """Return what the stage remembers of a row in the table: its id, config and revision."""
-    from small_modernbert.data.pair_sources import SOURCES
+    from small_modernbert.data.source_tables import PAIR_SOURCES
 
-    source = SOURCES[name]
+    source = PAIR_SOURCES[name]
     return f"{source.id}/{source.config or ''}@{source.revision or 'newest'}"
 
 
@@ -249,7 +248,7 @@ def prepare(judge: Judge, encoder: Encoder, found: Gathered, work: Path) -> Rela
     """Encode the pools, once, and index their words."""
     import dataclasses
 
-    from small_modernbert.data import triplets
+    from small_modernbert.data import keys, triplets
     from small_modernbert.labelling import judges, mining, relabelling
 
     vectors = mining.Vectors(encoder)
@@ -258,7 +257,7 @@ def prepare(judge: Judge, encoder: Encoder, found: Gathered, work: Path) -> Rela
         texts = found.pool(split)
         if texts:
             encoded = encoder.encode_to(work / f"{split}_pool.npy", texts, f"encode {split} pool")
-            pools[split] = mining.Pool(texts, triplets.words_keys(texts), encoded)
+            pools[split] = mining.Pool(texts, keys.words_keys(texts), encoded)
             vectors.add_pool(pools[split])
     if judge.encoder is encoder:
         # One model: what it has encoded to mine with, it need not encode again to judge.
@@ -283,16 +282,6 @@ def write_shards(
             triplets.write_shard(paths[-1], *relabeller.relabel(pairs, split))
         advance(len(pairs))
     return paths
-
-
-def check_triplets(folder: Path) -> None:
-    """Read every shard back; a row that is missing fails the stage."""
-    from small_modernbert.data.triplets import open_triplets
-
-    found = open_triplets(folder)
-    for split in found.counts:
-        for _ in found.batches(split):
-            pass
 
 
 if __name__ == "__main__":

@@ -201,7 +201,7 @@ def gather_pairs(
     elif Path(place).exists():
         splits = graded_pairs.read_folder(Path(place), HELD_OUT_PAIRS, SEED, MAX_LOST_SHARE)
     else:
-        splits = graded_pairs.read_hub(place)
+        splits = graded_pairs.read_hub(place, MAX_LOST_SHARE)
     texts = {one.name: [*one.queries, *one.documents] for one in sets}
     if sentence_pairs is not None:
         texts[sentence_pairs.name] = [*sentence_pairs.first, *sentence_pairs.second]

@@ -1,7 +1,7 @@
 r"""Train the blank student on pairs and triplets of texts, as the first generation was.
 
 Reads: a student (build_and_save_small_modernbert.py); pairs by name from the hub (the table is in
-    small_modernbert/data/pair_sources.py), Parquet files or folders of them.
+    small_modernbert/data/source_tables.py), Parquet files or folders of them.
 Writes: final/, a sentence-transformers folder; checkpoints/, metrics.jsonl.
 
     python train_small_modernbert.py --recipe small_v1
@@ -152,29 +152,27 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
 
     A resumed run reads what was written: it goes on with the very same rows.
     """
-    from small_modernbert.data import evaluation_sets, examples, offline_assets, triplets
+    from small_modernbert.data import evaluation_sets, examples, offline_assets, pairs
     from small_modernbert.evaluation import watching
-    from small_modernbert.runs import storage
     from small_modernbert.runs.errors import UserError
 
     place = inputs.get("sentence pairs")
     path = place if isinstance(place, Path) else None
-    pairs = evaluation_sets.load_sentence_pairs(STS, path, "validation") if STS else None
+    graded = evaluation_sets.load_sentence_pairs(STS, path, "validation") if STS else None
     sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
     folder = stage.scratch / "rows"
-    index = folder / examples.ROWS_INDEX
-    if not index.exists():
-        counts = triplets.PairCounts()
+    if not (folder / examples.LAYOUT.index).exists():
+        counts = pairs.PairCounts()
         given = [inputs[f"PAIRS {reference}"] for reference in PAIRS]
-        found = list(triplets.read_pairs(*given, seed=SEED, counts=counts, max_lost=MAX_LOST_SHARE))
-        triplets.check_sources(SOURCES, counts)
+        found = list(pairs.read_pairs(*given, seed=SEED, counts=counts, max_lost=MAX_LOST_SHARE))
+        pairs.check_sources(SOURCES, counts)
         for source in set(counts.kept) - set(SOURCES or counts.kept):
-            counts.move(source, triplets.NOT_ASKED_FOR, counts.kept[source])
+            counts.move(source, pairs.NOT_ASKED_FOR, counts.kept[source])
         found = [pair for pair in found if not SOURCES or pair.source in SOURCES]
         dev = []
         if DEV:
             place = inputs[f"DEV {DEV}"]
-            dev = list(triplets.read_pairs(place, seed=SEED, split="dev", cap=DEV_ROWS))
+            dev = list(pairs.read_pairs(place, seed=SEED, split="dev", cap=DEV_ROWS))
         parted = examples.part(found, dev, DEV_ROWS, SEED)
         sources = [pair.source for pair in parted[0]]
         chosen = examples.draw(sources, ROWS, SEED, evenly=MIX == "round_robin")
@@ -183,12 +181,14 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
             stages.logger.info("%s", line)
         splits = {split: list(examples.from_pairs(some)) for split, some in rows.items()}
         examples.write_rows(folder, splits, {"read": counts.to_json()})
-    dev_rows, _ = examples.collect(examples.reopen_rows(folder, "dev"))
-    watched = watching.Watched(watching.HeldOutTriplets(dev_rows.with_negatives()), pairs, sets)
-    train, dropped = examples.collect(examples.reopen_rows(folder, "train"), watched.texts())
+    stored = examples.reopen_rows(folder)
+    dev_rows, _ = examples.collect(examples.rows_of(stored, "dev"))
+    watched = watching.Watched(watching.HeldOutTriplets(dev_rows.with_negatives()), graded, sets)
+    train, dropped = examples.collect(examples.rows_of(stored, "train"), watched.texts())
     if not len(train):
         raise UserError(f"PAIRS leave no row to train on (dropped: {dropped or 'none'}); give more")
-    stage.record.rows = storage.read_json(index, f"remove {folder}") | {
+    stage.record.rows = {
+        "read": stored.index["read"],
         "train": len(train),
         "dev": len(dev_rows),
         "dev_with_negatives": len(watched.held_out),

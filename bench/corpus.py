@@ -113,9 +113,9 @@ def described(paths: list[str]) -> list[Any]:
     """Return the sources as rows of our table."""
     import dataclasses
 
-    from small_modernbert.data import corpora
+    from small_modernbert.data.source_tables import TEXT_SOURCES
 
-    offline = corpora.SOURCES["offline"]
+    offline = TEXT_SOURCES["offline"]
     return [dataclasses.replace(offline, name=Path(path).stem, id=path) for path in paths]
 
 
@@ -133,11 +133,11 @@ def ours(
     import pyarrow.parquet as pq
 
     from mlm import create_dataset
-    from small_modernbert.data import corpora
+    from small_modernbert.data.source_tables import TEXT_SOURCES
 
     os.environ["RUNS"] = f"{folder}/runs"
     table = {source.name: source for source in described(sources)}
-    corpora.SOURCES.update(table)
+    TEXT_SOURCES.update(table)
     rows = sum(pq.read_metadata(path).num_rows for path in sources)
 
     def work(number: int, clock: harness.Clock) -> harness.Work:
@@ -173,15 +173,16 @@ def peer(
     from datasets import concatenate_datasets, load_dataset
     from tokenizers import Tokenizer
 
-    from small_modernbert.data import corpora
-    from small_modernbert.data.cleaning import Chunker, Reason, clean
+    from small_modernbert.data.chunking import Chunker
+    from small_modernbert.data.cleaning import Reason, clean
+    from small_modernbert.data.sources import flatten as texts_of
 
     chunker = Chunker(Tokenizer.from_file(f"{tokenizer}/tokenizer.json"), max_tokens, memo=False)
     rows = sum(pq.read_metadata(path).num_rows for path in sources)
 
     def flatten(batch: dict[str, list[Any]], source: Any) -> dict[str, list[Any]]:  # noqa: ANN401  a Source
         texts, labels = [], []
-        for cell, label in corpora.flatten(source, batch):
+        for cell, label in texts_of(source, batch):
             text = clean(cell, min_characters)
             if not isinstance(text, Reason):
                 texts.append(text)
@@ -225,11 +226,11 @@ def texts_of_one(folder: Path) -> int:
     """
     import pyarrow.parquet as pq
 
-    from small_modernbert.data import corpora
-    from small_modernbert.data.duplicates import text_key
+    from small_modernbert.data.corpus import open_corpus
+    from small_modernbert.data.keys import text_key
 
     built = folder / "runs" / "round-1" / "mlm" / "create_dataset" / "final"
-    mine = {text_key(text) for text in corpora.texts(built)}
+    mine = {text_key(text) for text in open_corpus(built).texts()}
     table = pq.read_table(folder / "peer-1.parquet", columns=["text"])
     return len(mine ^ {text_key(text) for text in table["text"].to_pylist()})
 

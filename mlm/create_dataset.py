@@ -19,12 +19,12 @@ from small_modernbert.runs import references, report, settings, stages, storage
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
-    from small_modernbert.data.corpora import Source
     from small_modernbert.data.corpus_building import Spill
     from small_modernbert.data.duplicates import MinHash
+    from small_modernbert.data.sources import TextSource
 
 # Inputs
-SOURCES: list[str] = ["msmarco", "philosophy", "npr", "finewiki"]  # rows of the table in corpora.py
+SOURCES: list[str] = ["msmarco", "philosophy", "npr", "finewiki"]  # rows of TEXT_SOURCES
 OFFLINE_TEXT: str = "assets/text/train.parquet"  # the source "offline": any Parquet file like it
 TOKENIZER: str = "answerdotai/ModernBERT-base"  # counts tokens: a stage, a folder or a hub id
 TOKENIZER_REVISION: str = ""  # of a hub id; empty takes the newest
@@ -69,38 +69,35 @@ def main() -> None:
     with stages.Stage(globals(), inputs=inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.data import corpora, corpus_building, corpus_selection, duplicates
+        from small_modernbert.data import corpus, corpus_building, corpus_selection, duplicates
 
         near = duplicates.MinHash(NUM_PERMUTATIONS, NEAR_THRESHOLD, SEED)
         minhash = near if DEDUPLICATE_NEAR else None
-        spilled = spill_sources(sources, tokenizer_file, minhash, stage.scratch)
-        begun = time.monotonic()
+        spills = spill_sources(sources, tokenizer_file, minhash, stage.scratch)
         choice = corpus_selection.choose(
-            spilled, minhash, MAX_TEXTS, PASSAGE_TOKENS, PASSAGE_SHARE, SEED
+            spills, minhash, MAX_TEXTS, PASSAGE_TOKENS, PASSAGE_SHARE, SEED
         )
-        counts = corpus_selection.tabulate(spilled, choice, HELD_OUT_ROWS)
-        kept = sum(row["kept"] for row in counts.values())
-        if kept <= HELD_OUT_ROWS:
-            raise UserError(
-                f"{kept:,} texts are left, and {HELD_OUT_ROWS:,} are to be held out; "
-                f"lower --held-out-rows or --min-characters, or add sources"
-            )
-        logger.info("chose %s texts in %.1f s", f"{kept:,}", time.monotonic() - begun)
-        begun = time.monotonic()
+        counts = corpus_selection.tabulate(spills, choice, HELD_OUT_ROWS)
+        check_enough(counts)
         storage.remove(stage.building)
         shards = corpus_building.write_shards(
-            spilled,
+            spills,
             choice.place,
             HELD_OUT_ROWS,
             SHARD_ROWS,
             stage.building,
             stage.scratch / "scatter",
         )
-        logger.info("wrote %d shards in %.1f s", len(shards), time.monotonic() - begun)
-        tokens = write_manifest(stage.building, sources, shards, counts, tokenizer_file)
+        write_card(stage.building, sources, counts)
+        total = corpus_selection.total(counts)
+        corpus.write_index(
+            stage.building, shards, counts, total["tokens"], MAX_TOKENS, tokenizer_file
+        )
         stage.record.rows = counts
-        read = sum(row["read"] for row in counts.values())
-        stage.finish(f"{read:,} texts → {kept:,} of {tokens:,} tokens", corpora.verify)
+        stage.finish(
+            f"{total['read']:,} texts → {total['kept']:,} of {total['tokens']:,} tokens",
+            verify=lambda folder: corpus.open_corpus(folder).verify(),
+        )
 
 
 def check_settings() -> None:
@@ -125,11 +122,11 @@ def check_settings() -> None:
             raise UserError(f"{flag} {value} is too small; at least {least}")
 
 
-def resolve_sources() -> "list[Source]":
+def resolve_sources() -> "list[TextSource]":
     """Return the rows of the table of sources, with the offline text's real path."""
-    from small_modernbert.data import corpora
+    from small_modernbert.data import source_tables
 
-    sources = corpora.select(SOURCES)
+    sources = source_tables.select_texts(SOURCES)
     text = Path(OFFLINE_TEXT).expanduser()
     path = next(
         (base / text for base in (references.ROOT, Path.cwd()) if (base / text).exists()), text
@@ -140,7 +137,7 @@ def resolve_sources() -> "list[Source]":
     ]
 
 
-def reference(source: "Source") -> Path | str:
+def reference(source: "TextSource") -> Path | str:
     """Return what the stage remembers of a source: a file, or a hub id with its revision.
 
     Raises:
@@ -168,48 +165,58 @@ def find_tokenizer() -> Path:
 
 
 def spill_sources(
-    sources: "list[Source]", tokenizer_file: Path, minhash: "MinHash | None", folder: Path
+    chosen: "list[TextSource]", tokenizer_file: Path, minhash: "MinHash | None", folder: Path
 ) -> "list[Spill]":
     """Clean, cut and fingerprint every source; those that are done are taken up."""
-    from small_modernbert.data import corpora, corpus_building, workers
+    from small_modernbert.data import corpus_building, sources, workers
     from small_modernbert.data.cleaning import USELESS
 
-    counted = [corpora.count_source(source) for source in sources]
+    counted = [sources.count_source(source) for source in chosen]
     few = None not in counted and sum(counted) < FEW_ROWS
     processes = 1 if few else WORKERS or workers.processors()
-    spilled = []
+    spills = []
     with workers.pool(processes) as executor:
-        for source in sources:
+        for source in chosen:
             begun = time.monotonic()
-            place = folder / source.name
-            done = "was read before" if (place / corpus_building.COUNTS).exists() else "read"
             preparation = corpus_building.Preparation(
                 source, tokenizer_file, MAX_TOKENS, minhash, MIN_CHARACTERS
             )
-            spill = corpus_building.write_spill(place, preparation, SEED, executor)
-            lost = {one: sum(row.get(one, 0) for row in spill.counts.values()) for one in USELESS}
-            read = sum(row["read"] for row in spill.counts.values())
-            corpora.check_lost(f"source {source.name}", read, lost, MAX_LOST_SHARE)
-            spilled.append(spill)
+            spill = corpus_building.write_spill(folder / source.name, preparation, SEED, executor)
+            counts = spill.source_counts.values()
+            lost = {reason: sum(row.get(reason, 0) for row in counts) for reason in USELESS}
+            read = sum(row["read"] for row in counts)
+            sources.check_lost(f"source {source.name}", read, lost, MAX_LOST_SHARE)
+            spills.append(spill)
             logger.info(
-                "%s: %s, %s rows in %.1f s · %s",
-                *(source.name, done, f"{spill.rows:,}", time.monotonic() - begun, source.licence),
+                "%s: %s rows in %.1f s · %s",
+                *(source.name, f"{spill.rows:,}", time.monotonic() - begun, source.licence),
             )
-    return spilled
+    return spills
 
 
-def write_manifest(
-    folder: Path,
-    sources: "list[Source]",
-    shards: dict[str, dict[str, object]],
-    counts: dict[str, dict[str, int]],
-    tokenizer_file: Path,
-) -> int:
-    """Write corpus.json and corpus.md, log the table; return the number of tokens kept."""
-    columns = list(next(iter(counts.values())))
-    total = {name: sum(row[name] for row in counts.values()) for name in columns}
+def check_enough(counts: dict[str, dict[str, int]]) -> None:
+    """Refuse a corpus of which nothing is left to train on.
+
+    Raises:
+        UserError: with the flags to change.
+    """
+    kept = sum(row["kept"] for row in counts.values())
+    if kept <= HELD_OUT_ROWS:
+        raise UserError(
+            f"{kept:,} texts are left, and {HELD_OUT_ROWS:,} are to be held out; "
+            f"lower --held-out-rows or --min-characters, or add sources"
+        )
+
+
+def write_card(
+    folder: Path, sources: "list[TextSource]", counts: dict[str, dict[str, int]]
+) -> None:
+    """Write corpus.md, and log its table."""
+    from small_modernbert.data import corpus_selection
+
+    total = corpus_selection.total(counts)
     # A column of zeros says nothing; the JSON has them all.
-    shown = [name for name in columns if total[name] or name in ("read", "kept", "tokens")]
+    shown = [name for name in total if total[name] or name in ("read", "kept", "tokens")]
     rows = [[label, *(row[name] for name in shown)] for label, row in counts.items()]
     table = report.table(["source", *shown], [*rows, ["all", *(total[name] for name in shown)]])
     for line in table.splitlines():
@@ -219,19 +226,6 @@ def write_manifest(
     storage.write_text(
         folder / "corpus.md", f"# Corpus\n\n{sizes}\n\n{table}\n\nLicences:\n\n{licences}\n"
     )
-    storage.write_json(
-        folder / "corpus.json",
-        {
-            "rows": total["kept"] - total["held out"],
-            "held_out": total["held out"],
-            "tokens": total["tokens"],
-            "max_tokens": MAX_TOKENS,
-            "tokenizer_digest": storage.sha256_file(tokenizer_file),
-            "shards": shards,
-            "sources": counts,
-        },
-    )
-    return total["tokens"]
 
 
 if __name__ == "__main__":

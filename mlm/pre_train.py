@@ -67,7 +67,7 @@ def main() -> None:
             return
         import torch
 
-        from small_modernbert.data import corpora
+        from small_modernbert.data.corpus import open_corpus
         from small_modernbert.data.token_store import store
         from small_modernbert.models import precision, students
         from small_modernbert.models.loading import load_backend
@@ -79,9 +79,10 @@ def main() -> None:
         model.to(precision.default_device())
         tokenizer = students.load_tokenizer(student_folder)
         backend = load_backend(student_folder, SEQUENCE_TOKENS)
+        texts = open_corpus(corpus)
         tokens = {
             split: store(
-                corpora.texts(corpus, split),
+                texts.texts(split),
                 backend,
                 stage.scratch / split,
                 f"{stage.record.inputs}{SEQUENCE_TOKENS}",
@@ -98,9 +99,7 @@ def main() -> None:
             probability=MASKING,
             precision=precision.settle(stage, PRECISION, model.device),
             seed=SEED,
-            weights=masked_lm.mixture_weights(MIXTURE, corpora.sources(corpus))
-            if MIXTURE
-            else None,
+            weights=masked_lm.mixture_weights(MIXTURE, texts.sources()) if MIXTURE else None,
         )
         optimizer, plan = loop.prepare(
             globals(),

@@ -8,14 +8,16 @@ BERT whose word vectors know the topics, so that it really is better than chance
 import dataclasses
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from small_modernbert.data import offline_assets, offline_tasks
+import pyarrow as pa
+
+from small_modernbert.data import corpus, offline_assets, offline_tasks, shards
 from small_modernbert.data.leaks import LeakFilter
 from small_modernbert.data.offline_tasks import Document, TrainingFiles
+from small_modernbert.data.pairs import Pair
 from small_modernbert.data.retrieval_sets import RetrievalSet
-from small_modernbert.data.triplets import Pair
 from small_modernbert.runs import storage
 
 TEACHER = "all-MiniLM-L6-v2"
@@ -314,4 +316,15 @@ def make_miniature_assets(folder: Path, seed: int = 0) -> Path:
     storage.write_json(
         folder / offline_assets.MANIFEST, {"format": offline_assets.FORMAT, "parts": parts}
     )
+    return folder
+
+
+def make_corpus(folder: Path, splits: Mapping[str, Sequence[str]]) -> Path:
+    """Write a corpus of these texts, one shard a split; return `folder`."""
+    for split, texts in splits.items():
+        rows = [{"text": text, "source": "toy", "tokens": len(text.split())} for text in texts]
+        table = pa.Table.from_pylist(rows, schema=corpus.SCHEMA)
+        shards.write_shard(shards.shard_path(folder, split, 0), table, corpus.SCHEMA)
+    facts = {"tokens": 3 * sum(map(len, splits.values())), "max_tokens": 128, "sources": {}}
+    shards.write_index(folder, corpus.LAYOUT, dict.fromkeys(splits, 1), facts)
     return folder

@@ -1,8 +1,8 @@
 """From sources to shards through the disk, so that memory does not grow with the texts.
 
-Each source is cleaned, cut and fingerprinted once, into a *spill* of its own: a Parquet file and,
-written last, its counts, which mark it as done. What is kept and in which order is decided on the
-fingerprints of all of them (see selection.py); then the texts are read once more and scattered to
+Each source is cleaned, cut and fingerprinted once, into a *spill* of its own: a folder of one
+shard. What is kept and in which order is decided on the fingerprints of all of them (see
+corpus_selection.py); then the texts are read once more and scattered to
 the shards. A rerun after a kill takes up the spills that are done.
 
 Memory: one batch of rows while a spill is written; one shard of texts, or `SCATTER_ROWS` of them,
@@ -20,63 +20,61 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from small_modernbert.data import corpora, workers
-from small_modernbert.data.cleaning import Chunker, Reason, clean
-from small_modernbert.data.duplicates import MinHash, text_key
+from small_modernbert.data import corpus, parquet, shards, sources, workers
+from small_modernbert.data.chunking import Chunker
+from small_modernbert.data.cleaning import Reason, clean
+from small_modernbert.data.duplicates import MinHash
+from small_modernbert.data.keys import text_key
 from small_modernbert.runs import report, storage
-from small_modernbert.runs.errors import UserError
 
 # Rows in memory before they are handed to the files of their shards.
 SCATTER_ROWS = 50_000
-ROWS, COUNTS = "rows.parquet", "done.json"
+
+# What is read of a row again and again is not its text; fingerprints are any columns beside these.
+SPILL = shards.Layout(
+    index="spill.json",
+    columns=corpus.LAYOUT.columns,
+    splits=("rows",),
+    cure="remove {folder} and run the same command again",
+    facts={"counts": dict},
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Spill:
+class Spill(shards.ShardFolder):
     """A source's cleaned rows on disk."""
 
-    folder: Path
-    counts: dict[str, dict[str, int]]  # label -> "read", "extra chunks" and reasons -> texts
+    @property
+    def source_counts(self) -> dict[str, dict[str, int]]:
+        """Label -> "read", "extra chunks" and reasons -> texts."""
+        return self.index["counts"]
 
     @property
     def rows(self) -> int:
         """Number of rows."""
-        return pq.read_metadata(self.folder / ROWS).num_rows
+        return self.counts["rows"]
 
-    def batches(self, columns: list[str]) -> Iterator["pa.RecordBatch"]:
-        """Yield its rows in order.
-
-        Raises:
-            UserError: the file is damaged.
-        """
-        path = self.folder / ROWS
-        try:
-            file = pq.ParquetFile(path, page_checksum_verification=True)
-            yield from file.iter_batches(corpora.READ_ROWS, columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{path} is damaged ({error}); remove {self.folder} and run the same command again"
-            ) from None
+    def columns(self, *names: str) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of the rows, in order; see `shards.ShardFolder.batches`."""
+        return self.batches("rows", names, sources.READ_ROWS)
 
     def numbers(self, name: str) -> NDArray[Any]:
         """Return a column of numbers."""
-        parts = [batch.column(0).to_numpy() for batch in self.batches([name])]
+        parts = [batch.column(0).to_numpy() for batch in self.columns(name)]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
 
     def label_numbers(self, labels: list[str]) -> NDArray[np.int32]:
         """Return every row's label as its place in `labels`."""
         known = pa.array(labels, pa.string())
-        places = (pc.index_in(batch.column(0), known) for batch in self.batches(["source"]))
+        places = (pc.index_in(batch.column(0), known) for batch in self.columns("source"))
         parts = [place.to_numpy(zero_copy_only=False) for place in places]
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
 
     def signatures(self, rows: NDArray[np.int64]) -> NDArray[np.uint16]:
         """Return (rows, permutations) signatures of some rows, given in ascending order."""
         parts, begin, width = [], 0, 0
-        for batch in self.batches(["signature"]):
+        for batch in self.columns("signature"):
             low, high = np.searchsorted(rows, (begin, begin + batch.num_rows))
             column = batch.column(0)
             width = column.type.byte_width // 2
@@ -97,7 +95,7 @@ class Preparation:
         min_characters: see `cleaning.clean`.
     """
 
-    source: corpora.Source
+    source: sources.TextSource
     tokenizer_file: Path
     max_tokens: int
     minhash: MinHash | None
@@ -106,7 +104,7 @@ class Preparation:
     @property
     def schema(self) -> pa.Schema:
         """The columns of a spill."""
-        fields = [*corpora.shard_schema(), pa.field("key", pa.uint64())]
+        fields = [*corpus.SCHEMA, pa.field("key", pa.uint64())]
         if self.minhash is not None:
             fields.append(pa.field("signature", pa.binary(2 * self.minhash.permutations)))
             fields += [pa.field(f"band{band}", pa.uint64()) for band in range(self.minhash.bands)]
@@ -121,7 +119,7 @@ class Preparation:
         """
         counts: dict[str, Counter[str]] = {}
         texts, labels = [], []
-        for cell, label in corpora.flatten(self.source, batch):
+        for cell, label in sources.flatten(self.source, batch):
             counter = counts.setdefault(label, Counter())
             counter["read"] += 1
             text = clean(cell, self.min_characters)
@@ -131,31 +129,30 @@ class Preparation:
                 texts.append(text)
                 labels.append(label)
         chunker = _chunker(self.tokenizer_file, self.max_tokens)
-        chunked = chunker.chunk(texts)
-        for pieces, label in zip(chunked, labels, strict=True):
+        rows: list[tuple[str, str, int]] = []
+        for pieces, label in zip(chunker.chunk(texts), labels, strict=True):
             counts[label]["extra chunks"] += len(pieces) - 1
-        kept = [text for pieces in chunked for text, _ in pieces]
-        columns: list[Any] = [
-            pa.array(kept, pa.string()),
-            pa.array(
-                [label for pieces, label in zip(chunked, labels, strict=True) for _ in pieces],
-                pa.string(),
-            ),
-            pa.array([tokens for pieces in chunked for _, tokens in pieces], pa.int32()),
-            pa.array([text_key(text) for text in kept], pa.uint64()),
+            rows.extend((text, label, tokens) for text, tokens in pieces)
+        columns = zip(*rows, strict=True) if rows else ([], [], [])
+        arrays = [
+            pa.array(cells, field.type) for cells, field in zip(columns, corpus.SCHEMA, strict=True)
         ]
-        if self.minhash is not None:
-            signatures = self.minhash.signatures(chunker.words.ids(kept))
-            columns.append(
-                pa.FixedSizeBinaryArray.from_buffers(
-                    pa.binary(2 * self.minhash.permutations),
-                    len(kept),
-                    [None, pa.py_buffer(np.ascontiguousarray(signatures))],
-                )
-            )
-            columns += [pa.array(hashes) for hashes in self.minhash.band_hashes(signatures).T]
-        rows = len(batch[self.source.columns[0]])
-        return rows, pa.RecordBatch.from_arrays(columns, schema=self.schema), counts
+        arrays += self._fingerprints([text for text, _, _ in rows], chunker)
+        read = len(batch[self.source.columns[0]])
+        return read, pa.RecordBatch.from_arrays(arrays, schema=self.schema), counts
+
+    def _fingerprints(self, texts: list[str], chunker: Chunker) -> list[pa.Array]:
+        """Return the columns by which duplicates are known."""
+        keys = pa.array([text_key(text) for text in texts], pa.uint64())
+        if self.minhash is None:
+            return [keys]
+        signatures = self.minhash.signatures(chunker.words.ids(texts))
+        stored = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(2 * self.minhash.permutations),
+            len(texts),
+            [None, pa.py_buffer(np.ascontiguousarray(signatures))],
+        )
+        return [keys, stored, *map(pa.array, self.minhash.band_hashes(signatures).T)]
 
 
 @functools.lru_cache(maxsize=1)
@@ -176,30 +173,35 @@ def write_spill(
         seed: of a capped source's choice of rows.
         executor: the processes that prepare; see `workers.pool`.
     """
-    done = folder / COUNTS
-    if done.exists():
-        return Spill(folder, storage.read_json(done, f"remove {folder} and run again"))
+    if (folder / SPILL.index).exists():
+        return open_spill(folder, preparation.schema)
     storage.remove(folder)
-    folder.mkdir(parents=True)
     counts: dict[str, Counter[str]] = {}
     source = preparation.source
-    total = corpora.count_source(source)
-    batches = corpora.read_source(source, seed)
-    with (
-        pq.ParquetWriter(
-            folder / ROWS, preparation.schema, compression="lz4", write_page_checksum=True
-        ) as writer,
-        report.progress(description=f"read {source.name}", total=total, unit=" rows") as bar,
-    ):
-        for rows, prepared, found in workers.ordered_map(executor, preparation, batches):
-            for label, counter in found.items():
-                counts.setdefault(label, Counter()).update(counter)
-            if prepared.num_rows:
-                writer.write_batch(prepared)
-            bar.update(rows)
-    storage.fsync_path(folder / ROWS)
-    storage.write_json(done, counts)
-    return Spill(folder, {label: dict(counter) for label, counter in counts.items()})
+    batches = sources.read_source(source, seed)
+
+    def prepared() -> Iterator[pa.RecordBatch]:
+        total = sources.count_source(source)
+        with report.progress(description=f"read {source.name}", total=total, unit=" rows") as bar:
+            for rows, batch, counted in workers.ordered_map(executor, preparation, batches):
+                for label, counter in counted.items():
+                    counts.setdefault(label, Counter()).update(counter)
+                if batch.num_rows:
+                    yield batch
+                bar.update(rows)
+
+    shards.write_shard(shards.shard_path(folder, "rows", 0), prepared(), preparation.schema)
+    shards.write_index(folder, SPILL, {"rows": 1}, {"counts": counts})
+    return open_spill(folder, preparation.schema)
+
+
+def open_spill(folder: Path, schema: pa.Schema) -> Spill:
+    """Open a source's cleaned rows with all the columns that they have."""
+    kinds: dict[str, parquet.Kind] = {
+        field.name: SPILL.columns.get(field.name, "any") for field in schema
+    }
+    layout = dataclasses.replace(SPILL, columns=kinds)
+    return Spill(folder, layout, shards.read_index(folder, layout))
 
 
 def write_shards(
@@ -209,8 +211,8 @@ def write_shards(
     shard_rows: int,
     folder: Path,
     scratch: Path,
-) -> dict[str, dict[str, Any]]:
-    """Write the kept rows in their order to `folder`; return the manifest's entries.
+) -> dict[str, int]:
+    """Write the kept rows in their order to `folder`; return the number of shards by split.
 
     Rows go to one file a shard in `scratch` as they are read, and each shard is put in order in
     memory afterwards.
@@ -223,34 +225,35 @@ def write_shards(
         folder: of the corpus.
         scratch: a folder to use and to remove.
     """
-    held_out = [(f"held_out/shard-{0:05d}.parquet", 0, held_out_rows)] if held_out_rows else []
     kept = int((places >= 0).sum())
-    train = [
-        (f"train/shard-{number:05d}.parquet", begin, min(begin + shard_rows, kept))
-        for number, begin in enumerate(range(held_out_rows, kept, shard_rows))
+    begins = {
+        "held_out": [0] if held_out_rows else [],
+        "train": list(range(held_out_rows, kept, shard_rows)),
+    }
+    paths = [
+        shards.shard_path(folder, split, number)
+        for split, starts in begins.items()
+        for number in range(len(starts))
     ]
-    shards = held_out + train
     storage.remove(scratch)
     scratch.mkdir(parents=True)
-    _scatter(spills, places, np.array([begin for _, begin, _ in shards]), scratch)
-    entries = {}
-    for number, (name, _, _) in enumerate(
-        report.progress(shards, description="write shards", unit=" shards")
+    _scatter(spills, places, np.array(sum(begins.values(), [])), scratch)
+    for number, path in enumerate(
+        report.progress(paths, description="write shards", unit=" shards")
     ):
-        path = scratch / str(number)
-        with pa.OSFile(str(path)) as stream, pa.ipc.open_stream(stream) as reader:
-            table = reader.read_all()
-        table = table.sort_by("place").drop_columns(["place"])
-        entries[name] = corpora.write_shard(folder / name, table)
-        storage.remove(path)
+        part = scratch / str(number)
+        with pa.OSFile(str(part)) as stream, pa.ipc.open_stream(stream) as reader:
+            table = reader.read_all().sort_by("place").drop_columns(["place"])
+        shards.write_shard(path, table, corpus.SCHEMA)
+        storage.remove(part)
     storage.remove(scratch)
-    return entries
+    return {split: len(starts) for split, starts in begins.items()}
 
 
 def _scatter(
     spills: list[Spill], places: NDArray[np.int64], begins: NDArray[np.int64], scratch: Path
 ) -> None:
-    schema = corpora.shard_schema().append(pa.field("place", pa.int64()))
+    schema = corpus.SCHEMA.append(pa.field("place", pa.int64()))
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     writers = [
         pa.ipc.new_stream(str(scratch / str(number)), schema, options=options)
@@ -266,7 +269,7 @@ def _scatter(
     waiting: list[pa.RecordBatch] = []
     begin = held = 0
     for spill in spills:
-        for batch in spill.batches(corpora.shard_schema().names):
+        for batch in spill.columns(*corpus.SCHEMA.names):
             end = begin + batch.num_rows
             batch = batch.append_column("place", pa.array(places[begin:end]))
             waiting.append(batch.filter(pa.array(places[begin:end] >= 0)))

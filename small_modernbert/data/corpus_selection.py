@@ -5,6 +5,7 @@ keys, tokens, labels, fates and places, beside what `duplicates.near_duplicates`
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 from small_modernbert.data.cleaning import Reason
 from small_modernbert.data.corpus_building import Spill
-from small_modernbert.data.duplicates import Keys, MinHash, exact_duplicates, mix, near_duplicates
+from small_modernbert.data.duplicates import MinHash, exact_duplicates, near_duplicates
+from small_modernbert.data.keys import Keys, mix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ def choose(
     keys = np.concatenate([spill.numbers("key") for spill in spills])
     tokens = np.concatenate([spill.numbers("tokens") for spill in spills])
     # Every label that was read has a line in the table, also if none of its texts is left.
-    labels = list(dict.fromkeys(label for spill in spills for label in spill.counts))
+    labels = list(dict.fromkeys(label for spill in spills for label in spill.source_counts))
     label = np.concatenate([spill.label_numbers(labels) for spill in spills])
     fate = np.full(len(keys), -1, dtype=np.int8)
     fate[exact_duplicates(keys)] = Choice.fates.index(Reason.EXACT)
@@ -101,8 +103,8 @@ def rank_for_cap(
     turn = np.zeros(len(lots), dtype=np.int64)
     by_lot = np.argsort(lots, kind="stable")
     for kind in (True, False):
-        for one in np.unique(label):
-            rows = by_lot[(label[by_lot] == one) & (passage[by_lot] == kind)]
+        for number in np.unique(label):
+            rows = by_lot[(label[by_lot] == number) & (passage[by_lot] == kind)]
             turn[rows] = np.arange(len(rows))
     order = np.lexsort((lots, turn, ~passage))
     long = int(passage.sum())
@@ -128,7 +130,7 @@ def tabulate(spills: list[Spill], choice: Choice, held_out_rows: int) -> dict[st
     columns = ["read", "extra chunks", *Reason, "kept", "held out", "tokens"]
     table = {label: dict.fromkeys(columns, 0) for label in choice.labels}
     for spill in spills:
-        for label, counts in spill.counts.items():
+        for label, counts in spill.source_counts.items():
             for name, texts in counts.items():
                 table[label][name] += texts
     for number, label in enumerate(choice.labels):
@@ -140,3 +142,9 @@ def tabulate(spills: list[Spill], choice: Choice, held_out_rows: int) -> dict[st
         table[label]["held out"] = int((kept & (choice.place < held_out_rows)).sum())
         table[label]["tokens"] = int(choice.tokens[kept].sum())
     return table
+
+
+def total(counts: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Return the sums over all labels of what `tabulate` has counted."""
+    columns = next(iter(counts.values()), {})
+    return {name: sum(row[name] for row in counts.values()) for name in columns}

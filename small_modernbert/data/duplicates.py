@@ -5,12 +5,13 @@ memory that grows by a few dozen bytes a row: see `near_duplicates`.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
+
+from small_modernbert.data.keys import Keys, mix
 
 SHINGLE_TOKENS = 3
 # Token ids below this are packed into 60 bits of a shingle without loss.
@@ -19,26 +20,6 @@ _ID_BITS = 20
 _WINDOW = 16
 # At the threshold, this share of the near duplicates must meet in at least one band.
 _RECALL = 0.99
-
-Keys = NDArray[np.uint64]
-
-
-def mix(values: Keys, seed: int = 0) -> Keys:
-    """Return well-spread 64-bit hashes of 64-bit values (the finaliser of splitmix64)."""
-    mixed = values + np.uint64(seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
-def text_key(text: str) -> int:
-    """Return 64 bits that are equal for texts that differ in case and white space at most.
-
-    Two different texts among n share a key with a chance of about n² / 2^65: one in 100,000 for
-    20 million.
-    """
-    normal = "".join(text.casefold().split())
-    return int.from_bytes(hashlib.blake2b(normal.encode(), digest_size=8).digest(), "little")
 
 
 def exact_duplicates(keys: Keys) -> NDArray[np.bool_]:
@@ -143,8 +124,8 @@ def near_duplicates(
     rows = np.flatnonzero(alive)
     pairs = np.empty((0, 2), dtype=np.int64)
     for band in range(settings.bands):
-        found = [rows[pair] for pair in _meetings(read_band(band)[rows])]
-        pairs = np.unique(np.concatenate([pairs, *found]), axis=0)
+        met = [rows[pair] for pair in _meetings(read_band(band)[rows])]
+        pairs = np.unique(np.concatenate([pairs, *met]), axis=0)
     duplicate = np.zeros(len(alive), dtype=np.bool_)
     if not len(pairs):
         return duplicate

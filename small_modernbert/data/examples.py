@@ -14,14 +14,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from small_modernbert.data import parquet
+from small_modernbert.data import shards, triplets
+from small_modernbert.data.keys import words_keys
 from small_modernbert.data.leaks import LeakFilter
-from small_modernbert.data.triplets import SCHEMA, Pair, pair_key, split_dev, words_keys
-from small_modernbert.runs import storage
+from small_modernbert.data.pairs import Pair, pair_key, split_dev
 
-ROWS_INDEX = "rows.json"
+# The rows that a run trains on, judged or not: a judge that was not asked has given NaN.
+LAYOUT = shards.Layout(
+    index="rows.json",
+    columns=dict(triplets.LAYOUT.columns),
+    splits=triplets.SPLITS,
+    cure="remove {folder} and run the same command again",
+)
 logger = logging.getLogger(__name__)
 
 
@@ -157,10 +162,10 @@ def collect(
     """Number the texts of cleaned rows, and leave out what stands in an evaluation set.
 
     A row goes when its anchor or its positive does, a negative alone when it does itself
-    (see `contamination` for when a text leaks).
+    (see `leaks` for when a text leaks).
 
     Args:
-        rows: read once; cleaned as `triplets.read_pairs` does.
+        rows: read once; cleaned as `pairs.read_pairs` does.
         evaluation_texts: name of a set -> its texts.
 
     Returns:
@@ -177,10 +182,10 @@ def collect(
     positive_scores, negative_scores = [], []
 
     def number(text: str) -> int:
-        found = numbers.setdefault(text, len(numbers))
-        if found == len(leak_of):
+        place = numbers.setdefault(text, len(numbers))
+        if place == len(leak_of):
             leak_of.append(str(leaks.find(text) or ""))
-        return found
+        return place
 
     for row in rows:
         pair = number(row.anchor), number(row.positive)
@@ -235,7 +240,7 @@ def part(
     Args:
         pairs: read for training.
         dev: a dev split of their own; training pairs that are in it go. If empty, `dev_rows` are
-            taken from `pairs` (see `triplets.split_dev`).
+            taken from `pairs` (see `pairs.split_dev`).
         dev_rows: see `dev`.
         seed: of the draw.
 
@@ -269,7 +274,7 @@ def draw(sources: Sequence[str], number: int, seed: int, *, evenly: bool) -> np.
     if not evenly:
         return np.sort(shuffled[:number])
     names, source = np.unique(np.asarray(sources), return_inverse=True)
-    groups = sorted((shuffled[source[shuffled] == one] for one in range(len(names))), key=len)
+    groups = sorted((shuffled[source[shuffled] == name] for name in range(len(names))), key=len)
     chosen: list[np.ndarray] = []
     for place, group in enumerate(groups):
         chosen.append(group[: number // (len(groups) - place)])
@@ -278,18 +283,19 @@ def draw(sources: Sequence[str], number: int, seed: int, *, evenly: bool) -> np.
 
 
 def write_rows(folder: Path, splits: Mapping[str, Sequence[Row]], facts: Mapping[str, Any]) -> None:
-    """Write rows as <split>.parquet, and last rows.json, which marks the folder as complete."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the rows of each split, and last rows.json, which says `facts` beside."""
+    schema = triplets.SCHEMA
     for split, rows in splits.items():
-        table = pa.Table.from_pylist([row._asdict() for row in rows], schema=SCHEMA)
-        pq.write_table(table, folder / f"{split}.parquet", write_page_checksum=True)
-        storage.fsync_path(folder / f"{split}.parquet")
-    storage.write_json(folder / ROWS_INDEX, facts)
+        table = pa.Table.from_pylist([row._asdict() for row in rows], schema=schema)
+        shards.write_shard(shards.shard_path(folder, split, 0), table, schema)
+    shards.write_index(folder, LAYOUT, dict.fromkeys(splits, 1), facts)
 
 
-def reopen_rows(folder: Path, split: str) -> list[Row]:
-    """Read what `write_rows` left."""
-    kinds: dict[str, parquet.Kind] = dict.fromkeys(SCHEMA.names, "any")
-    cure = f"remove {folder} and run the same command again"
-    batches = parquet.read_batches(folder / f"{split}.parquet", kinds, cure)
-    return list(from_judged(row for batch in batches for row in batch.to_pylist()))
+def reopen_rows(folder: Path) -> shards.ShardFolder:
+    """Open what `write_rows` left; `rows_of` reads a split."""
+    return shards.open_shards(folder, LAYOUT)
+
+
+def rows_of(folder: shards.ShardFolder, split: str) -> list[Row]:
+    """Return the rows of a split in order."""
+    return list(from_judged(row for batch in folder.batches(split) for row in batch.to_pylist()))

@@ -13,35 +13,28 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from small_modernbert.data import corpora, parquet
-from small_modernbert.data.leaks import LeakFilter, words_of
-from small_modernbert.runs import hub, storage
+from small_modernbert.data import parquet, shards, sources
+from small_modernbert.data.keys import words_of
+from small_modernbert.data.leaks import LeakFilter
+from small_modernbert.runs import hub
 from small_modernbert.runs.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-
 COLUMNS = ("sentence1", "sentence2", "score")
-
-
 KINDS: dict[str, parquet.Kind] = dict(zip(COLUMNS, ("text", "text", "number"), strict=True))
-
-
+SCHEMA = pa.schema(zip(COLUMNS, (pa.string(), pa.string(), pa.float32()), strict=True))
 CURE = "give other --pairs"
-
-
 SPLITS = ("train", "held_out")
-
-
-INDEX = "pairs.json"
-
-
+LAYOUT = shards.Layout(
+    index="pairs.json",
+    columns=KINDS,
+    splits=SPLITS,
+    cure="remove {folder} and run the same command again",
+    facts={"scored_by": str, "dropped": dict},
+)
 # What the figure is called says who graded the pairs.
 FIGURES = {"people": "sts_spearman", "teacher": "teacher_agreement_spearman"}
-
-
 FEWEST_HELD_OUT = 10  # a rank correlation over fewer says nothing
 
 
@@ -96,46 +89,47 @@ class PairSplits:
 
 
 def write_pairs(folder: Path, splits: PairSplits) -> None:
-    """Write train.parquet and held_out.parquet, atomically; who graded stands in their schema."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the pairs as shards; who graded them stands in the index, and in every file."""
     for split in SPLITS:
         pairs: GradedPairs = getattr(splits, split)
-        columns = (pairs.first, pairs.second, pairs.scores)
-        table = pa.table(dict(zip(COLUMNS, columns, strict=True)))
-        table = table.replace_schema_metadata({"scored_by": splits.scored_by})
-        path = folder / f"{split}.parquet"
-        beside = path.with_name(f".{path.name}.partial")
-        pq.write_table(table, beside, write_page_checksum=True, compression="zstd")
-        storage.fsync_path(beside)
-        beside.replace(path)
-    counts = {split: len(getattr(splits, split)) for split in SPLITS}
-    record = {"scored_by": splits.scored_by, "pairs": counts, "dropped": splits.dropped}
-    storage.write_json(folder / INDEX, record)
+        schema = SCHEMA.with_metadata({"scored_by": splits.scored_by})
+        table = pa.table([pairs.first, pairs.second, pairs.scores], schema=schema)
+        shards.write_shard(shards.shard_path(folder, split, 0), table, schema)
+    facts = {"scored_by": splits.scored_by, "dropped": splits.dropped}
+    shards.write_index(folder, LAYOUT, dict.fromkeys(SPLITS, 1), facts)
 
 
 def reopen(folder: Path) -> PairSplits | None:
     """Read what `write_pairs` left in a folder; None if it did not get to its end."""
-    if not (folder / INDEX).exists():
+    if not (folder / LAYOUT.index).exists():
         return None
-    splits = read_folder(folder, 0, 0)
-    splits.dropped = storage.read_json(folder / INDEX, f"remove {folder}")["dropped"]
-    return splits
+    stored = shards.open_shards(folder, LAYOUT)
+    parts = []
+    for split in SPLITS:
+        table = pa.Table.from_batches(stored.batches(split), SCHEMA)
+        first, second, scores = (table[name] for name in COLUMNS)
+        parts.append(GradedPairs(first.to_pylist(), second.to_pylist(), scores.to_numpy()))
+    scored_by = "teacher" if stored.index["scored_by"] == "teacher" else "people"
+    return PairSplits(*parts, scored_by, dict(stored.index["dropped"]))
 
 
 def read_folder(place: Path, held_out: int, seed: int, max_lost: float = 1.0) -> PairSplits:
     """Read a Parquet file, or a folder of them, with the columns sentence1, sentence2, score.
 
     In a folder, files named held_out*, validation* or dev* are held out and test* is not touched.
-    Otherwise `held_out` seeded pairs are held out (a fifth at most).
+    Otherwise `held_out` seeded pairs are held out (a fifth at most). A folder that `write_pairs`
+    has filled comes back as it is.
 
     Raises:
         UserError: a file can't be read or lacks a column, or more than a share of `max_lost` of
             all the pairs is no use.
     """
+    if place.is_dir() and (stored := reopen(place)) is not None:
+        return stored
     paths = [place] if place.is_file() else sorted(place.rglob("*.parquet"))
     dropped: Counter[str] = Counter()
     graders: set[str] = set()
-    found: dict[str, list[GradedPairs]] = {split: [] for split in SPLITS}
+    parts: dict[str, list[GradedPairs]] = {split: [] for split in SPLITS}
     for path in paths:
         if path.stem.startswith("test"):
             logger.info("%s: left alone, a test split is not trained on", path)
@@ -144,24 +138,32 @@ def read_folder(place: Path, held_out: int, seed: int, max_lost: float = 1.0) ->
         columns = parquet.read_columns(path, KINDS, CURE)
         metadata = parquet.read_schema(path, CURE).metadata or {}
         graders.add("teacher" if metadata.get(b"scored_by") == b"teacher" else "people")
-        found["held_out" if reserved else "train"].append(_clean(columns, str(path), dropped))
-    train, rest = _join(found["train"]), _join(found["held_out"])
-    read = len(train) + len(rest) + sum(dropped.values())
-    corpora.check_lost(f"pairs of {place}", read, dropped, max_lost)
-    if not found["held_out"]:
+        parts["held_out" if reserved else "train"].append(_clean(columns, str(path), dropped))
+    train, rest = _join(parts["train"]), _join(parts["held_out"])
+    _check_lost(str(place), (train, rest), dropped, max_lost)
+    if not parts["held_out"]:
         rest, train = split_off(train, held_out, seed)
     scored_by = "teacher" if "teacher" in graders else "people"
     return PairSplits(train, rest, scored_by, dict(dropped))
 
 
-def read_hub(reference: str) -> PairSplits:
+def _check_lost(
+    place: str, parts: Sequence[GradedPairs], dropped: Counter[str], max_lost: float
+) -> None:
+    read = sum(map(len, parts)) + sum(dropped.values())
+    sources.check_lost(f"pairs of {place}", read, dropped, max_lost)
+
+
+def read_hub(reference: str, max_lost: float = 1.0) -> PairSplits:
     """Read the splits train and validation of a hub dataset such as sentence-transformers/stsb.
 
     Args:
         reference: `owner/name`, or `owner/name@revision`.
+        max_lost: share of the pairs that may be no use.
 
     Raises:
-        UserError: the hub can't be reached, or the dataset has other columns.
+        UserError: the hub can't be reached, or the dataset has other columns, or too many pairs
+            that are no use.
     """
     name, revision = hub.split_revision(reference)
     dropped: Counter[str] = Counter()
@@ -169,6 +171,7 @@ def read_hub(reference: str) -> PairSplits:
     for split in ("train", "validation"):
         rows = hub.stream_rows(name, None, split, revision, COLUMNS)
         splits.append(_join([_clean(batch, f"{name}, split {split}", dropped) for batch in rows]))
+    _check_lost(name, splits, dropped, max_lost)
     return PairSplits(*splits, "people", dict(dropped))
 
 

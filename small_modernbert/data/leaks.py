@@ -6,26 +6,14 @@ stand in an evaluation text. What leaks leaves training, never evaluation.
 """
 
 import dataclasses
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+
+from small_modernbert.data.keys import words_of
 
 NGRAM_WORDS = 13
 SAME_TEXT = "same text"
 SAME_NGRAM = f"{NGRAM_WORDS} words in a row"
-
-# Letters and digits of any script; the underscore counts as punctuation.
-_WORD = re.compile(r"[^\W_]+")
-
-
-def words_of(text: str) -> list[str]:
-    """Return the normalised words of a text: compatibility form, case folded, no punctuation."""
-    if text.isascii():
-        return _WORD.findall(text.lower())
-    # Folding the case can undo the normal form, so it is taken twice.
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return _WORD.findall(folded)
 
 
 def ngrams_of(words: list[str]) -> Iterator[str]:
@@ -69,13 +57,11 @@ class LeakFilter:
     def find(self, text: str) -> Leak | None:
         """Return why a training text must go, or None when it may stay."""
         words = words_of(text)
-        found = self._texts.get(" ".join(words))
-        if found is not None:
-            return Leak(SAME_TEXT, found)
+        if (name := self._texts.get(" ".join(words))) is not None:
+            return Leak(SAME_TEXT, name)
         for ngram in ngrams_of(words):
-            found = self._ngrams.get(ngram)
-            if found is not None:
-                return Leak(SAME_NGRAM, found)
+            if (name := self._ngrams.get(ngram)) is not None:
+                return Leak(SAME_NGRAM, name)
         return None
 
 

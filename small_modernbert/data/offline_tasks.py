@@ -30,9 +30,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from small_modernbert.data.leaks import LeakFilter, RowCounts, words_of
+from small_modernbert.data.keys import words_of
+from small_modernbert.data.leaks import LeakFilter, RowCounts
+from small_modernbert.data.pairs import Pair
 from small_modernbert.data.retrieval_sets import RetrievalSet
-from small_modernbert.data.triplets import Pair
 from small_modernbert.runs import report, storage
 
 # Set name -> its name in NanoBEIR's style; the split is that name with "Nano" before it.

@@ -2,10 +2,11 @@
 
 Every file is read here, so that every page's checksum is compared, a file that is no Parquet is
 called what it is, and a column that is missing, doubled or of another type is named. Checksums
-cover pages, not a file's footer: what must not change at all has its sha256 in a manifest.
+cover pages, not a file's footer: what must not change at all has its sha256
+in an index, see shards.py.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,15 +106,15 @@ def read_columns(
     Raises:
         UserError: see `read_batches`.
     """
-    found: dict[str, list[Any]] = {}
+    cells: dict[str, list[Any]] = {}
     batches = read_batches(path, columns, cure, optional=optional)
     for batch in batches:
         for name in batch.schema.names:
-            found.setdefault(name, []).extend(to_list(batch.column(name)))
-    if not found:
+            cells.setdefault(name, []).extend(to_list(batch.column(name)))
+    if not cells:
         there = read_schema(path, cure).names
-        found = {name: [] for name in (*columns, *(optional or {})) if name in there}
-    return found
+        cells = {name: [] for name in (*columns, *(optional or {})) if name in there}
+    return cells
 
 
 def to_list(column: "pa.Array") -> list[Any]:
@@ -135,34 +136,11 @@ def to_list(column: "pa.Array") -> list[Any]:
 
 def _decode(cell: bytes | list[Any] | None) -> Any:  # noqa: ANN401  text, bytes, None, or a list
     if isinstance(cell, list):
-        return [_decode(one) for one in cell]
+        return [_decode(inner) for inner in cell]
     try:
         return cell if cell is None else cell.decode()
     except UnicodeDecodeError:
         return cell
-
-
-def check_index(
-    path: Path,
-    index: Any,  # noqa: ANN401  whatever the JSON held
-    kinds: Mapping[str, type],
-    splits: Sequence[str],
-    cure: str,
-) -> None:
-    """Refuse the index of a folder of shards where a value is missing or of another type.
-
-    Whole numbers must be positive; mappings hold a whole number from 0 for each of `splits`.
-
-    Raises:
-        UserError: with the name of what is wrong.
-    """
-    for name, kind in kinds.items():
-        value = index.get(name) if isinstance(index, dict) else None
-        good = type(value) is kind and (kind is not int or value > 0)
-        if kind is dict and good:
-            good = all(type(value.get(one)) is int and value[one] >= 0 for one in splits)
-        if not good:
-            raise UserError(f"{path}: {name!r} is {str(value)[:80]!r}, nothing of ours; {cure}")
 
 
 @contextmanager
@@ -211,18 +189,18 @@ def _check_columns(
     optional: Mapping[str, Kind],
     cure: str,
 ) -> dict[str, Kind]:
-    found = schema.names
-    wanted = {**columns, **{name: kind for name, kind in optional.items() if name in found}}
+    names = schema.names
+    wanted = {**columns, **{name: kind for name, kind in optional.items() if name in names}}
     for name, kind in wanted.items():
-        if name not in found:
-            there = ", ".join(repr(one)[1:-1] for one in found) or "none"
+        if name not in names:
+            there = ", ".join(repr(name)[1:-1] for name in names) or "none"
             raise UserError(f"{path} has no column {name!r}; it has: {there}; {cure}")
-        if found.count(name) > 1:
-            raise UserError(f"{path} has the column {name!r} {found.count(name)} times; {cure}")
-        found_type = schema.field(name).type
-        if not _holds(found_type, kind):
+        if names.count(name) > 1:
+            raise UserError(f"{path} has the column {name!r} {names.count(name)} times; {cure}")
+        stored = schema.field(name).type
+        if not _holds(stored, kind):
             what = {"texts": "text or lists of it", "numbers": "lists of numbers"}.get(kind, kind)
-            raise UserError(f"{path}, column {name!r} holds {found_type}, not {what}; {cure}")
+            raise UserError(f"{path}, column {name!r} holds {stored}, not {what}; {cure}")
     return wanted
 
 
@@ -253,27 +231,27 @@ def _check_cells(
             raise UserError(f"{path}, row {row:,}, column {name!r}: {why}; {cure}")
 
 
-def _holds(found: "pa.DataType", kind: Kind) -> bool:
+def _holds(stored: "pa.DataType", kind: Kind) -> bool:
     import pyarrow as pa
 
     types = pa.types
-    if kind == "any" or types.is_null(found):
+    if kind == "any" or types.is_null(stored):
         return True
-    lists = types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found)
+    lists = types.is_list(stored) or types.is_large_list(stored) or types.is_fixed_size_list(stored)
     if kind == "texts":
-        return _is_text(found) or (lists and _holds(found.value_type, "text"))
+        return _is_text(stored) or (lists and _holds(stored.value_type, "text"))
     if kind == "numbers":
-        return lists and _holds(found.value_type, "number")
+        return lists and _holds(stored.value_type, "number")
     if kind == "text":
-        return _is_text(found)
-    plain = types.is_integer(found) or types.is_floating(found) or types.is_boolean(found)
-    return plain or types.is_decimal(found)  # what DuckDB writes for 0.8
+        return _is_text(stored)
+    plain = types.is_integer(stored) or types.is_floating(stored) or types.is_boolean(stored)
+    return plain or types.is_decimal(stored)  # what DuckDB writes for 0.8
 
 
-def _is_text(found: "pa.DataType") -> bool:
+def _is_text(stored: "pa.DataType") -> bool:
     import pyarrow as pa
 
     types = pa.types
-    if types.is_dictionary(found):
-        return _is_text(found.value_type)
-    return types.is_string(found) or types.is_large_string(found) or types.is_string_view(found)
+    if types.is_dictionary(stored):
+        return _is_text(stored.value_type)
+    return types.is_string(stored) or types.is_large_string(stored) or types.is_string_view(stored)

@@ -66,8 +66,8 @@ def store(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, key: str) ->
         folder: the cache; rewritten when it holds another key.
         key: fingerprint of texts and tokenizer; equal keys, equal tokens.
     """
-    found = _reopen(folder, key)
-    if found is None:
+    opened = _reopen(folder, key)
+    if opened is None:
         storage.remove(folder)
         folder.mkdir(parents=True)
         offsets = [0]
@@ -79,10 +79,10 @@ def store(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, key: str) ->
         storage.fsync_tree(folder)
         facts = {"key": key, "texts": len(offsets) - 1, "tokens": offsets[-1]}
         storage.write_json(folder / READY, facts)
-        found = _reopen(folder, key)
-    if found is None:
+        opened = _reopen(folder, key)
+    if opened is None:
         raise UserError(f"{folder} does not read back as it was written; check the disk")
-    return found
+    return opened
 
 
 def _reopen(folder: Path, key: str) -> TokenStore | None:

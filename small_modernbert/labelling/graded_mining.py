@@ -66,7 +66,7 @@ def sample_labels(
     found: Labels, split: str, number: int, max_words: int, seed: tuple[int, ...]
 ) -> tuple[list[str], np.ndarray]:
     """Return a seeded sample of a split in its order: texts, and unit vectors `(texts, width)`."""
-    total = found.rows[split]
+    total = found.counts[split]
     chosen = np.zeros(total, dtype=bool)
     chosen[np.random.default_rng(seed).permutation(total)[:number]] = True
     texts: list[str] = []

@@ -26,7 +26,7 @@ class Pool:
 
     Attributes:
         texts: distinct ones.
-        keys: `triplets.words_key` of each, `(texts,)`.
+        keys: `keys.words_key` of each, `(texts,)`.
         vectors: `(texts, width)`, of unit length.
     """
 

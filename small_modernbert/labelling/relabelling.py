@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from small_modernbert.data.keys import words_key
 from small_modernbert.data.pair_gathering import Gathered
-from small_modernbert.data.triplets import Pair, words_key
+from small_modernbert.data.pairs import Pair
 from small_modernbert.evaluation.search import WordIndex
 from small_modernbert.labelling import mining
 from small_modernbert.labelling.judgements import WRITTEN

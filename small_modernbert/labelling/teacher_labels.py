@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from small_modernbert.data import corpora, labels
+from small_modernbert.data import labels
+from small_modernbert.data.corpus import Corpus, open_corpus
 from small_modernbert.labelling.reading import Reader, Reading
 from small_modernbert.models.projection import Projection, directions_of_moment, project
 from small_modernbert.models.prompts import Role
 from small_modernbert.models.vectors import normalise, open_vectors, write_vectors
-from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 
@@ -51,20 +51,22 @@ class Slices:
     """A corpus in slices of a shard each.
 
     Attributes:
-        corpus: its folder.
+        corpus: that is cut.
         rows: texts of a slice.
-        counts: split -> texts of it.
     """
 
-    corpus: Path
+    corpus: Corpus
     rows: int
-    counts: dict[str, int]
 
     @classmethod
     def of(cls, corpus: Path, rows: int) -> "Slices":
         """Cut a corpus into slices of `rows` texts."""
-        counts = {split: corpora.count_rows(corpus, split) for split in labels.SPLITS}
-        return cls(corpus, rows, counts)
+        return cls(open_corpus(corpus), rows)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Split -> texts of it."""
+        return self.corpus.counts
 
     @property
     def texts(self) -> int:
@@ -75,8 +77,8 @@ class Slices:
         """Yield the texts of each slice, and their roles."""
         texts: list[str] = []
         roles: list[Role] = []
-        columns = ("text", "role") if "role" in corpora.COLUMNS else ("text",)
-        for batch in corpora.read_texts(self.corpus, split, columns=columns):
+        columns = ("text", "role") if "role" in self.corpus.layout.columns else ("text",)
+        for batch in self.corpus.batches(split, columns):
             texts += batch.column(0).to_pylist()
             roles += batch.column(1).to_pylist() if len(columns) > 1 else ["text"] * len(batch)
             while len(texts) >= self.rows:
@@ -183,15 +185,12 @@ class Labeller:
         )
         dimension = self.reader.dimension if projection is None else len(projection.directions)
         index = {
-            "dimension": dimension,
-            "rows": self.slices.counts,
-            "shards": counts,
             "teacher": teacher,
             "max_tokens": self.reader.limits["text"],
             "prompts": vars(self.reader.prompts),
             **{name: facts.get(name, 0) for name in ("roles", "cut", "tokens")},
         }
-        storage.write_json(self.folder / labels.INDEX, index)
+        labels.write_index(self.folder, dimension, counts, index)
         return index
 
     def _label_split(self, split: str, projection: Projection | None) -> int:
@@ -246,7 +245,7 @@ def compare_lengths(
     """
     longest = longer = 0
     for split in labels.SPLITS:
-        for batch in corpora.read_texts(slices.corpus, split, columns=("tokens",)):
+        for batch in slices.corpus.batches(split, ("tokens",)):
             tokens = batch.column(0).to_numpy(zero_copy_only=False)
             longest = max(longest, int(tokens.max(initial=0)))
             longer += int((tokens > student_tokens).sum()) if student_tokens else 0
@@ -287,7 +286,4 @@ def verify(folder: Path) -> None:
     Raises:
         UserError: one does not read as it was written.
     """
-    found = labels.open_labels(folder)
-    for split in labels.SPLITS:
-        for _ in found.batches(split, list(labels.KINDS)):
-            pass
+    labels.open_labels(folder).verify()

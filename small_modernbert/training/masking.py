@@ -6,21 +6,10 @@ on, whatever order, batch or process a sample turns up in.
 
 import numpy as np
 
+from small_modernbert.data.keys import mix
+
 IGNORED = -100
 KEPT, RANDOM = 0.1, 0.1  # of the chosen tokens; the rest become [MASK] (BERT, arXiv 1810.04805)
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """Scramble 64-bit numbers (the finaliser of SplitMix64, Steele et al., OOPSLA 2014)."""
-    values = values.copy()
-    values ^= values >> np.uint64(30)
-    values *= np.uint64(0xBF58476D1CE4E5B9)
-    values ^= values >> np.uint64(27)
-    values *= np.uint64(0x94D049BB133111EB)
-    values ^= values >> np.uint64(31)
-    return values
 
 
 def uniform(
@@ -35,12 +24,9 @@ def uniform(
         positions: `(T,)` place of the token in its sample.
         stream: tells several draws for one token apart.
     """
-    with np.errstate(over="ignore"):
-        state = np.full(len(samples), np.uint64(seed), dtype=np.uint64)
-        for word in (np.uint64(epoch), np.uint64(stream)):
-            state = _mix(state + _GOLDEN * (word + np.uint64(1)))
-        for words in (samples, positions):
-            state = _mix(state + _GOLDEN * (words.astype(np.uint64) + np.uint64(1)))
+    state = np.full(len(samples), np.uint64(seed), dtype=np.uint64)
+    for words in (epoch, stream, samples, positions):
+        state = mix(state, words)
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -1,4 +1,4 @@
-"""cleaning.py: what is taken out of a text, and where it is cut."""
+"""cleaning.py: what is taken out of a text."""
 
 import base64
 import random
@@ -8,8 +8,8 @@ import pytest
 from miniature import make_bpe_tokenizer, make_wordpiece_tokenizer
 from tokenizers import Tokenizer
 
-from small_modernbert.data.cleaning import Chunker, Reason, clean, split_sentences
-from small_modernbert.runs.errors import UserError
+from small_modernbert.data.chunking import Chunker
+from small_modernbert.data.cleaning import Reason, clean
 
 WORDS = ["river", "stone", "light", "green", "paper", "window", "seven", "of", "the", "walks"]
 
@@ -25,15 +25,6 @@ def tokenizer(
     else:
         make_bpe_tokenizer(folder, [" ".join(WORDS)] * 50)
     return Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
-
-
-def document(sentences: int, seed: int = 0) -> str:
-    """Return sentences of 3 to 12 words."""
-    chooser = random.Random(seed)
-    return " ".join(
-        " ".join(chooser.choices(WORDS, k=chooser.randint(3, 12))).capitalize() + "."
-        for _ in range(sentences)
-    )
 
 
 @pytest.mark.parametrize(
@@ -100,66 +91,3 @@ def test_a_dump_within_a_dump_leaves_nothing() -> None:
     """What is taken out does not depend on the order of a set, another one in each process."""
     dumps = ["x" * length for length in range(1_001, 1_030)]
     assert clean(f"A river {' '.join(dumps)} of stone", min_characters=5) == "A river of stone"
-
-
-def test_sentences_are_the_text_again() -> None:
-    """Boundaries are where sentences end; abbreviations and numbers are not."""
-    text = 'Dr. Stone walks 3.5 miles. "Is it far?" he asks, e.g. today.\nYes! The end (it is).'
-    sentences = list(split_sentences(text))
-    assert "".join(sentences) == text
-    assert [sentence.strip() for sentence in sentences] == [
-        "Dr. Stone walks 3.5 miles.",
-        '"Is it far?" he asks, e.g. today.',
-        "Yes!",
-        "The end (it is).",
-    ]
-
-
-@pytest.mark.parametrize("max_tokens", [16, 40, 128])
-def test_chunks_fit_and_lose_nothing(tokenizer: Tokenizer, max_tokens: int) -> None:
-    """No chunk exceeds the limit, special tokens included; joined, they have every word."""
-    texts = [document(1), document(60, seed=1), "", document(400, seed=2), "river " * 500]
-    pieces = Chunker(tokenizer, max_tokens).chunk(texts)
-    assert len(pieces) == len(texts)
-    for text, chunks in zip(texts, pieces, strict=True):
-        assert " ".join(piece for piece, _ in chunks).split() == text.split()
-        for piece, tokens in chunks:
-            assert tokens == len(tokenizer.encode(piece).ids)
-            assert tokens <= max_tokens
-
-
-def test_chunks_end_with_sentences_and_are_even(tokenizer: Tokenizer) -> None:
-    """A long document is cut between sentences, and no piece is a scrap."""
-    chunks = Chunker(tokenizer, 128).chunk([document(200)])[0]
-    assert len(chunks) > 5
-    assert all(piece[0].isupper() and piece.endswith(".") for piece, _ in chunks)
-    assert min(tokens for _, tokens in chunks) > 40
-
-
-def test_counting_anew_cuts_alike(tokenizer: Tokenizer) -> None:
-    """The memo of words changes no cut."""
-    texts = [document(1), document(60, seed=1), document(400, seed=2), "river " * 500]
-    anew = Chunker(tokenizer, 40, memo=False).chunk(texts)
-    assert Chunker(tokenizer, 40).chunk(texts) == anew
-
-
-def test_text_that_fits_is_unchanged(tokenizer: Tokenizer) -> None:
-    """A text within the limit is its only piece, as it was."""
-    text = document(2)
-    assert [piece for piece, _ in Chunker(tokenizer, 512).chunk([text])[0]] == [text]
-
-
-def test_a_line_of_megabytes_does_not_stall(tokenizer: Tokenizer) -> None:
-    """A line of a megabyte without a full stop, and one without a space, are cut all the same."""
-    spaced, solid = "river stone " * 80_000, "riverstone" * 5_000
-    chunker = Chunker(tokenizer, 256)
-    for text in (spaced, solid):
-        chunks = chunker.chunk([text])[0]
-        assert "".join("".join(piece.split()) for piece, _ in chunks) == "".join(text.split())
-        assert max(tokens for _, tokens in chunks) <= 256
-
-
-def test_refuses_a_limit_without_room(tokenizer: Tokenizer) -> None:
-    """A limit that leaves no room for text is the user's to mend."""
-    with pytest.raises(UserError, match="--max-tokens"):
-        Chunker(tokenizer, 5)

@@ -10,8 +10,8 @@ from small_modernbert.data.duplicates import (
     MinHash,
     exact_duplicates,
     near_duplicates,
-    text_key,
 )
+from small_modernbert.data.keys import text_key
 
 TOKENS = 60
 

@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from small_modernbert.data import labels
-from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
 
 ROWS, WIDTH = (70, 50, 9), 24
@@ -34,12 +33,7 @@ def folder(tmp_path: Path) -> Path:
         part = slice(begin, begin + rows)
         labels.write_shard(labels.shard_path(tmp_path, "train", index), texts[part], vectors[part])
         begin += rows
-    index = {
-        "dimension": WIDTH,
-        "rows": {"train": ALL, "held_out": 0},
-        "shards": {"train": len(ROWS), "held_out": 0},
-    }
-    storage.write_json(tmp_path / labels.INDEX, index)
+    labels.write_index(tmp_path, WIDTH, {"train": len(ROWS)})
     return tmp_path
 
 
@@ -91,9 +85,8 @@ def test_half_written_memory_map_is_made_again(folder: Path, tmp_path: Path) -> 
 def test_flipped_byte_is_refused(folder: Path) -> None:
     """No flipped byte of a shard ever changes a text or a vector in silence.
 
-    A flip is refused with the file's name, or it hit padding and everything comes back as it was.
+    Not even one in padding: what is read is what was written.
     """
-    wanted_texts, wanted_vectors = read_all(folder)
     path = labels.shard_path(folder, "train", 1)
     data = path.read_bytes()
     refused = 0
@@ -103,15 +96,12 @@ def test_flipped_byte_is_refused(folder: Path) -> None:
         damaged[place] ^= 0x10
         path.write_bytes(damaged)
         try:
-            texts, vectors = read_all(folder)
+            read_all(folder)
         except UserError as error:
             assert path.name in str(error)
             assert "create_distil_dataset.py" in str(error)
             refused += 1
-            continue
-        assert texts == wanted_texts
-        assert np.array_equal(vectors, wanted_vectors)
-    assert refused > 0.6 * len(places)
+    assert refused == len(places)
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty"])
@@ -130,16 +120,19 @@ def test_missing_column_is_named(folder: Path) -> None:
     """A shard without labels is refused with the file and the column."""
     path = labels.shard_path(folder, "train", 1)
     pq.write_table(pa.table({"text": ["a"]}), path)
+    labels.write_index(folder, WIDTH, {"train": len(ROWS)})
     with pytest.raises(UserError, match=rf"{path.name} has no column 'label'"):
         list(labels.open_labels(folder).batches("train", ["text", "label"]))
 
 
-def test_rows_that_do_not_add_up_are_refused(folder: Path, tmp_path: Path) -> None:
-    """Shards with fewer rows than the index says are refused, not padded."""
+def test_exchanged_shard_is_refused(folder: Path) -> None:
+    """A shard that is not the one which the index describes is refused, whole as it may be."""
     path = labels.shard_path(folder, "train", 2)
     labels.write_shard(path, ["a"], make_vectors()[:1])
-    with pytest.raises(UserError, match="121 rows came back out of 129"):
-        labels.open_labels(folder).vectors("train", tmp_path / "train.f16")
+    with pytest.raises(UserError, match=r"shard-00002\.parquet is damaged: .* bytes, not"):
+        labels.open_labels(folder)
+    labels.write_index(folder, WIDTH, {"train": len(ROWS)})
+    assert labels.open_labels(folder).counts == {"train": 121, "held_out": 0}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])

@@ -4,13 +4,13 @@ import time
 
 import pytest
 
+from small_modernbert.data.keys import words_of
 from small_modernbert.data.leaks import (
     NGRAM_WORDS,
     SAME_NGRAM,
     SAME_TEXT,
     LeakFilter,
     RowCounts,
-    words_of,
 )
 
 PASSAGE = (

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from small_modernbert.data import offline_assets, offline_tasks
-from small_modernbert.data.leaks import LeakFilter, words_of
+from small_modernbert.data.keys import words_of
+from small_modernbert.data.leaks import LeakFilter
 from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
 

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from small_modernbert.data import pair_gathering
+from small_modernbert.data.keys import words_key
 from small_modernbert.data.pair_gathering import Gathered
-from small_modernbert.data.triplets import Pair, words_key
+from small_modernbert.data.pairs import Pair
 from small_modernbert.runs.errors import UserError
 
 SOURCES = {"large": 300, "medium": 90, "small": 12}
@@ -147,7 +148,7 @@ def test_what_is_gathered_is_taken_up(pairs: Path, tmp_path: Path) -> None:
     first = rows_of(gather(folder, pairs), "train")
     missing = tmp_path / "no longer there.parquet"
     assert rows_of(gather(folder, missing), "train") == first
-    (folder / pair_gathering.DONE).unlink()
+    (folder / pair_gathering.PAIRS.index).unlink()
     assert rows_of(gather(folder, pairs), "train") == first
 
 
@@ -172,9 +173,9 @@ def test_no_pair_at_all_is_refused(tmp_path: Path) -> None:
 def test_damaged_cache_says_what_to_remove(pairs: Path, tmp_path: Path) -> None:
     """A flipped byte in what was gathered is refused, not read."""
     found = gather(tmp_path / "cache", pairs)
-    path = tmp_path / "cache" / "train.parquet"
+    path = tmp_path / "cache" / "train" / "shard-00000.parquet"
     data = bytearray(path.read_bytes())
     data[40] ^= 0x10
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"train\.parquet .*damaged.*; remove .*cache"):
+    with pytest.raises(UserError, match=r"shard-00000\.parquet is damaged.*; remove .*cache"):
         rows_of(found, "train")

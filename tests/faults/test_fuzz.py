@@ -22,18 +22,20 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from miniature import Language, make_teacher, make_wordpiece_tokenizer
+from miniature import Language, make_corpus, make_teacher, make_wordpiece_tokenizer
 
 from small_modernbert.data import (
-    corpora,
+    corpus,
     evaluation_sets,
     graded_pairs,
     labels,
+    pairs,
+    source_tables,
+    sources,
     token_store,
     triplets,
 )
 from small_modernbert.data.cleaning import Reason, clean
-from small_modernbert.data.pair_sources import INDEX, find_sources
 from small_modernbert.models import loading, students, teachers
 from small_modernbert.models.architecture import Shape, configure
 from small_modernbert.runs import report, storage
@@ -90,9 +92,9 @@ def write(path: Path, columns: Mapping[str, Any]) -> None:
 
 def use_source(folder: Path) -> None:
     """Read a source as mlm/create_dataset.py does; what is kept is text."""
-    source = replace(corpora.SOURCES["offline"], id=str(folder / "train.parquet"), cap=0)
-    for batch in corpora.read_source(source, 1):
-        for cell, label in corpora.flatten(source, batch):
+    source = replace(source_tables.TEXT_SOURCES["offline"], id=str(folder / "train.parquet"), cap=0)
+    for batch in sources.read_source(source, 1):
+        for cell, label in sources.flatten(source, batch):
             text = clean(cell, 5)
             assert isinstance(label, str)
             assert isinstance(text, Reason) or text.encode().decode() == text.strip()
@@ -111,22 +113,22 @@ def use_labels(folder: Path) -> None:
 
 
 def use_corpus(folder: Path) -> None:
-    """Read a corpus; what was written comes back, or an index without shards gives none."""
-    found = list(corpora.texts(folder))
-    assert found in (make_texts(), [])
-    assert corpora.count_rows(folder) == len(found)
+    """Read a corpus; what was written comes back."""
+    found = corpus.open_corpus(folder)
+    assert list(found.texts()) == make_texts()
+    assert found.counts["train"] == ROWS
 
 
 def use_pairs(folder: Path) -> None:
     """Read pairs as a contrastive stage does."""
-    for pair in triplets.read_pairs(folder / "pairs.parquet"):
+    for pair in pairs.read_pairs(folder / "pairs.parquet"):
         assert all(text.strip() for text in (pair.anchor, pair.positive, *pair.negatives))
         assert isinstance(pair.source, str)
 
 
 def use_triplets(folder: Path) -> None:
     """Read judged triplets, and the same as pairs."""
-    find_sources(folder)
+    pairs.find_sources(folder)
     for row in triplets.open_triplets(folder).rows("train"):
         assert all(text.strip() for text in (row["anchor"], row["positive"], *row["negatives"]))
         scores = [row["positive_score"], *row["negative_scores"]]
@@ -136,9 +138,9 @@ def use_triplets(folder: Path) -> None:
 
 def use_graded(folder: Path) -> None:
     """Read graded pairs as sts_fine_tuning.py does, and as the benchmark does."""
-    pairs = graded_pairs.read_folder(folder / "sts.parquet", 5, 1)
-    assert np.isfinite(pairs.train.scores).all()
-    assert all(text.strip() for text in pairs.train.texts())
+    graded = graded_pairs.read_folder(folder / "sts.parquet", 5, 1)
+    assert np.isfinite(graded.train.scores).all()
+    assert all(text.strip() for text in graded.train.texts())
     evaluated = evaluation_sets.load_sentence_pairs("sts", folder / "sts.parquet")
     assert all(math.isfinite(value) for value in evaluated.gold)
 
@@ -206,21 +208,8 @@ def make_targets(root: Path) -> dict[str, Target]:
     for index, part in enumerate((slice(0, 25), slice(25, ROWS))):
         path = labels.shard_path(root / "labels", "train", index)
         labels.write_shard(path, texts[part], vectors[part])
-    storage.write_json(
-        root / "labels" / labels.INDEX,
-        {
-            "dimension": WIDTH,
-            "rows": {"train": ROWS, "held_out": 0},
-            "shards": {"train": 2, "held_out": 0},
-        },
-    )
-    shard = pa.table(
-        {"text": texts, "source": ["a"] * ROWS, "tokens": [9] * ROWS}, schema=corpora.shard_schema()
-    )
-    name = "train/shard-00000.parquet"
-    entry = corpora.write_shard(root / "corpus" / name, shard)
-    manifest = {"rows": ROWS, "held_out": 0, "shards": {name: entry}}
-    storage.write_json(root / "corpus" / corpora.MANIFEST, manifest)
+    labels.write_index(root / "labels", WIDTH, {"train": 2})
+    make_corpus(root / "corpus", {"train": texts})
     lists = [[f"{text} No.", f"Never {text}"] for text in texts]
     write(
         root / "pairs" / "pairs.parquet",
@@ -244,15 +233,7 @@ def make_targets(root: Path) -> dict[str, Target]:
         for text, some in zip(texts, lists, strict=True)
     ]
     triplets.write_shard(triplets.shard_path(root / "triplets", "train", 0), judged, {})
-    storage.write_json(
-        root / "triplets" / INDEX,
-        {
-            "rows": {"train": ROWS, "dev": 0},
-            "shards": {"train": 1, "dev": 0},
-            "judge": "toy",
-            "scale": "cosine",
-        },
-    )
+    triplets.write_index(root / "triplets", {"train": 1}, {"judge": "toy", "scale": "cosine"})
     scores = np.linspace(0, 1, ROWS)
     columns = {"sentence1": texts, "sentence2": texts[::-1], "score": scores}
     write(root / "graded" / "sts.parquet", columns)
@@ -270,9 +251,9 @@ def make_targets(root: Path) -> dict[str, Target]:
         "label shards": Target(
             root / "labels", use_labels, tuple(f"train/shard-0000{i}.parquet" for i in range(2))
         ),
-        "labels.json": Target(root / "labels", use_labels, (labels.INDEX,)),
+        "labels.json": Target(root / "labels", use_labels, (labels.LAYOUT.index,)),
         "corpus": Target(root / "corpus", use_corpus),
-        "corpus.json": Target(root / "corpus", use_corpus, (corpora.MANIFEST,)),
+        "corpus.json": Target(root / "corpus", use_corpus, (corpus.LAYOUT.index,)),
         "pairs.parquet": Target(root / "pairs", use_pairs),
         "judged triplets": Target(root / "triplets", use_triplets),
         "graded pairs": Target(root / "graded", use_graded),

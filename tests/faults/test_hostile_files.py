@@ -29,10 +29,11 @@ from safetensors.torch import load_file, save_file
 from transformers import ModernBertModel
 
 from small_modernbert.data import (
-    corpora,
     evaluation_sets,
     offline_assets,
     pair_gathering,
+    shards,
+    sources,
     token_store,
     triplets,
 )
@@ -448,9 +449,9 @@ def test_parquet_metadata_is_data(
     pq.write_table(
         table, path, write_page_checksum=True, store_schema="ARROW:schema" not in metadata
     )
-    source = corpora.Source(name="mine", id=str(path), columns=("text",))
+    source = sources.TextSource(name="mine", id=str(path), texts=("text",))
     try:
-        cells = [cell for batch in corpora.read_source(source, 1) for cell in batch["text"]]
+        cells = [cell for batch in sources.read_source(source, 1) for cell in batch["text"]]
         assert cells == ["A text that is fine."] * 9
     except UserError as error:
         assert "given.parquet" in str(error)
@@ -474,9 +475,9 @@ def test_pickled_extension_type_is_not_unpickled(
     path = tmp_path / "given.parquet"
     table = pa.Table.from_arrays([pa.array(["A text that is fine."])], schema=pa.schema([field]))
     pq.write_table(table, path, write_page_checksum=True)
-    source = corpora.Source(name="mine", id=str(path), columns=("text",))
+    source = sources.TextSource(name="mine", id=str(path), texts=("text",))
     try:
-        list(corpora.read_source(source, 1))
+        list(sources.read_source(source, 1))
     except UserError as error:
         assert "given.parquet" in str(error)
     assert not (tmp_path / "pwned").exists()
@@ -531,7 +532,8 @@ def test_pickled_vectors_are_not_unpickled(
         np.testing.assert_array_equal(encoder.encode_to(path, ["sun", "rain"], "x"), first)
     path.write_bytes(path.read_bytes()[:-40])
     np.testing.assert_array_equal(encoder.encode_to(path, ["sun", "rain"], "x"), first)
-    found = pair_gathering.Gathered(tmp_path, {}, {})
+    folder = shards.ShardFolder(tmp_path, pair_gathering.PAIRS, {})
+    found = pair_gathering.Gathered(folder, folder)
     for array in (evil, np.ones((2, 3)), np.ones(3, dtype=np.uint64)):
         np.save(tmp_path / "known.npy", array, allow_pickle=True)
         with pytest.raises(UserError, match=r"known\.npy is damaged .*run the same command again"):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from small_modernbert.data.triplets import words_key, words_keys
+from small_modernbert.data.keys import words_key, words_keys
 from small_modernbert.evaluation import search
 from small_modernbert.labelling import mining
 from small_modernbert.labelling.mining import Neighbours, Pool, Vectors

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from small_modernbert.data import pair_gathering
-from small_modernbert.data.leaks import words_of
+from small_modernbert.data.keys import words_key, words_keys, words_of
 from small_modernbert.data.pair_gathering import Gathered
-from small_modernbert.data.triplets import Pair, words_key, words_keys
+from small_modernbert.data.pairs import Pair
 from small_modernbert.labelling import judgements
 from small_modernbert.labelling.judges import Judge
 from small_modernbert.labelling.mining import Pool, Vectors

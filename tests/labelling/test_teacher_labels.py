@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from miniature import make_corpus
 from sentence_transformers import SentenceTransformer
 
-from small_modernbert.data import corpora, labels
+from small_modernbert.data import labels
 from small_modernbert.labelling import teacher_labels
 from small_modernbert.labelling.reading import Reader
 from small_modernbert.labelling.teacher_labels import Labeller, Slices, compare_lengths
@@ -28,14 +28,7 @@ Files = dict[str, bytes]
 @pytest.fixture
 def corpus(texts: list[str], tmp_path: Path) -> Path:
     """Return a corpus of 50 training texts and 10 held-out ones."""
-    shards = {}
-    for split, part in (("train", texts[:50]), ("held_out", texts[50:])):
-        rows = [{"text": text, "source": "toy", "tokens": len(text.split())} for text in part]
-        name = f"{split}/shard-00000.parquet"
-        table = pa.Table.from_pylist(rows, schema=corpora.shard_schema())
-        shards[name] = corpora.write_shard(tmp_path / "corpus" / name, table)
-    storage.write_json(tmp_path / "corpus" / corpora.MANIFEST, {"shards": shards})
-    return tmp_path / "corpus"
+    return make_corpus(tmp_path / "corpus", {"train": texts[:50], "held_out": texts[50:]})
 
 
 @pytest.fixture
@@ -82,11 +75,11 @@ def test_labels_are_the_projected_vectors_in_order(
     assert stored == texts
     wanted = project(reader.teacher.encode(texts), projection)
     np.testing.assert_allclose(np.concatenate(parts).astype(np.float32), wanted, atol=1e-3)
-    assert found.shards == {"train": 7, "held_out": 2}
-    assert found.facts["roles"] == {"text": 60}
-    assert found.facts["teacher"] == "digest"
-    assert found.facts["max_tokens"] == 64
-    assert found.facts["prompts"] == {"text": "", "query": "", "document": ""}
+    assert len(found.index["shards"]) == 7 + 2
+    assert found.index["roles"] == {"text": 60}
+    assert found.index["teacher"] == "digest"
+    assert found.index["max_tokens"] == 64
+    assert found.index["prompts"] == {"text": "", "query": "", "document": ""}
 
 
 def test_a_killed_run_ends_in_the_same_files(

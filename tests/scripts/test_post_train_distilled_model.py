@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
 from small_modernbert.data import offline_tasks, triplets
-from small_modernbert.data.leaks import words_of
+from small_modernbert.data.keys import words_of
 from small_modernbert.models import students
 from small_modernbert.runs import settings, storage
 from small_modernbert.training import loop
@@ -54,16 +54,8 @@ class World:
         for split, some in shards.items():
             path = triplets.shard_path(folder / "triplets", split, 0)
             triplets.write_shard(path, some, {})
-        counts = {split: len(some) for split, some in shards.items()}
-        storage.write_json(
-            folder / "triplets" / triplets.INDEX,
-            {
-                "rows": counts,
-                "shards": dict.fromkeys(counts, 1),
-                "judge": "words",
-                "scale": "cosine",
-            },
-        )
+        facts = {"judge": "words", "scale": "cosine"}
+        triplets.write_index(folder / "triplets", dict.fromkeys(shards, 1), facts)
 
     def judge(self, one: str, two: str) -> float:
         """Return the cosine of two texts' sums of word vectors, from 0."""

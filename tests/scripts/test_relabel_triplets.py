@@ -12,7 +12,7 @@ from miniature import Language, make_teacher, make_wordpiece_tokenizer
 from script_runner import run, start
 
 from small_modernbert.data import triplets
-from small_modernbert.data.triplets import words_key
+from small_modernbert.data.keys import words_key
 from small_modernbert.runs import storage
 
 SCRIPT = "relabel_triplets.py"
@@ -128,7 +128,7 @@ def test_splits_share_no_text(finished: Path) -> None:
 def test_record_says_what_became_of_every_row(finished: Path) -> None:
     """run.json, triplets.json and examples.md agree: judge, counts by source, examples."""
     record = json.loads((finished / "run.json").read_text(encoding="utf-8"))
-    index = json.loads((finished / "final" / triplets.INDEX).read_text(encoding="utf-8"))
+    index = json.loads((finished / "final" / triplets.LAYOUT.index).read_text(encoding="utf-8"))
     assert record["status"] == "finished"
     assert (index["judge"], index["scale"]) == ("teacher", "cosine")
     counts = record["rows"]["judged"]
@@ -150,7 +150,7 @@ def test_killed_run_ends_equal(world: World, finished: Path, tmp_path: Path) -> 
     """Killed while it gathers, encodes and judges, it goes on and writes the very same files."""
     stage = tmp_path / "toy" / "relabel_triplets"
     moments = (
-        "scratch/pairs/pairs.parquet",
+        "scratch/pairs/train/*.parquet",
         "scratch/train_pool.npy",
         "final.partial/train/*-00002.*",
     )

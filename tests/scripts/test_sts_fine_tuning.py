@@ -18,7 +18,7 @@ from script_runner import load_script
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
 from small_modernbert.data import labels, offline_tasks
-from small_modernbert.data.leaks import words_of
+from small_modernbert.data.keys import words_of
 from small_modernbert.models import students
 from small_modernbert.runs import settings, storage
 from small_modernbert.training import loop
@@ -48,13 +48,11 @@ class World:
         self.vectors = {word: generator.normal(size=WIDTH) for word in self.language.words}
         texts = [self.language.passage().text for _ in range(TRAIN + HELD_OUT)]
         texts = [text if i % 2 else text.partition(".")[0] for i, text in enumerate(texts)]
-        rows = {"train": TRAIN, "held_out": HELD_OUT}
         parts = {"train": texts[:TRAIN], "held_out": texts[TRAIN:]}
         for split, part in parts.items():
             path = labels.shard_path(folder / "labels", split, 0)
             labels.write_shard(path, part, np.stack([self.teach(text) for text in part]))
-        index = {"dimension": WIDTH, "rows": rows, "shards": dict.fromkeys(rows, 1)}
-        storage.write_json(folder / "labels" / labels.INDEX, index)
+        labels.write_index(folder / "labels", WIDTH, dict.fromkeys(parts, 1))
         offline_tasks.write_retrieval_set(
             self.language.retrieval_set("boolq-dev"), folder / "retrieval"
         )
@@ -122,11 +120,11 @@ def test_mined_pairs_from_start_to_end(
     assert record["facts"]["result"] == "the fine-tuned model"
     assert record["rows"]["scored_by"] == "teacher"
     trained, held_out = (
-        read_texts(stage / "final" / "pairs" / f"{split}.parquet")
+        read_texts(stage / "final" / "pairs" / split / "shard-00000.parquet")
         for split in ("train", "held_out")
     )
     assert trained and held_out and not trained & held_out
-    row = pq.read_table(stage / "final" / "pairs" / "train.parquet").to_pylist()[0]
+    row = pq.read_table(stage / "final" / "pairs" / "train" / "shard-00000.parquet").to_pylist()[0]
     wanted = world.teach(row["sentence1"]) @ world.teach(row["sentence2"])
     assert row["score"] == pytest.approx(wanted, abs=5e-3)
     students.load_student(stage / "final")

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
 from small_modernbert.data import offline_tasks
-from small_modernbert.data.leaks import words_of
+from small_modernbert.data.keys import words_of
 from small_modernbert.models import students
 from small_modernbert.runs import settings, stages
 from small_modernbert.training import loop
@@ -116,7 +116,7 @@ def weights(stage: Path) -> dict[str, Any]:
 
 def cached_rows(stage: Path, split: str) -> list[dict[str, Any]]:
     """Return the rows that a run wrote down."""
-    return pq.read_table(stage / "scratch" / "rows" / f"{split}.parquet").to_pylist()
+    return pq.read_table(stage / "scratch" / "rows" / split / "shard-00000.parquet").to_pylist()
 
 
 def keys(rows: list[dict[str, Any]]) -> set[str]:

@@ -15,8 +15,8 @@ from transformers import ModernBertModel
 from small_modernbert.data import examples
 from small_modernbert.data.evaluation_sets import SentencePairs
 from small_modernbert.data.examples import Examples, Row
+from small_modernbert.data.pairs import Pair
 from small_modernbert.data.token_store import TokenStore, tokenise
-from small_modernbert.data.triplets import Pair
 from small_modernbert.evaluation import watching
 from small_modernbert.evaluation.dimensions import check_dimensions
 from small_modernbert.models import vectors
@@ -414,7 +414,7 @@ def test_rows_come_back(tmp_path: Path, language: Language) -> None:
     examples.write_rows(tmp_path, {"train": rows}, {"read": 49})
     one, again = (
         examples.collect(rows)[0],
-        examples.collect(examples.reopen_rows(tmp_path, "train"))[0],
+        examples.collect(examples.rows_of(examples.reopen_rows(tmp_path), "train"))[0],
     )
     assert one.texts == again.texts
     for name in ("anchors", "positives", "negatives", "offsets", "sources", "negative_scores"):

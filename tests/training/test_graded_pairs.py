@@ -23,7 +23,6 @@ from small_modernbert.models.loading import load_backend
 from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.packing import pack
 from small_modernbert.models.students import save_tokenizer
-from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
 from small_modernbert.training import graded_similarity
 from small_modernbert.training.graded_similarity import PairTask
@@ -50,8 +49,7 @@ def make_labels(folder: Path, train: int = 300, held_out: int = 60) -> labels.La
         for index, part in enumerate((slice(0, half), slice(half, None))):
             path = labels.shard_path(folder, split, index)
             labels.write_shard(path, texts[part], vectors[part])
-    index = {"dimension": WIDTH, "rows": rows, "shards": dict.fromkeys(rows, 2)}
-    storage.write_json(folder / labels.INDEX, index)
+    labels.write_index(folder, WIDTH, dict.fromkeys(rows, 2))
     return labels.open_labels(folder)
 
 
@@ -219,7 +217,8 @@ def test_who_graded_is_remembered_in_the_file(tmp_path: Path) -> None:
     assert again.dropped == {"blank": 3}
     assert again.train.texts() == splits.train.texts()
     assert again.held_out.scores.tolist() == splits.held_out.scores.tolist()
-    moved = (tmp_path / "train.parquet").rename(tmp_path / "mine.parquet")
+    shard = tmp_path / "train" / "shard-00000.parquet"
+    moved = shard.rename(tmp_path / "mine.parquet")
     assert graded_pairs.read_folder(moved, 4, 0).scored_by == "teacher"
 
 
@@ -348,12 +347,10 @@ def test_written_record_counts(tmp_path: Path) -> None:
     """pairs.json says who graded, how many pairs there are, and what was dropped."""
     splits = PairSplits(number_pairs(20), number_pairs(12, "other"), "people", {"blank": 3})
     graded_pairs.write_pairs(tmp_path, splits)
-    record = json.loads((tmp_path / graded_pairs.INDEX).read_text(encoding="utf-8"))
-    assert record == {
-        "scored_by": "people",
-        "pairs": {"train": 20, "held_out": 12},
-        "dropped": {"blank": 3},
-    }
+    record = json.loads((tmp_path / graded_pairs.LAYOUT.index).read_text(encoding="utf-8"))
+    assert record["rows"] == {"train": 20, "held_out": 12}
+    assert record["scored_by"] == "people"
+    assert record["dropped"] == {"blank": 3}
 
 
 @pytest.mark.parametrize(

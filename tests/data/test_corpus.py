@@ -1,4 +1,4 @@
-"""The corpus, from sources to shards: corpora.py, corpus_building.py, corpus_selection.py."""
+"""The corpus, from sources to shards: sources.py, corpus*.py."""
 
 import dataclasses
 import importlib
@@ -14,9 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 from miniature import make_wordpiece_tokenizer
 
-from small_modernbert.data import corpora, corpus_building, corpus_selection, workers
-from small_modernbert.data.cleaning import Chunker, Reason
-from small_modernbert.data.duplicates import MinHash, text_key
+from small_modernbert.data import (
+    corpus_building,
+    corpus_selection,
+    shards,
+    sources,
+    workers,
+)
+from small_modernbert.data.chunking import Chunker
+from small_modernbert.data.cleaning import Reason
+from small_modernbert.data.corpus import open_corpus
+from small_modernbert.data.duplicates import MinHash
+from small_modernbert.data.keys import text_key
+from small_modernbert.data.source_tables import TEXT_SOURCES, select_texts
 from small_modernbert.runs import settings, storage
 from small_modernbert.runs.errors import UserError
 
@@ -81,14 +91,19 @@ def script(
 
 def read_rows(folder: Path, split: str) -> list[dict[str, Any]]:
     """Return all rows of a split."""
-    batches = corpora.read_texts(folder, split, ("text", "source", "tokens"))
-    return [row for batch in batches for row in batch.to_pylist()]
+    return [row for batch in open_corpus(folder).batches(split) for row in batch.to_pylist()]
 
 
 def test_table_of_sources_is_complete() -> None:
     """Every source has columns, a licence, and is joined in a way that exists."""
-    assert set(corpora.SOURCES) == {"msmarco", "philosophy", "npr", "finewiki", "offline"}
-    for source in corpora.SOURCES.values():
+    assert set(TEXT_SOURCES) == {
+        "msmarco",
+        "philosophy",
+        "npr",
+        "finewiki",
+        "offline",
+    }
+    for source in TEXT_SOURCES.values():
         assert source.columns
         assert source.licence
         assert source.join in ("each", "joined")
@@ -98,14 +113,14 @@ def test_table_of_sources_is_complete() -> None:
 def test_wrong_selections_are_refused(names: list[str]) -> None:
     """An unknown, repeated or missing name is refused, and those that exist are named."""
     with pytest.raises(UserError, match="msmarco philosophy npr"):
-        corpora.select(names)
+        select_texts(names)
 
 
 def test_triplets_are_broken_into_their_texts() -> None:
     """Each column of a row is a text of its own, a missing one too, so that it is counted."""
-    source = corpora.SOURCES["msmarco"]
+    source = TEXT_SOURCES["msmarco"]
     batch = {"query": ["q1", "q2"], "positive": ["p1", "p2"], "negative": ["n1", None]}
-    assert [cell for cell, _ in corpora.flatten(source, batch)] == [
+    assert [cell for cell, _ in sources.flatten(source, batch)] == [
         *("q1", "p1", "n1"),
         *("q2", "p2", None),
     ]
@@ -113,43 +128,43 @@ def test_triplets_are_broken_into_their_texts() -> None:
 
 def test_title_and_body_are_joined() -> None:
     """One text a row; a missing part is left out; a row of nothing stays to be counted."""
-    source = corpora.SOURCES["npr"]
+    source = TEXT_SOURCES["npr"]
     batch = {"title": ["T", None, None], "body": ["B", "B", " "]}
-    assert list(corpora.flatten(source, batch)) == [("T\n\nB", "npr"), ("B", "npr"), (None, "npr")]
+    assert list(sources.flatten(source, batch)) == [("T\n\nB", "npr"), ("B", "npr"), (None, "npr")]
 
 
 def test_hub_source_is_read_from_a_local_folder(tmp_path: Path) -> None:
     """A dataset's rows come through, capped by a seeded choice that is not its head."""
     rows = [{"title": f"t{i}", "body": f"b{i}"} for i in range(100)]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    source = dataclasses.replace(corpora.SOURCES["npr"], id=str(tmp_path))
-    read = [title for batch in corpora.read_source(source, 1) for title in batch["title"]]
+    source = dataclasses.replace(TEXT_SOURCES["npr"], id=str(tmp_path))
+    read = [title for batch in sources.read_source(source, 1) for title in batch["title"]]
     assert read == [row["title"] for row in rows]
     capped = dataclasses.replace(source, cap=20)
-    read = [title for batch in corpora.read_source(capped, 1) for title in batch["title"]]
+    read = [title for batch in sources.read_source(capped, 1) for title in batch["title"]]
     assert len(set(read)) == 20
     assert read != [row["title"] for row in rows[:20]]
 
 
 def test_parquet_source_is_capped_by_the_seed(offline_text: Path) -> None:
     """A cap on a file is a seeded choice among all its rows, in their order."""
-    source = dataclasses.replace(corpora.SOURCES["offline"], id=str(offline_text), cap=100)
+    source = dataclasses.replace(TEXT_SOURCES["offline"], id=str(offline_text), cap=100)
 
     def read(seed: int) -> list[Any]:
-        return [text for batch in corpora.read_source(source, seed) for text in batch["text"]]
+        return [text for batch in sources.read_source(source, seed) for text in batch["text"]]
 
     assert read(1) == read(1) != read(2)
     assert len(read(1)) == 100
-    assert corpora.count_source(source) == 100
+    assert sources.count_source(source) == 100
 
 
 def test_missing_columns_are_named(tmp_path: Path) -> None:
     """A file with other columns is refused before it is read."""
     path = tmp_path / "other.parquet"
     pq.write_table(pa.table({"content": ["a"], "source": ["b"]}), path)
-    source = dataclasses.replace(corpora.SOURCES["offline"], id=str(path))
+    source = dataclasses.replace(TEXT_SOURCES["offline"], id=str(path))
     with pytest.raises(UserError, match="no column 'text'; it has: content, source"):
-        next(corpora.read_source(source, 1))
+        next(sources.read_source(source, 1))
 
 
 def test_bytes_that_are_no_text_are_counted(tmp_path: Path) -> None:
@@ -158,8 +173,8 @@ def test_bytes_that_are_no_text_are_counted(tmp_path: Path) -> None:
     binary = pa.array([b"good", b"\xff\xfe bad", None], pa.binary())
     text = pa.StringArray.from_buffers(3, *binary.buffers()[1:], binary.buffers()[0])
     pq.write_table(pa.table({"text": text, "source": ["a"] * 3}), path)
-    source = dataclasses.replace(corpora.SOURCES["offline"], id=str(path))
-    cells = [cell for batch in corpora.read_source(source, 1) for cell in batch["text"]]
+    source = dataclasses.replace(TEXT_SOURCES["offline"], id=str(path))
+    cells = [cell for batch in sources.read_source(source, 1) for cell in batch["text"]]
     assert cells == ["good", b"\xff\xfe bad", None]
 
 
@@ -179,10 +194,12 @@ def test_cap_takes_passages_first_and_lets_labels_take_turns() -> None:
 def test_corpus_is_what_it_says(script: Callable[..., Path]) -> None:
     """Shards, manifest and table agree; every text read is kept or dropped for a reason."""
     final = script()
-    manifest = corpora.read_manifest(final)
+    corpus = open_corpus(final)
+    manifest = corpus.index
     train, held_out = read_rows(final, "train"), read_rows(final, "held_out")
-    assert len(train) == manifest["rows"] == corpora.count_rows(final)
-    assert len(held_out) == manifest["held_out"] == corpora.count_rows(final, "held_out") == 50
+    assert manifest["columns"] == {"text": "string", "source": "string", "tokens": "int32"}
+    assert manifest["rows"] == {"train": len(train), "held_out": len(held_out)} == corpus.counts
+    assert len(held_out) == 50
     assert sum(row["tokens"] for row in train + held_out) == manifest["tokens"]
     assert max(row["tokens"] for row in train + held_out) <= 64
     assert len([name for name in manifest["shards"] if name.startswith("train/")]) > 1
@@ -233,7 +250,7 @@ def test_cap_counts_the_held_out_part(script: Callable[..., Path]) -> None:
     rows = read_rows(final, "train") + read_rows(final, "held_out")
     assert len(rows) == 300
     assert sum(row["tokens"] >= 30 for row in rows) == 120
-    counts = corpora.read_manifest(final)["sources"]
+    counts = open_corpus(final).index["sources"]
     assert counts["short"][Reason.CAP] == 600 - 180
 
 
@@ -262,7 +279,7 @@ def test_killed_and_run_again_gives_the_same_bytes(
     """A kill at any place leaves nothing that changes the result; done sources are not reread."""
     wanted = storage.digest_folder(script())
     reads = []
-    read_source, write_shard = corpora.read_source, corpora.write_shard
+    read_source, write_shard = sources.read_source, shards.write_shard
 
     def read_and_die(*arguments: Any) -> Iterator[Any]:  # noqa: ANN401  passed on
         reads.append("started")
@@ -272,11 +289,12 @@ def test_killed_and_run_again_gives_the_same_bytes(
 
     def write_and_die(*arguments: Any) -> None:  # noqa: ANN401  passed on
         write_shard(*arguments)
-        raise KeyboardInterrupt
+        if "train" in str(arguments[0]):
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpora, "read_source", read_and_die)
-        patch.setattr(corpora, "write_shard", write_and_die)
+        patch.setattr(sources, "read_source", read_and_die)
+        patch.setattr(shards, "write_shard", write_and_die)
         with pytest.raises(KeyboardInterrupt):
             script("--overwrite")
 
@@ -284,7 +302,7 @@ def test_killed_and_run_again_gives_the_same_bytes(
         reads.append("again")
         yield from read_source(*arguments)
 
-    monkeypatch.setattr(corpora, "read_source", read_again)
+    monkeypatch.setattr(sources, "read_source", read_again)
     assert storage.digest_folder(script()) == wanted
     assert reads == (["started", "again"] if "source" in where else ["started"])
 
@@ -338,7 +356,7 @@ def test_damaged_shards_are_named(
     final = script()
     damage(final / "train" / "shard-00001.parquet")
     with pytest.raises(UserError, match=f"shard-00001.parquet.*{message}.*create_dataset"):
-        list(corpora.read_texts(final))
+        list(open_corpus(final).texts())
 
 
 def test_memory_stays_flat(
@@ -356,13 +374,13 @@ def test_memory_stays_flat(
     table = pa.concat_tables([pq.read_table(offline_text)] * 20)
     path = tmp_path / "large.parquet"
     pq.write_table(table, path, row_group_size=1_000)
-    source = dataclasses.replace(corpora.SOURCES["offline"], id=str(path))
+    source = dataclasses.replace(TEXT_SOURCES["offline"], id=str(path))
     preparation = corpus_building.Preparation(
         source, tokenizer / "tokenizer.json", 64, MinHash(16, 0.8, 1), 5
     )
     spill = corpus_building.write_spill(tmp_path / "spill", preparation, 1)
-    assert max(held) <= corpora.READ_ROWS
-    assert len(held) >= table.num_rows // corpora.READ_ROWS
+    assert max(held) <= sources.READ_ROWS
+    assert len(held) >= table.num_rows // sources.READ_ROWS
     assert spill.rows == len(spill.numbers("key"))
 
 
@@ -372,14 +390,12 @@ def test_several_processes_give_the_same_corpus(
     """Rows come back in order and counts add up, whoever prepared them."""
     path = tmp_path / "large.parquet"
     pq.write_table(pa.concat_tables([pq.read_table(offline_text)] * 20), path)
-    source = dataclasses.replace(corpora.SOURCES["offline"], id=str(path))
+    source = dataclasses.replace(TEXT_SOURCES["offline"], id=str(path))
     preparation = corpus_building.Preparation(
         source, tokenizer / "tokenizer.json", 64, MinHash(16, 0.8, 1), 5
     )
     alone = corpus_building.write_spill(tmp_path / "alone", preparation, 1)
     with workers.pool(2) as executor:
         shared = corpus_building.write_spill(tmp_path / "shared", preparation, 1, executor)
-    assert shared.counts == alone.counts
-    assert (shared.folder / corpus_building.ROWS).read_bytes() == (
-        alone.folder / corpus_building.ROWS
-    ).read_bytes()
+    assert shared.index == alone.index
+    assert storage.digest_folder(shared.folder) == storage.digest_folder(alone.folder)

@@ -1,0 +1,71 @@
+"""The corpus that mlm/create_dataset.py makes: shards of texts, with where each one is from.
+
+{train,held_out}/shard-*.parquet    text, source, tokens (special ones included)
+corpus.json                         the shards, and what became of every row that was read
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+
+from small_modernbert.data import shards
+from small_modernbert.runs import storage
+
+SPLITS = ("train", "held_out")
+LAYOUT = shards.Layout(
+    index="corpus.json",
+    columns={"text": "text", "source": "text", "tokens": "number"},
+    splits=SPLITS,
+    cure="run: python mlm/create_dataset.py --overwrite",
+    facts={"tokens": int, "max_tokens": int, "sources": dict},
+)
+SCHEMA = pa.schema([("text", pa.string()), ("source", pa.string()), ("tokens", pa.int32())])
+
+
+class Corpus(shards.ShardFolder):
+    """A finished corpus; `index["sources"]` says what became of every row, by source."""
+
+    def texts(self, split: str = "train") -> Iterator[str]:
+        """Yield the texts of a split in order; see `batches`."""
+        return self.column(split, "text")
+
+    def sources(self, split: str = "train") -> list[str]:
+        """Return the source of each text of a split, in order; see `batches`."""
+        return list(self.column(split, "source"))
+
+
+def open_corpus(folder: Path) -> Corpus:
+    """Open a corpus.
+
+    Raises:
+        UserError: `folder` holds none, see `shards.read_index`.
+    """
+    return Corpus(folder, LAYOUT, shards.read_index(folder, LAYOUT))
+
+
+def write_index(
+    folder: Path,
+    counts: Mapping[str, int],
+    sources: Mapping[str, Mapping[str, int]],
+    tokens: int,
+    max_tokens: int,
+    tokenizer_file: Path,
+) -> None:
+    """Write corpus.json, which makes a corpus complete.
+
+    Args:
+        folder: with all the shards.
+        counts: split -> number of its shards.
+        sources: what became of every row, by source; see `corpus_selection.tabulate`.
+        tokens: of all the texts.
+        max_tokens: of a text.
+        tokenizer_file: the tokenizer.json that counted them.
+    """
+    facts = {
+        "tokens": tokens,
+        "max_tokens": max_tokens,
+        "tokenizer_digest": storage.sha256_file(tokenizer_file),
+        "sources": sources,
+    }
+    shards.write_index(folder, LAYOUT, counts, facts)

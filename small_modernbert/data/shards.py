@@ -1,0 +1,277 @@
+"""Folders of Parquet shards: the one way in which stages hand rows on.
+
+    <split>/shard-00000.parquet ...    the rows; a shard is whole or not there
+    <index>.json                       facts, columns, rows of each split, and of every shard its
+                                       rows, bytes and sha256; written last
+
+A shard is written beside its place, flushed and renamed, and depends on nothing but its own rows,
+so a killed run goes on at the first one that is missing. Without an index a folder is unfinished.
+
+One way of checking: opening compares the index with itself, and the names and sizes of the files
+with the index. A shard's sha256 is compared when an open folder first reads it; from then on its
+bytes are those that were written. Its cells are looked at as they are read (nothing missing, blank,
+NaN), because whoever wrote the index may not be us. `verify` reads all of a folder in this way, at
+the end of a stage.
+"""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from small_modernbert.data import parquet
+from small_modernbert.runs import storage
+from small_modernbert.runs.errors import UserError
+
+# Rows of a Parquet row group: what a reader must hold at once.
+GROUP_ROWS = 4_096
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What the folders of one kind hold.
+
+    Attributes:
+        index: name of the file that is written last.
+        columns: of every shard, with what they hold.
+        splits: names of the splits; a split may have no shard.
+        cure: ends every message about a folder that cannot be used; may name the {folder}.
+        facts: what the index says beside the shards, with its type; more may stand there.
+    """
+
+    index: str
+    columns: Mapping[str, parquet.Kind]
+    splits: tuple[str, ...]
+    cure: str
+    facts: Mapping[str, type] = dataclasses.field(default_factory=dict)
+
+
+def shard_path(folder: Path, split: str, number: int) -> Path:
+    """Return where a shard of a split lies."""
+    return folder / split / f"shard-{number:05d}.parquet"
+
+
+def write_shard(
+    path: Path, rows: pa.Table | Iterable[pa.Table | pa.RecordBatch], schema: pa.Schema
+) -> None:
+    """Write one shard, atomically, with page checksums.
+
+    Args:
+        path: see `shard_path`.
+        rows: a table, or batches that are written as they come.
+        schema: of the rows; its metadata is kept.
+
+    Raises:
+        UserError: the disk has no room.
+    """
+    tables = [rows] if isinstance(rows, pa.Table) else rows
+    with (
+        storage.replacing(path) as place,
+        pq.ParquetWriter(place, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        for table in tables:
+            storage.check_space(path.parent, table.nbytes)
+            writer.write(table, row_group_size=GROUP_ROWS)
+
+
+def write_index(
+    folder: Path, layout: Layout, shards: Mapping[str, int], facts: Mapping[str, Any] | None = None
+) -> None:
+    """Write the index, which makes the folder complete.
+
+    Args:
+        folder: with all the shards.
+        layout: of the folder.
+        shards: split -> number of its shards; a split that is not named has none.
+        facts: what the index is to say beside.
+
+    Raises:
+        UserError: a shard is missing, or is no Parquet file.
+    """
+    cure, entries, columns = layout.cure.format(folder=folder), {}, {}
+    for split in layout.splits:
+        for number in range(shards.get(split, 0)):
+            path = shard_path(folder, split, number)
+            schema = parquet.read_schema(path, cure)
+            columns = {field.name: str(field.type) for field in schema}
+            entries[path.relative_to(folder).as_posix()] = {
+                "rows": parquet.count_rows(path, cure),
+                "bytes": path.stat().st_size,
+                "sha256": storage.sha256_file(path),
+            }
+    rows = {
+        split: sum(entry["rows"] for name, entry in entries.items() if _split_of(name) == split)
+        for split in layout.splits
+    }
+    index = {**(facts or {}), "columns": columns, "rows": rows, "shards": entries}
+    storage.write_json(folder / layout.index, index)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardFolder:
+    """A finished folder of shards.
+
+    Attributes:
+        folder: where it lies.
+        layout: what it holds.
+        index: what its index says, facts included.
+    """
+
+    folder: Path
+    layout: Layout
+    index: dict[str, Any]
+    _known: set[str] = dataclasses.field(default_factory=set, repr=False, compare=False)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Split -> number of rows."""
+        return self.index["rows"]
+
+    @property
+    def cure(self) -> str:
+        """What to do if it cannot be used."""
+        return self.layout.cure.format(folder=self.folder)
+
+    def batches(
+        self, split: str, columns: Sequence[str] = (), rows: int = GROUP_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of a split in order.
+
+        Args:
+            split: one of the layout's.
+            columns: to read; none given = all of the layout's.
+            rows: of a batch, at most.
+
+        Raises:
+            UserError: a shard is missing, or not the one that was written; or lacks a column, or
+                has a cell that is none, see `parquet.read_batches`.
+        """
+        kinds = {name: self.layout.columns[name] for name in columns or self.layout.columns}
+        for name in (name for name in _in_order(self.index["shards"]) if _split_of(name) == split):
+            path, entry = self.folder / name, self.index["shards"][name]
+            self._compare(path, name, entry["sha256"])
+            seen = 0
+            for batch in parquet.read_batches(path, kinds, self.cure, rows=rows, own=True):
+                seen += batch.num_rows
+                self.check_batch(path, batch)
+                yield batch
+            if seen != entry["rows"]:
+                raise UserError(
+                    f"{path}: {seen:,} rows, not {entry['rows']:,} as in {self.layout.index}; "
+                    f"{self.cure}"
+                )
+
+    def check_batch(self, path: Path, batch: pa.RecordBatch) -> None:
+        """Refuse rows whose values cannot be meant; for kinds that know more than their types."""
+
+    def column(self, split: str, name: str) -> Iterator[Any]:
+        """Yield the cells of one column of a split, in order."""
+        for batch in self.batches(split, [name]):
+            yield from batch.column(0).to_pylist()
+
+    def verify(self) -> None:
+        """Read everything as a stage would.
+
+        Raises:
+            UserError: see `batches`.
+        """
+        for split in self.layout.splits:
+            for _ in self.batches(split):
+                pass
+
+    def _compare(self, path: Path, name: str, sha256: str) -> None:
+        if name in self._known:
+            return
+        if not path.is_file():
+            raise UserError(f"{path} is not there; {self.cure}")
+        if storage.sha256_file(path) != sha256:
+            raise UserError(
+                f"{path} is damaged: its sha256 is not the one in {self.layout.index}; {self.cure}"
+            )
+        self._known.add(name)
+
+
+def read_index(folder: Path, layout: Layout) -> dict[str, Any]:
+    """Return the index of a finished folder, compared with itself and with the files' sizes.
+
+    Raises:
+        UserError: it is not there, or not ours, or a file is missing or of another size.
+    """
+    path, cure = folder / layout.index, layout.cure.format(folder=folder)
+    index = storage.read_json(path, cure)
+    if not isinstance(index, dict):
+        raise UserError(f"{path} is no index of shards; {cure}")
+    wanted = {**layout.facts, "columns": dict, "rows": dict, "shards": dict}
+    for name, kind in wanted.items():
+        if type(index.get(name)) is not kind or (kind is int and index[name] <= 0):
+            raise UserError(
+                f"{path}: {name!r} is {str(index.get(name))[:80]!r}, nothing of ours; {cure}"
+            )
+    rows = dict.fromkeys(layout.splits, 0)
+    for name, entry in index["shards"].items():
+        _check_entry(path, name, entry, rows, cure)
+    for split, number in rows.items():
+        if index["rows"].get(split) != number:
+            raise UserError(
+                f"{path}: 'rows' of {split} is {str(index['rows'].get(split))[:80]!r}, and its "
+                f"shards have {number:,}; {cure}"
+            )
+    for name, entry in index["shards"].items():
+        _check_size(folder / name, entry["bytes"], layout.index, cure)
+    _note_strangers(folder, layout, index["shards"])
+    return index
+
+
+def open_shards(folder: Path, layout: Layout) -> ShardFolder:
+    """Open a finished folder; see `read_index`."""
+    return ShardFolder(folder, layout, read_index(folder, layout))
+
+
+def _check_entry(path: Path, name: str, entry: object, rows: dict[str, int], cure: str) -> None:
+    """Refuse an entry that is not of our making, and add its rows to those of its split."""
+    # An index may come from anywhere: no name of it leads out of the folder.
+    ours = re.fullmatch(r"(\w+)/shard-\d{5,}\.parquet", name)
+    good = ours is not None and ours[1] in rows and isinstance(entry, dict)
+    good = good and isinstance(entry.get("sha256"), str)
+    if not good or any(
+        type(entry.get(key)) is not int or entry[key] < 0 for key in ("rows", "bytes")
+    ):
+        raise UserError(f"{path}: shard {name!r} is none of ours; {cure}")
+    rows[ours[1]] += entry["rows"]
+
+
+def _check_size(path: Path, size: int, index: str, cure: str) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is not there; {cure}")
+    if path.stat().st_size != size:
+        raise UserError(
+            f"{path} is damaged: {path.stat().st_size:,} bytes, not {size:,} as in {index}; {cure}"
+        )
+
+
+def _note_strangers(folder: Path, layout: Layout, shards: Iterable[str]) -> None:
+    there = {
+        path.relative_to(folder).as_posix()
+        for split in layout.splits
+        for path in (folder / split).glob("*.parquet")
+    }
+    if strangers := sorted(there.difference(shards)):
+        logger.warning(
+            "%s: %d files are not read, %s does not count them: %s",
+            *(folder, len(strangers), layout.index, ", ".join(strangers[:3])),
+        )
+
+
+def _split_of(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    # Beyond 99,999 shards the numbers grow longer.
+    return sorted(names, key=lambda name: (_split_of(name), len(name), name))

@@ -1,0 +1,192 @@
+"""Sources of rows: datasets of the hub and files, described by rows of tables, read here."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from small_modernbert.data import parquet
+from small_modernbert.runs import hub
+from small_modernbert.runs.errors import UserError
+
+READ_ROWS = 2_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """What every row of a table says.
+
+    Attributes:
+        name: what corpora and reports call it.
+        id: a dataset of the hub, a folder in the hub's layout, or one Parquet file.
+        config: of a hub dataset; None where there is only one.
+        split: of a hub dataset.
+        revision: a commit of a hub dataset; None takes the newest and says so.
+        label: a column that says of each row where it is from; None for `name` itself.
+        cap: rows to read, 0 for all; a seeded choice, see `read_source`.
+        licence: of the texts.
+    """
+
+    name: str
+    id: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    label: str | None = None
+    cap: int = 0
+    licence: str = "unknown: see the dataset's card"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns with text."""
+        raise NotImplementedError
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """The columns to read: those with text, then the label."""
+        return self.columns + ((self.label,) if self.label else ())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSource(Source):
+    """A source of texts.
+
+    Attributes:
+        texts: the text columns.
+        join: "each": every column is a text (triplets); "joined": one text from all of them.
+    """
+
+    texts: tuple[str, ...]
+    join: Literal["each", "joined"] = "each"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns with text."""
+        return self.texts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PairSource(Source):
+    """A source of pairs or triplets.
+
+    Attributes:
+        anchor: the column with the anchors.
+        positive: the column with the positives.
+        negatives: columns with negatives, of texts or of lists of texts; none for pairs.
+    """
+
+    anchor: str = "anchor"
+    positive: str = "positive"
+    negatives: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns with text."""
+        return (self.anchor, self.positive, *self.negatives)
+
+
+def read_source(source: Source, seed: int) -> Iterator[dict[str, list[Any]]]:
+    """Yield the rows of a source, some thousands at a time, as lists by column.
+
+    Columns are checked before the first row is read. A cap is a seeded choice: of rows, for a
+    Parquet file; of the stream after the hub's shuffling (of its files, and in a window of
+    rows), for a dataset.
+
+    Raises:
+        UserError: the source is not there, or has other columns.
+    """
+    if source.id.endswith(".parquet"):
+        batches = _read_parquet(source, seed)
+    else:
+        batches = hub.stream_rows(
+            source.id,
+            source.config,
+            source.split,
+            source.revision,
+            source.all_columns,
+            shuffle_seed=seed if source.cap else None,
+        )
+    left = source.cap or None
+    for batch in batches:
+        if left is not None:
+            batch = {name: values[:left] for name, values in batch.items()}
+            left -= len(batch[source.columns[0]])
+        yield batch
+        if left == 0:
+            return
+
+
+def count_source(source: Source) -> int | None:
+    """Return the number of rows to come, for a progress bar; None if it is not known."""
+    if source.id.endswith(".parquet"):
+        rows = parquet.count_rows(Path(source.id), _cure(source))
+        return min(rows, source.cap) if source.cap else rows
+    return source.cap or None
+
+
+def flatten(source: TextSource, batch: dict[str, list[Any]]) -> Iterator[tuple[Any, str]]:
+    """Yield (cell, label) for every text in a batch of rows; cells are as they were read.
+
+    A joined row is one text, its parts on paragraphs of their own; parts that are blank or no
+    text are left out, and a row of nothing else is given as its first part.
+    """
+    columns = [batch[name] for name in source.columns]
+    labels = batch[source.label] if source.label else [source.name] * len(columns[0])
+    for cells, label in zip(zip(*columns, strict=True), labels, strict=True):
+        label = label if isinstance(label, str) and label else source.name
+        if source.join == "each":
+            for cell in cells:
+                yield cell, label
+        else:
+            parts = [cell for cell in cells if isinstance(cell, str) and cell.strip()]
+            yield ("\n\n".join(parts) if parts else cells[0]), label
+
+
+def check_lost(name: str, read: int, lost: Mapping[str, int], share: float) -> None:
+    """Refuse a source of whose rows more than a share is no use.
+
+    Rows that repeat another, or that a cap leaves out, are not lost: do not count them.
+
+    Args:
+        name: of the source.
+        read: rows, or texts, read.
+        lost: reason -> how many of them.
+        share: that may be lost; 1 accepts everything.
+
+    Raises:
+        UserError: with the reasons, and the flag that accepts it.
+    """
+    total = sum(lost.values())
+    if total > share * read:
+        reasons = ", ".join(f"{reason} {number:,}" for reason, number in lost.items() if number)
+        raise UserError(
+            f"{name}: {total:,} of {read:,} rows are no use ({reasons}), more than the share of "
+            f"{share:g} that may be lost; is it the right column? Mend the source, or accept it "
+            "with --max-lost-share 1 --overwrite"
+        )
+
+
+def _cure(source: Source) -> str:
+    return f"correct source {source.name!r}, or run: python get_offline_assets.py"
+
+
+def _read_parquet(source: Source, seed: int) -> Iterator[dict[str, list[Any]]]:
+    import numpy as np
+    import pyarrow as pa
+
+    path, cure = Path(source.id), _cure(source)
+    kinds: dict[str, parquet.Kind] = dict.fromkeys(source.columns, "texts")
+    if source.label:
+        kinds.setdefault(source.label, "any")
+    keep = None
+    rows = parquet.count_rows(path, cure)
+    if 0 < source.cap < rows:
+        keep = np.zeros(rows, dtype=bool)
+        keep[np.random.default_rng(seed).choice(rows, source.cap, replace=False)] = True
+    begin = 0
+    for batch in parquet.read_batches(path, kinds, cure, rows=READ_ROWS):
+        end = begin + batch.num_rows
+        if keep is not None:
+            batch = batch.filter(pa.array(keep[begin:end]))
+        begin = end
+        yield {name: parquet.to_list(batch.column(name)) for name in source.all_columns}
