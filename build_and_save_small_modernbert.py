@@ -70,17 +70,13 @@ def main() -> None:
         config = architecture.configure(shape, tokenizer)
         stages.logger.info("shape: %s", architecture.describe(config))
         torch.manual_seed(SEED)
-        student = ModernBertModel(config)
-        rows = architecture.parameter_rows(student)
+        student = students.Student(
+            ModernBertModel(config), tokenizer, config.max_position_embeddings, POOLING
+        )
+        rows = architecture.parameter_rows(student.transformer)
         table = report.table(("part", "parameters"), rows)
         print(table)
-        students.save_sentence_transformer(
-            stage.building,
-            student,
-            tokenizer,
-            max_tokens=config.max_position_embeddings,
-            pooling=POOLING,
-        )
+        student.save(stage.building)
         storage.write_text(
             stage.building / "parameters.md", f"{architecture.describe(config)}\n\n{table}\n"
         )
@@ -89,7 +85,7 @@ def main() -> None:
         share = architecture.embedding_parameters(rows) / total
         stage.finish(
             f"a blank student of {total:,} parameters, {share:.0%} of them embedding",
-            verify=lambda folder: students.check_reload(folder, student),
+            verify=student.check_reload,
         )
 
 

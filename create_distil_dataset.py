@@ -27,7 +27,7 @@ TEACHER: str = "Alibaba-NLP/gte-modernbert-base"  # a sentence-transformers fold
 TEACHER_REVISION: str = ""  # 40 hex digits pin a hub teacher; empty warns
 QUERY_PROMPT: str = ""  # in front of queries where the teacher's folder names none (E5: "query: ")
 DOCUMENT_PROMPT: str = ""  # in front of documents, likewise (E5: "passage: ")
-STUDENT: str = "build_and_save_small_modernbert"  # its hidden_size is the labels' width
+STUDENT: str = "build_and_save_small_modernbert"  # its vectors' width is the labels'
 DIMENSION: int = 0  # width of the labels; 0 = the student's
 
 # Labelling
@@ -89,6 +89,7 @@ def main() -> None:
 
 def read_student() -> tuple[int, int]:
     """Return the student's width, and the tokens that it reads at most, without loading it."""
+    from small_modernbert.models import loading
     from small_modernbert.runs import storage
 
     cure = "run: python build_and_save_small_modernbert.py"
@@ -96,7 +97,7 @@ def read_student() -> tuple[int, int]:
     config = storage.read_json(folder / "config.json", cure)
     own = folder / "sentence_bert_config.json"
     limit = storage.read_json(own, cure).get("max_seq_length") if own.exists() else None
-    return config["hidden_size"], limit or config["max_position_embeddings"]
+    return loading.read_width(folder), limit or config["max_position_embeddings"]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 r"""Distil a teacher into the student: its embeddings (mse, cosine) or its ranking (kl).
 
-Reads: a student (any folder with a ModernBERT), label shards (create_distil_dataset.py).
+Reads: a student (ModernBERT, BERT or MPNet), label shards (create_distil_dataset.py).
 Writes: final/, a sentence-transformers folder; checkpoints/, metrics.jsonl.
 
     python distil_modernbert.py
@@ -74,19 +74,16 @@ def main() -> None:
         from small_modernbert.data import evaluation_sets, labels
         from small_modernbert.data.token_store import store
         from small_modernbert.evaluation import watching
-        from small_modernbert.models import packed_encoder, precision, students
-        from small_modernbert.models.loading import load_backend
+        from small_modernbert.models import precision, students
         from small_modernbert.training import distillation, loop
 
         found = labels.open_labels(label_folder)
-        model = students.load_student(student_folder)
-        model.to(precision.default_device())
-        found.check_width(model.config.hidden_size)
-        dtype = precision.settle(stage, PRECISION, model.device)
-        pooling = students.read_pooling(student_folder) if POOLING == "student" else POOLING
-        max_tokens = MAX_TOKENS or students.read_max_tokens(student_folder, model.config)
-        backend = load_backend(student_folder, max_tokens)
-        key = f"{stage.record['inputs']}{max_tokens}"
+        student = students.load_student(student_folder, pooling=POOLING, max_tokens=MAX_TOKENS)
+        student.to(precision.default_device())
+        found.check_width(student.width)
+        encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
+        backend = student.backend
+        key = f"{stage.record.inputs}{student.max_tokens}"
         cache = stage.scratch
         held_out_rows = min(HELD_OUT_ROWS, found.counts["held_out"])
         tokens = {
@@ -95,7 +92,6 @@ def main() -> None:
         }
         vectors = {split: found.vectors(split, cache / f"{split}.f16") for split in tokens}
         sets = evaluation_sets.load_named(VALIDATION_SETS, set_folder or None)
-        encoder = packed_encoder.PackedEncoder(model, pooling, dtype)
         held_out = watching.HeldOutTexts(
             tokens["held_out"].head(held_out_rows), vectors["held_out"][:held_out_rows]
         )
@@ -110,17 +106,11 @@ def main() -> None:
             rows_per_batch=ROWS_PER_BATCH,
             seed=SEED,
         )
-        optimizer, plan = loop.prepare(globals(), model)
+        optimizer, plan = loop.prepare(globals(), encoder.model)
         outcome = loop.train(task, optimizer, plan, stage)
-        students.save_sentence_transformer(
-            stage.building,
-            model,
-            students.load_tokenizer(student_folder),
-            max_tokens=max_tokens,
-            pooling=pooling,
-        )
+        student.save(stage.building)
         stage.record.rows = {"train": found.counts["train"], "held_out": held_out_rows}
-        loop.finish(stage, outcome, SELECT_BY, lambda folder: students.check_reload(folder, model))
+        loop.finish(stage, outcome, SELECT_BY, student.check_reload)
 
 
 if __name__ == "__main__":

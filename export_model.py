@@ -58,21 +58,10 @@ def main() -> None:
         from small_modernbert.models.loading import load_backend
 
         graphs.check_modules(folder)
-        model = students.load_student(folder).eval()
-        pooling = students.read_pooling(folder)
-        max_tokens = MAX_TOKENS or students.read_max_tokens(folder, model.config)
-        if max_tokens > model.config.max_position_embeddings:
-            limit = model.config.max_position_embeddings
-            raise UserError(f"MAX_TOKENS: the student takes {limit:,} tokens, not {max_tokens:,}")
+        student = students.load_student(folder, max_tokens=MAX_TOKENS)
+        model, pooling, max_tokens = student.body.eval(), student.pooling, student.max_tokens
         final, card = stage.building, folder / "README.md"
-        students.save_sentence_transformer(
-            final,
-            model,
-            students.load_tokenizer(folder),
-            max_tokens=max_tokens,
-            pooling=pooling,
-            card=card.read_text(encoding="utf-8") if card.is_file() else "",
-        )
+        student.save(final, card.read_text(encoding="utf-8") if card.is_file() else "")
         calibration, probes = draw_texts(files)
         uncut = load_backend(final, 1 << 30)
         probes = graphs.probes(probes, uncut, max_tokens, PROBES)
@@ -87,7 +76,7 @@ def main() -> None:
             made = graphs.export_openvino(final / graphs.GRAPH, final / graphs.OPENVINO)
             forms += [graphs.OPENVINO] if made else []
         numbers = {
-            "dimensions": model.config.hidden_size,
+            "dimensions": student.width,
             "max_tokens": max_tokens,
             "pad_token_id": model.config.pad_token_id,
             "pooling": pooling,
@@ -101,7 +90,7 @@ def main() -> None:
         stage.finish(
             f"{len(forms)} forms; ONNX within {1 - parity[forms[0]].min_cosine:.0e} of torch{lost} "
             "(cosine)",
-            lambda built: students.check_reload(built, model),
+            student.check_reload,
         )
 
 

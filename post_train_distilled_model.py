@@ -79,29 +79,22 @@ ASSETS = "run: python get_offline_assets.py"
 def main() -> None:
     """Load, train, keep the best, and show what it is worth at every dimension."""
     inputs = find_inputs()
-    student_folder = inputs["student"]
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
         from small_modernbert.data.token_store import store
         from small_modernbert.evaluation import dimensions
-        from small_modernbert.models import packed_encoder, precision, students
-        from small_modernbert.models.loading import load_backend
+        from small_modernbert.models import precision, students
         from small_modernbert.training import contrastive, loop
 
-        model = students.load_student(student_folder)
-        measured = dimensions.check_dimensions(
-            DIMENSIONS, DIMENSION_WEIGHTS, model.config.hidden_size
-        )
+        student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
+        measured = dimensions.check_dimensions(DIMENSIONS, DIMENSION_WEIGHTS, student.width)
         train, watched = load_examples(stage, inputs)
-        model.to(precision.default_device())
-        dtype = precision.settle(stage, PRECISION, model.device)
-        pooling = students.read_pooling(student_folder)
-        max_tokens = MAX_TOKENS or students.read_max_tokens(student_folder, model.config)
-        backend = load_backend(student_folder, max_tokens)
-        key = f"{stage.record.inputs}{max_tokens}"
+        student.to(precision.default_device())
+        encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
+        backend = student.backend
+        key = f"{stage.record.inputs}{student.max_tokens}"
         tokens = store(train.texts, backend, stage.scratch / "tokens", key)
-        encoder = packed_encoder.PackedEncoder(model, pooling, dtype)
         task = contrastive.ContrastiveTask(
             encoder,
             train,
@@ -119,24 +112,13 @@ def main() -> None:
             seed=SEED,
         )
         stage.record.rows["epoch"] = task.describe()
-        optimizer, plan = loop.prepare(globals(), model)
+        optimizer, plan = loop.prepare(globals(), encoder.model)
         outcome = loop.train(task, optimizer, plan, stage)
-        students.save_sentence_transformer(
-            stage.building,
-            model,
-            students.load_tokenizer(student_folder),
-            max_tokens=max_tokens,
-            pooling=pooling,
-        )
+        student.save(stage.building)
         table = dimensions.write_dimensions(
             stage.building, measured, outcome.before, outcome.latest
         )
-        loop.finish(
-            stage,
-            outcome,
-            SELECT_BY or "triplet_accuracy",
-            lambda folder: students.check_reload(folder, model),
-        )
+        loop.finish(stage, outcome, SELECT_BY or "triplet_accuracy", student.check_reload)
         print(table)
 
 

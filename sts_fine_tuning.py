@@ -76,31 +76,26 @@ ASSETS = "run: python get_offline_assets.py"
 def main() -> None:
     """Get the pairs, train on them, and keep what is better, or what came in."""
     inputs = find_inputs()
-    student_folder = inputs["student"]
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
         from small_modernbert.data.token_store import store
         from small_modernbert.evaluation import watching
-        from small_modernbert.models import packed_encoder, precision, students
-        from small_modernbert.models.loading import load_backend
+        from small_modernbert.models import precision, students
         from small_modernbert.training import graded_similarity, loop
 
         sets, sentence_pairs = load_evaluation(inputs)
         splits = gather_pairs(stage, sets, sentence_pairs)
         graded_similarity.check_range(splits, OBJECTIVE)
-        model = students.load_student(student_folder)
-        model.to(precision.default_device())
-        pooling = students.read_pooling(student_folder)
-        dtype = precision.settle(stage, PRECISION, model.device)
-        max_tokens = MAX_TOKENS or students.read_max_tokens(student_folder, model.config)
-        backend = load_backend(student_folder, max_tokens)
-        key = f"{stage.record.inputs}{max_tokens}"
+        student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
+        student.to(precision.default_device())
+        encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
+        backend = student.backend
+        key = f"{stage.record.inputs}{student.max_tokens}"
         train_tokens, held_out_tokens = (
             store(pairs.texts(), backend, stage.scratch / split, key)
             for split, pairs in (("train", splits.train), ("held_out", splits.held_out))
         )
-        encoder = packed_encoder.PackedEncoder(model, pooling, dtype)
         held_out = watching.HeldOutPairs(held_out_tokens, splits.held_out.scores, splits.figure)
         watched = watching.Watched(held_out, sentence_pairs, sets)
         task = graded_similarity.PairTask(
@@ -113,7 +108,7 @@ def main() -> None:
             rows_per_batch=ROWS_PER_BATCH,
             seed=SEED,
         )
-        optimizer, plan = loop.prepare(globals(), model, select_by=splits.figure)
+        optimizer, plan = loop.prepare(globals(), encoder.model, select_by=splits.figure)
         outcome = loop.train(task, optimizer, plan, stage)
         stage.record.rows = {
             "train": len(splits.train),
@@ -122,19 +117,11 @@ def main() -> None:
             "dropped": splits.dropped,
         }
         if reason := why_keep_input(outcome, splits.figure):
-            keep_input(stage, student_folder, outcome, splits.figure, reason)
+            keep_input(stage, inputs["student"], outcome, splits.figure, reason)
             return
         stage.record.facts["result"] = "the fine-tuned model"
-        students.save_sentence_transformer(
-            stage.building,
-            model,
-            students.load_tokenizer(student_folder),
-            max_tokens=max_tokens,
-            pooling=pooling,
-        )
-        loop.finish(
-            stage, outcome, splits.figure, lambda folder: students.check_reload(folder, model)
-        )
+        student.save(stage.building)
+        loop.finish(stage, outcome, splits.figure, student.check_reload)
 
 
 def find_inputs() -> dict[str, Path | str]:
@@ -229,26 +216,20 @@ def why_keep_input(outcome: "Progress", figure: str) -> str:
 
 
 def keep_input(
-    stage: stages.Stage, student: Path, outcome: "Progress", figure: str, reason: str
+    stage: stages.Stage, folder: Path, outcome: "Progress", figure: str, reason: str
 ) -> None:
     """Publish a copy of the student that came in, and record the figures of both."""
     import shutil
 
     from small_modernbert.models import students
 
-    model = students.load_student(student)
-    if (student / "modules.json").exists():
+    student = students.load_student(folder)
+    if (folder / "modules.json").exists():
         # Its own mined pairs, if any, are not ours.
         ignored = shutil.ignore_patterns("pairs")
-        shutil.copytree(student, stage.building, dirs_exist_ok=True, ignore=ignored)
+        shutil.copytree(folder, stage.building, dirs_exist_ok=True, ignore=ignored)
     else:
-        students.save_sentence_transformer(
-            stage.building,
-            model,
-            students.load_tokenizer(student),
-            max_tokens=students.read_max_tokens(student, model.config),
-            pooling=students.read_pooling(student),
-        )
+        student.save(stage.building)
     fine_tuned = outcome.latest if outcome.best_step else last_figures(stage, figure)
     stage.record.facts["result"] = "kept the input model"
     stage.record.facts["reason"] = reason
@@ -261,7 +242,7 @@ def keep_input(
     stage.finish(
         f"kept the input model: {reason} ({figure} {outcome.before[figure]:.4f} -> "
         f"{fine_tuned[figure]:.4f} after {outcome.step:,} steps)",
-        lambda folder: students.check_reload(folder, model),
+        student.check_reload,
     )
 
 

@@ -77,25 +77,20 @@ ASSETS = "run: python get_offline_assets.py"
 def main() -> None:
     """Read the pairs, hold some out, train on the rest, keep the best."""
     inputs = find_inputs()
-    student_folder = inputs["student"]
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
         from small_modernbert.data.token_store import store
-        from small_modernbert.models import packed_encoder, precision, students
-        from small_modernbert.models.loading import load_backend
+        from small_modernbert.models import precision, students
         from small_modernbert.training import contrastive, loop
 
         train, watched = load_examples(stage, inputs)
-        model = students.load_student(student_folder)
-        model.to(precision.default_device())
-        dtype = precision.settle(stage, PRECISION, model.device)
-        pooling = students.read_pooling(student_folder)
-        max_tokens = MAX_TOKENS or students.read_max_tokens(student_folder, model.config)
-        backend = load_backend(student_folder, max_tokens)
-        key = f"{stage.record.inputs}{max_tokens}"
+        student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
+        student.to(precision.default_device())
+        encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
+        backend = student.backend
+        key = f"{stage.record.inputs}{student.max_tokens}"
         tokens = store(train.texts, backend, stage.scratch / "tokens", key)
-        encoder = packed_encoder.PackedEncoder(model, pooling, dtype)
         task = contrastive.ContrastiveTask(
             encoder,
             train,
@@ -110,21 +105,10 @@ def main() -> None:
             seed=SEED,
         )
         stage.record.rows["epoch"] = task.describe()
-        optimizer, plan = loop.prepare(globals(), model)
+        optimizer, plan = loop.prepare(globals(), encoder.model)
         outcome = loop.train(task, optimizer, plan, stage)
-        students.save_sentence_transformer(
-            stage.building,
-            model,
-            students.load_tokenizer(student_folder),
-            max_tokens=max_tokens,
-            pooling=pooling,
-        )
-        loop.finish(
-            stage,
-            outcome,
-            SELECT_BY or "triplet_accuracy",
-            lambda folder: students.check_reload(folder, model),
-        )
+        student.save(stage.building)
+        loop.finish(stage, outcome, SELECT_BY or "triplet_accuracy", student.check_reload)
 
 
 def find_inputs() -> dict[str, Path | str]:

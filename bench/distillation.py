@@ -123,17 +123,15 @@ def ours(
 ) -> harness.Round:
     """Prepare the student and its optimizer; a round tokenises its texts and trains on them."""
     from small_modernbert.data.token_store import store
-    from small_modernbert.models import packed_encoder, precision, students
-    from small_modernbert.models.loading import load_backend
+    from small_modernbert.models import precision, students
     from small_modernbert.training import distillation, loop
 
     place = Path(folder)
-    model = students.load_student(place / "student").to(precision.default_device())
-    width, longest = model.config.hidden_size, model.config.max_position_embeddings
-    encoder = packed_encoder.PackedEncoder(model, "mean", precision.decide("auto", model.device)[0])
-    backend = load_backend(place / "student", longest)
+    student = students.load_student(place / "student").to(precision.default_device())
+    encoder = student.encoder(precision.decide("auto", student.device)[0])
+    model, backend = encoder.model, student.backend
     found = inputs.read_texts(place / "texts.parquet")
-    vectors = unit_vectors(len(found), width, seed)
+    vectors = unit_vectors(len(found), student.width, seed)
     optimizer = loop.make_optimizer(
         "stable_adamw", model, learning_rate=LEARNING_RATE, weight_decay=0.01
     )

@@ -101,8 +101,8 @@ def make_student(folder: Path, preset: str, tokenizer_folder: Path, seed: int) -
     tokenizer = students.load_tokenizer(tokenizer_folder)
     config = architecture.configure(architecture.choose(preset), tokenizer)
     torch.manual_seed(seed)
-    students.save_sentence_transformer(
-        folder, ModernBertModel(config), tokenizer, max_tokens=config.max_position_embeddings
+    students.Student(ModernBertModel(config), tokenizer, config.max_position_embeddings).save(
+        folder
     )
 
 

@@ -101,7 +101,7 @@ def prepare_inputs(folder: Path) -> None:
     shape = architecture.choose(PRESET, num_hidden_layers=2, hidden_size=64)
     torch.manual_seed(SEED)
     model = ModernBertModel(architecture.configure(shape, tokenizer))
-    students.save_sentence_transformer(folder / "student", model, tokenizer, max_tokens=MAX_TOKENS)
+    students.Student(model, tokenizer, MAX_TOKENS).save(folder / "student")
     texts = inputs.make_texts(source, max(SIZES) * TEXTS, seed=SEED, longest=MAX_TOKENS)
     for size in SIZES:
         write_sources(folder, size, source, texts[: size * TEXTS])

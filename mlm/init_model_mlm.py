@@ -24,6 +24,8 @@ from small_modernbert.runs.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from small_modernbert.models.students import Student
+
 # Inputs
 STUDENT: str = "build_and_save_small_modernbert"  # the blank student: a stage, or a folder
 INIT: Literal["guide", "static", "tile", "random"] = "guide"  # what the student starts from
@@ -83,9 +85,9 @@ def start_random(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str
     """Add a fresh language-modelling head to the blank student."""
     from small_modernbert.models import students
 
-    model = students.load_student(inputs["student"], masked_lm=True)
-    save(stage, inputs, model)
-    return {name: ("fresh", "random start") for name in model.state_dict()}
+    student = students.load_student(inputs["student"], masked_lm=True)
+    save(stage, student)
+    return {name: ("fresh", "random start") for name in student.transformer.state_dict()}
 
 
 def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str, tuple[str, str]]:
@@ -97,10 +99,11 @@ def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str
 
     place, revision = inputs["donor"], DONOR_REVISION or None
     donor = donors.read_donor(donors.load_donor(place, revision))
-    model = students.load_student(inputs["student"], masked_lm=True)
+    student = students.load_student(inputs["student"], masked_lm=True)
+    model = student.transformer
     config = model.config
     rows = vocabulary.match(
-        students.load_tokenizer(inputs["student"]),
+        student.tokenizer,
         students.load_tokenizer(place, revision),
         config.vocab_size,
     )
@@ -134,7 +137,7 @@ def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str
     model.load_state_dict(carved.tensors, strict=False)
     stage.record.facts["donor_layers"] = layers
     stage.record.facts["left_behind"] = donor.left_behind
-    save(stage, inputs, model)
+    save(stage, student)
     return carved.how
 
 
@@ -147,12 +150,13 @@ def start_tiled(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str,
 
     place = inputs["donor"]
     donor = donors.load_donor(place, DONOR_REVISION or None)
-    model = students.load_student(inputs["student"], masked_lm=True)
+    student = students.load_student(inputs["student"], masked_lm=True)
+    model = student.transformer
     cure = "build a larger student: python build_and_save_small_modernbert.py --help"
     if donor.config.model_type != "modernbert":
         raise UserError(f"{place} is a {donor.config.model_type} model; only ModernBERT is tiled")
-    own = students.load_tokenizer(inputs["student"]).get_vocab()
-    if own != students.load_tokenizer(place, DONOR_REVISION or None).get_vocab():
+    donor_tokenizer = students.load_tokenizer(place, DONOR_REVISION or None)
+    if student.tokenizer.get_vocab() != donor_tokenizer.get_vocab():
         raise UserError(f"{place} has another vocabulary than the student; {cure}")
     try:
         tensors, sources = tiling.tile_model(donor.state_dict(), donor.config, model.config)
@@ -173,7 +177,7 @@ def start_tiled(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str,
         how[name] = (kind, str(place) if name in tensors else "the donor has none")
     model.load_state_dict(tensors, strict=False)
     stage.record.facts["donor_layers"] = sources
-    save(stage, inputs, model)
+    save(stage, student)
     return how
 
 
@@ -187,20 +191,15 @@ def start_from_table(
     from small_modernbert.data.token_store import store
     from small_modernbert.initialisation import static, vocabulary
     from small_modernbert.models import students
-    from small_modernbert.models.loading import load_backend
     from small_modernbert.models.teachers import load_teacher
     from small_modernbert.runs import report
 
-    folder = inputs["student"]
-    student = students.load_student(folder)
-    tokenizer = students.load_tokenizer(folder)
+    student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
+    tokenizer = student.tokenizer
     found = labels.open_labels(inputs["labels"])
-    found.check_width(student.config.hidden_size)
-    max_tokens = MAX_TOKENS or students.read_max_tokens(folder, student.config)
+    found.check_width(student.width)
     cache = stage.scratch
-    tokens = store(
-        found.texts("train"), load_backend(folder, max_tokens), cache / "train", "in one run"
-    )
+    tokens = store(found.texts("train"), student.backend, cache / "train", "in one run")
     table = vocabulary.teacher_table(load_teacher(inputs["teacher"]), tokenizer)
     special = np.asarray(sorted(tokenizer.all_special_ids))
     counts = np.bincount(tokens.ids, minlength=len(table))[: len(table)]
@@ -222,11 +221,12 @@ def start_from_table(
             table, tokens, vectors, epochs=FIT_EPOCHS, learning_rate=FIT_LEARNING_RATE, **common
         )
     content = static.scale_to_fit(table)
-    static.start_static(student, content, RESIDUAL_SCALE)
+    static.start_static(student.transformer, content, RESIDUAL_SCALE)
     vocabulary.save_static(stage.building / "static_twin", content, tokenizer)
-    students.save_sentence_transformer(stage.building, student, tokenizer, max_tokens=max_tokens)
+    save(stage, student)
     how: dict[str, tuple[str, str]] = {
-        name: ("fresh", f"residual branches x {RESIDUAL_SCALE:g}") for name in student.state_dict()
+        name: ("fresh", f"residual branches x {RESIDUAL_SCALE:g}")
+        for name in student.transformer.state_dict()
     }
     how["embeddings.tok_embeddings.weight"] = (
         "projected",
@@ -236,18 +236,10 @@ def start_from_table(
     return how
 
 
-def save(stage: stages.Stage, inputs: dict[str, Path | str], model: object) -> None:
-    """Write a student with its language-modelling head, and the tokenizer of the blank one."""
-    from small_modernbert.models import students
-
-    folder = inputs["student"]
-    students.save_model(
-        stage.building,
-        model,
-        students.load_tokenizer(folder),
-        students.read_max_tokens(folder, model.config),
-    )
-    students.check_reload(stage.building, model)
+def save(stage: stages.Stage, student: Student) -> None:
+    """Write a student, and see that it comes back."""
+    student.save(stage.building)
+    student.check_reload(stage.building)
 
 
 def report_transfer(stage: stages.Stage, how: dict[str, tuple[str, str]]) -> None:

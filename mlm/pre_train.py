@@ -70,15 +70,13 @@ def main() -> None:
         from small_modernbert.data.corpus import open_corpus
         from small_modernbert.data.token_store import store
         from small_modernbert.models import precision, students
-        from small_modernbert.models.loading import load_backend
         from small_modernbert.training import loop, masked_lm
 
         torch.manual_seed(SEED)  # a bare student gets a fresh head
-        model = students.load_student(student_folder, masked_lm=True)
-        students.extend_context(model, SEQUENCE_TOKENS, GLOBAL_ROPE_THETA)
-        model.to(precision.default_device())
-        tokenizer = students.load_tokenizer(student_folder)
-        backend = load_backend(student_folder, SEQUENCE_TOKENS)
+        student = students.load_student(student_folder, masked_lm=True)
+        student.extend_context(SEQUENCE_TOKENS, GLOBAL_ROPE_THETA)
+        student.to(precision.default_device())
+        backend = student.cut_at(SEQUENCE_TOKENS)
         texts = open_corpus(corpus)
         tokens = {
             split: store(
@@ -90,37 +88,27 @@ def main() -> None:
             for split in ("train", "held_out")
         }
         task = masked_lm.MaskedTask(
-            model,
-            tokenizer,
+            student.transformer,
+            student.tokenizer,
             tokens["train"],
             tokens["held_out"].head(min(HELD_OUT_ROWS, len(tokens["held_out"]))),
             sequence_tokens=SEQUENCE_TOKENS,
             sequences_per_batch=SEQUENCES_PER_BATCH,
             probability=MASKING,
-            precision=precision.settle(stage, PRECISION, model.device),
+            precision=precision.settle(stage, PRECISION, student.device),
             seed=SEED,
             weights=masked_lm.mixture_weights(MIXTURE, texts.sources()) if MIXTURE else None,
         )
         optimizer, plan = loop.prepare(
             globals(),
-            model,
+            student.transformer,
             select_by="held_out_loss" if task.held_out_batches else "",
             lower_is_better=True,
         )
         stages.logger.info("packing fills %.2f %% of each sequence", 100 * task.fill)
         outcome = loop.train(task, optimizer, plan, stage)
-        students.save_model(
-            stage.building,
-            model,
-            tokenizer,
-            max(students.read_max_tokens(student_folder, model.config), SEQUENCE_TOKENS),
-        )
-        loop.finish(
-            stage,
-            outcome,
-            "held_out_loss",
-            lambda folder: students.check_reload(folder, model),
-        )
+        student.save(stage.building)
+        loop.finish(stage, outcome, "held_out_loss", student.check_reload)
 
 
 if __name__ == "__main__":

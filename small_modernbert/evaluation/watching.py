@@ -169,7 +169,7 @@ class Watched:
         most = vectors.get("held out", max(vectors.values(), key=len, default=np.zeros((0, 1))))
         if len(most) > 1:
             figures |= metrics.collapse(most)
-        width = encoder.model.config.hidden_size
+        width = encoder.width
         for dimension in dimensions:
             if dimension < width:
                 cut = {name: shorten(whole, dimension) for name, whole in vectors.items()}

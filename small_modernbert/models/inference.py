@@ -8,6 +8,7 @@ vectors back on real texts (`FIDELITY`).
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,8 +17,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import ModernBertModel
 
-from small_modernbert.models import cpu_attention, forward
-from small_modernbert.models.attention import stretches
+from small_modernbert.models import bert_forward, forward
 from small_modernbert.models.matrix_products import prepare
 from small_modernbert.models.packing import PackedBatch, cls_pool, cut_by_tokens, mean_pool, pack
 from small_modernbert.models.precision import DTYPES, autocast
@@ -164,8 +164,10 @@ def _packed_pass(
     model = modules[0].model
     if forward.supports(model):
         return _packed_modernbert(model, precision)
-    if _is_plain_bert(model):
-        return _PackedBert(model, precision).hidden_states
+    if bert_forward.supports(model):
+        dtype = DTYPES[precision]
+        products = bert_forward.layer_products(model, partial(prepare, precision=precision))
+        return partial(bert_forward.hidden_states, model, dtype=dtype, products=products)
     return None
 
 
@@ -199,61 +201,3 @@ def _pool_packed(
         return features["sentence_embedding"]
 
     return run
-
-
-def _is_plain_bert(model: nn.Module) -> bool:
-    """Say whether a model is a BERT encoder as of 2018: absolute positions, post-norm, GELU."""
-    config = getattr(model, "config", None)
-    return (
-        type(model).__name__ == "BertModel"
-        and config.hidden_act == "gelu"
-        and getattr(config, "position_embedding_type", "absolute") in (None, "absolute")
-        and not config.is_decoder
-    )
-
-
-class _PackedBert:
-    """BERT's encoder (arXiv 1810.04805) over packed batches, inference only.
-
-    Residual stream and norms are fp32; matrix products and attention are of the given precision.
-    """
-
-    def __init__(self, model: nn.Module, precision: str) -> None:
-        self.model, self.dtype = model, DTYPES[precision]
-        self.heads = model.config.num_attention_heads
-        self.layers = []
-        for layer in model.encoder.layer:
-            attention = layer.attention.self
-            three = (attention.query, attention.key, attention.value)
-            self.layers.append(
-                {
-                    "qkv": prepare(
-                        torch.cat([part.weight for part in three]),
-                        torch.cat([part.bias for part in three]),
-                        precision,
-                    ),
-                    "out": prepare(*layer.attention.output.dense.parameters(), precision),
-                    "up": prepare(*layer.intermediate.dense.parameters(), precision),
-                    "down": prepare(*layer.output.dense.parameters(), precision),
-                    "attention_norm": layer.attention.output.LayerNorm,
-                    "norm": layer.output.LayerNorm,
-                }
-            )
-
-    def hidden_states(self, batch: PackedBatch) -> torch.Tensor:
-        """Return `(1, T, hidden_size)` fp32."""
-        tables = self.model.embeddings
-        runs = stretches(batch.lengths)
-        half = self.dtype == torch.bfloat16
-        inside = cpu_attention.attend if half else forward.attend
-        hidden = functional.embedding(batch.input_ids[0], tables.word_embeddings.weight)
-        hidden = hidden + tables.position_embeddings.weight[batch.position_ids[0]]
-        hidden = tables.LayerNorm(hidden + tables.token_type_embeddings.weight[0])
-        for layer in self.layers:
-            qkv = layer["qkv"](hidden).to(self.dtype)
-            qkv = qkv.view(len(hidden), 3, self.heads, -1)
-            attended = inside(qkv, runs, None, qkv.shape[-1] ** -0.5)
-            hidden = layer["attention_norm"](hidden + layer["out"](attended))
-            inner = functional.gelu(layer["up"](hidden))
-            hidden = layer["norm"](hidden + layer["down"](inner))
-        return hidden[None]

@@ -140,6 +140,27 @@ def read_header(path: Path) -> dict[str, Tensor]:
     return found
 
 
+def read_width(folder: Path) -> int:
+    """Return the numbers in a model's vectors, from its configuration files alone.
+
+    Raises:
+        UserError: they do not say.
+    """
+    path = folder / "modules.json"
+    entries = storage.read_json(path, CURE) if path.exists() else []
+    try:
+        places = [(str(entry["type"]), folder / entry["path"]) for entry in entries]
+        dense = [place for kind, place in places if kind.endswith(".Dense")]
+        if dense:
+            return storage.read_json(dense[-1] / "config.json", CURE)["out_features"]
+        transformer = places[0][1] if places else folder
+        return storage.read_json(transformer / "config.json", CURE)["hidden_size"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} does not say how wide its vectors are ({error}); {CURE}"
+        ) from None
+
+
 @contextmanager
 def explained(what: str, reference: Path | str) -> Iterator[None]:
     """Turn whatever a library makes of a model's files into one line that names them.

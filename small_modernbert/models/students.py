@@ -1,37 +1,206 @@
-"""Student folders: a ModernBERT with its tokenizer, in the form that every reader loads.
+"""Students: everything that a model's own `encode` uses, as one object, from folder to folder.
 
-The folders are written in the form that older readers know too (module paths, boolean pooling
-fields, flat rope thetas, a plain fast tokenizer), because a model is made to be served elsewhere:
-what sentence-transformers 6.2 writes, 5.1 cannot load.
+A student is a transformer (ModernBERT, BERT, MPNet, whatever transformers loads from safetensors),
+its pooling, the modules after that, its tokenizer, its length and its prompts. A stage loads it,
+trains `encoder(...).model`, and saves it; what it does not train goes through unchanged, and what
+it cannot carry is refused by name.
 """
 
-import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.normalizers import Lowercase, Sequence
+from torch import nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoTokenizer,
     ModernBertForMaskedLM,
-    ModernBertModel,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
+from small_modernbert.models import folders
+from small_modernbert.models.folders import Usage
 from small_modernbert.models.loading import (
     CURE,
-    LARGEST_NUMBER,
     check_folder,
     check_weights,
     explained,
     read_header,
 )
+from small_modernbert.models.packed_encoder import PackedEncoder, output_width
 from small_modernbert.runs import hub, storage
 from small_modernbert.runs.errors import UserError
 
-POOLINGS = ("mean", "cls")
+# Parts of a checkpoint that a bare transformer does not have.
+PREDICTION_HEADS = ("head.", "decoder.", "classifier.", "cls.", "lm_head.", "pooler.")
+
+
+@dataclass
+class Student:
+    """A model that encodes texts, as it is trained and as it is saved.
+
+    Attributes:
+        transformer: the trained body, fp32; with its language-modelling head where that was asked
+            for.
+        tokenizer: of the body.
+        max_tokens: longer texts are cut.
+        pooling: "mean" or "cls".
+        head: sentence-transformers modules after pooling, without a last Normalize.
+        normalised: whether the folder's vectors are of unit length.
+        usage: prompts, similarity and the like.
+    """
+
+    transformer: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    max_tokens: int
+    pooling: str = "mean"
+    head: nn.Sequential = field(default_factory=nn.Sequential)
+    normalised: bool = True
+    usage: Usage = field(default_factory=Usage)
+
+    @property
+    def body(self) -> PreTrainedModel:
+        """The transformer without a language-modelling head."""
+        with_head = isinstance(self.transformer, ModernBertForMaskedLM)
+        return self.transformer.model if with_head else self.transformer
+
+    @property
+    def width(self) -> int:
+        """Numbers in a vector."""
+        return output_width(self.transformer, self.head)
+
+    @property
+    def positions(self) -> int:
+        """The longest input that the transformer takes, tokens."""
+        return folders.positions_of(self.body)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.transformer.device
+
+    @property
+    def backend(self) -> Tokenizer:
+        """The tokenizer, which cuts texts at `max_tokens` and pads nothing."""
+        return self.cut_at(self.max_tokens)
+
+    def cut_at(self, tokens: int) -> Tokenizer:
+        """Return the tokenizer, which cuts texts at so many tokens and pads nothing.
+
+        Raises:
+            UserError: there is no room for a text beside the special tokens.
+        """
+        tokenizer = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+        tokenizer.no_padding()
+        if tokens <= tokenizer.num_special_tokens_to_add(False):
+            raise UserError(f"{tokens} tokens leave no room beside the special ones")
+        tokenizer.enable_truncation(tokens)
+        return tokenizer
+
+    def extend_context(self, tokens: int, global_rope_theta: float = 0.0) -> None:
+        """Let a ModernBERT take `tokens` tokens, and turn its global layers' heads more slowly.
+
+        Context extension raises the base from 10,000 to 160,000 for 8,192 tokens (ModernBERT,
+        arXiv 2412.13663, section 2.1.2 and 2.2.2). Weights stay as they are.
+
+        Args:
+            tokens: positions that it must take; fewer than it takes change nothing.
+            global_rope_theta: base of the global layers; 0 = as it is.
+        """
+        config, body = self.transformer.config, self.body
+        config.max_position_embeddings = max(config.max_position_embeddings, tokens)
+        self.max_tokens = max(self.max_tokens, tokens)
+        if global_rope_theta:
+            config.rope_parameters["full_attention"]["rope_theta"] = float(global_rope_theta)
+            # The angles are computed once, when the module is made.
+            body.rotary_emb = type(body.rotary_emb)(config)
+
+    def to(self, device: torch.device) -> "Student":
+        """Move the weights; return itself."""
+        self.transformer.to(device)
+        self.head.to(device)
+        return self
+
+    def encoder(self, precision: str = "fp32") -> PackedEncoder:
+        """Return the student as a function of token ids, to be trained or to encode."""
+        return PackedEncoder(self.body, self.pooling, precision, head=self.head)
+
+    def save(self, folder: Path, card: str = "") -> None:
+        """Write a sentence-transformers folder in the portable form.
+
+        Args:
+            folder: written into; created if needed.
+            card: text of README.md, if any.
+        """
+        folders.write_transformer(folder, self.transformer, self.tokenizer, self.max_tokens)
+        folders.write_modules(
+            folder,
+            self.head,
+            width=self.transformer.config.hidden_size,
+            max_tokens=self.max_tokens,
+            pooling=self.pooling,
+            normalised=self.normalised,
+            usage=self.usage,
+        )
+        if card:
+            storage.write_text(folder / "README.md", card)
+
+    def check_reload(self, folder: Path) -> None:
+        """Raise if the tensors in `folder` are not the student's, bit for bit.
+
+        Raises:
+            UserError: a tensor differs or is missing: the disk did not keep what was written.
+        """
+        _check_same(folder / "model.safetensors", self.transformer)
+        for index, module in enumerate(self.head, start=2):
+            if module.state_dict():
+                path = folder / f"{index}_{type(module).__name__}" / "model.safetensors"
+                _check_same(path, module)
+
+
+def load_student(
+    folder: Path, *, pooling: str = "student", max_tokens: int = 0, masked_lm: bool = False
+) -> Student:
+    """Load a student in fp32.
+
+    A bare folder loaded with `masked_lm` gets a fresh head; a head in the folder is dropped when
+    the bare model is asked for.
+
+    Args:
+        folder: of sentence-transformers, or of transformers (pooled by the mean).
+        pooling: "mean" or "cls" in place of the folder's own; "student" keeps that.
+        max_tokens: in place of the folder's own; 0 keeps that.
+        masked_lm: with its masked-language-modelling head; ModernBERT only.
+
+    Raises:
+        UserError: it is made of what cannot be trained here, or is damaged: weights that are
+            missing, not finite, of other shapes than its configuration, or of something else.
+    """
+    with explained("student", folder):
+        check_folder(folder)
+        parts = folders.read_modules(folder)
+        usage = folders.read_usage(folder, parts)
+        student = Student(
+            _load_transformer(parts.transformer, masked_lm),
+            _lower_casing(load_tokenizer(parts.transformer), usage.lower_case),
+            max_tokens,
+            folders.read_pooling(parts.pooling) if pooling == "student" else pooling,
+            parts.head,
+            parts.normalised,
+            usage,
+        )
+        check_weights(parts.head, folder)
+        limit = student.positions
+        if max_tokens > limit:
+            raise UserError(f"MAX_TOKENS: the student takes {limit:,} tokens, not {max_tokens:,}")
+        student.max_tokens = max_tokens or folders.read_max_tokens(parts.transformer, limit)
+        _try(student, folder)
+    return student
 
 
 def load_tokenizer(reference: Path | str, revision: str | None = None) -> PreTrainedTokenizerFast:
@@ -49,233 +218,77 @@ def load_tokenizer(reference: Path | str, revision: str | None = None) -> PreTra
         return tokenizer
 
 
-def load_student(folder: Path, *, masked_lm: bool = False) -> ModernBertModel:
-    """Load a student in fp32, bare or with its masked-language-modelling head.
-
-    A bare folder loaded with `masked_lm` gets a fresh head; a head in the folder is dropped when
-    the bare model is asked for.
-
-    Raises:
-        UserError: the folder holds no ModernBERT, or a damaged one: weights that are missing, not
-            finite, of other shapes than its configuration, or of something else.
-    """
-    with explained("student", folder):
-        check_folder(folder)
+def _load_transformer(folder: Path, masked_lm: bool) -> PreTrainedModel:
+    kind = AutoModel
+    if masked_lm:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        kind = ModernBertForMaskedLM
         if config.model_type != "modernbert":
-            raise UserError(f"{folder} holds a {config.model_type} model, not a ModernBERT student")
-        kind = ModernBertForMaskedLM if masked_lm else ModernBertModel
-        model = kind.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            raise UserError(
+                f"{folder} holds a {config.model_type} model; masked-language modelling wants a "
+                "ModernBERT student: python build_and_save_small_modernbert.py"
+            )
+    model = kind.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
+    prefixes = ("model.", f"{model.base_model_prefix}.")
+    stored, known = (
+        {_without(name, prefixes) for name in names}
+        for names in (_tensor_names(folder), model.state_dict())
+    )
+    strange = [name for name in stored - known if not name.startswith(PREDICTION_HEADS)]
+    if strange := sorted(name for name in strange if not name.endswith("position_ids")):
+        raise UserError(
+            f"{folder}: {strange[0]!r} is no tensor of a {model.config.model_type} model; {CURE}"
         )
-        _check_tensors(folder, model)
-        with torch.inference_mode():
-            model(torch.zeros((1, 2), dtype=torch.long))
+    # A language-modelling head is stored as a whole or not at all.
+    with_head = any(name.startswith(PREDICTION_HEADS) for name in stored)
+    check_weights(model, folder, () if with_head else PREDICTION_HEADS)
+    if getattr(model, "pooler", None) is not None:
+        # Nobody reads it: carried if it came, and else no random numbers in its place.
+        model.pooler.requires_grad_(False)
+        if not any(name.startswith("pooler.") for name in stored):
+            model.pooler = None
     return model
 
 
-def _check_tensors(folder: Path, model: PreTrainedModel) -> None:
-    heads = ("head.", "decoder.", "classifier.")
-    stored = {
-        name.removeprefix("model.")
-        for file in sorted(folder.glob("*.safetensors"))
-        for name in read_header(file)
-    }
-    known = {name.removeprefix("model.") for name in model.state_dict()}
-    if strange := sorted(name for name in stored - known if not name.startswith(heads)):
-        raise UserError(f"{folder}: {strange[0]!r} is no tensor of a ModernBERT; {CURE}")
-    # A head is stored as a whole or not at all.
-    with_head = any(name.startswith(heads) for name in stored)
-    check_weights(model, folder, () if with_head else heads)
+def _tensor_names(folder: Path) -> list[str]:
+    return [name for file in sorted(folder.glob("*.safetensors")) for name in read_header(file)]
 
 
-def extend_context(model: PreTrainedModel, tokens: int, global_rope_theta: float) -> None:
-    """Let a model take `tokens` tokens, and turn its global layers' queries and keys more slowly.
-
-    Context extension raises the base from 10,000 to 160,000 for 8,192 tokens (ModernBERT, arXiv
-    2412.13663, section 2.1.2 and 2.2.2). Weights stay as they are.
-
-    Args:
-        model: a ModernBERT, bare or with its head.
-        tokens: positions that it must take; fewer than it takes change nothing.
-        global_rope_theta: base of the global layers; 0 = as it is.
-    """
-    config = model.config
-    config.max_position_embeddings = max(config.max_position_embeddings, tokens)
-    if not global_rope_theta:
-        return
-    config.rope_parameters["full_attention"]["rope_theta"] = float(global_rope_theta)
-    bare = getattr(model, "model", model)
-    # The angles are computed once, when the module is made.
-    bare.rotary_emb = type(bare.rotary_emb)(config)
+def _without(name: str, prefixes: tuple[str, ...]) -> str:
+    for prefix in prefixes:
+        name = name.removeprefix(prefix)
+    return name
 
 
-def save_model(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, max_tokens: int
-) -> None:
-    """Write weights (safetensors), configuration and tokenizer so that transformers loads them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    storage.check_space(folder, needed)
-    implementation = model.config._attn_implementation
-    model.config._attn_implementation = "sdpa"  # "packed" exists in our own process only
-    try:
-        model.save_pretrained(folder)
-    finally:
-        model.config._attn_implementation = implementation
-    _add_flat_fields(folder / "config.json")
-    save_tokenizer(folder, tokenizer, max_tokens)
+def _lower_casing(tokenizer: PreTrainedTokenizerFast, wanted: bool) -> PreTrainedTokenizerFast:
+    """Make a tokenizer lower-case its texts, as sentence-transformers does when it is told to."""
+    backend = tokenizer.backend_tokenizer
+    if wanted and (backend.normalizer is None or backend.normalizer.normalize_str("A") == "A"):
+        own = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = Sequence([Lowercase(), *own])
+    return tokenizer
 
 
-def save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> None:
-    """Write a fast tokenizer in the plain form, with ModernBERT's two inputs."""
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    config["model_input_names"] = ["input_ids", "attention_mask"]
-    config["model_max_length"] = max_tokens
-    config.pop("backend", None)
-    storage.write_json(path, config)
-    # The length belongs to the reader's call, not to the file: a saved truncation would bind all.
-    path = folder / "tokenizer.json"
-    backend = json.loads(path.read_text(encoding="utf-8"))
-    backend["truncation"], backend["padding"] = None, None
-    storage.write_text(path, json.dumps(backend, ensure_ascii=False))
+@torch.inference_mode()
+def _try(student: Student, folder: Path) -> None:
+    """Encode one text: a student that cannot must not fail after an hour of preparations."""
+    ids = torch.tensor([student.backend.encode("A trial.").ids or [0]])
+    hidden = student.body(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    vector = student.head({"sentence_embedding": hidden.mean(dim=1)})["sentence_embedding"]
+    if not torch.isfinite(vector).all():
+        raise UserError(f"{folder} gives NaN or infinity; {CURE}")
 
 
-def _add_flat_fields(path: Path) -> None:
-    config = json.loads(path.read_text(encoding="utf-8"))
-    ropes, kinds = config["rope_parameters"], config["layer_types"]
-    config["global_rope_theta"] = ropes["full_attention"]["rope_theta"]
-    config["local_rope_theta"] = ropes["sliding_attention"]["rope_theta"]
-    later = [index for index, kind in enumerate(kinds) if index and kind == "full_attention"]
-    config["global_attn_every_n_layers"] = later[0] if later else len(kinds)
-    storage.write_json(path, config)
-
-
-def save_sentence_transformer(
-    folder: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    max_tokens: int,
-    pooling: str = "mean",
-    card: str = "",
-) -> None:
-    """Write a student as a sentence-transformers folder: transformer, pooling, normalisation.
-
-    Args:
-        folder: written into; created if needed.
-        model: the bare ModernBERT.
-        tokenizer: its tokenizer.
-        max_tokens: longer texts are truncated by readers.
-        pooling: "mean" or "cls".
-        card: text of README.md, if any.
-    """
-    save_model(folder, model, tokenizer, max_tokens)
-    for name, content in sentence_transformer_files(
-        model.config.hidden_size, max_tokens, pooling
-    ).items():
-        storage.write_json(folder / name, content)
-    (folder / "2_Normalize").mkdir(exist_ok=True)
-    if card:
-        storage.write_text(folder / "README.md", card)
-
-
-def sentence_transformer_files(width: int, max_tokens: int, pooling: str) -> dict[str, Any]:
-    """Return the JSON files of a transformer + pooling + normalise model, by relative path."""
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling {pooling!r} is none of {POOLINGS}")
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
-    return {
-        "modules.json": [
-            {
-                "idx": index,
-                "name": str(index),
-                "path": path,
-                "type": f"sentence_transformers.models.{kind}",
-            }
-            for index, (path, kind) in enumerate(kinds)
-        ],
-        "sentence_bert_config.json": {"max_seq_length": max_tokens, "do_lower_case": False},
-        "config_sentence_transformers.json": {
-            "prompts": {},
-            "default_prompt_name": None,
-            "similarity_fn_name": "cosine",
-        },
-        "1_Pooling/config.json": {
-            "word_embedding_dimension": width,
-            "pooling_mode_cls_token": pooling == "cls",
-            "pooling_mode_mean_tokens": pooling == "mean",
-            "pooling_mode_max_tokens": False,
-            "pooling_mode_mean_sqrt_len_tokens": False,
-            "pooling_mode_weightedmean_tokens": False,
-            "pooling_mode_lasttoken": False,
-            "include_prompt": True,
-        },
-    }
-
-
-def read_max_tokens(folder: Path, config: Any) -> int:  # noqa: ANN401  a model configuration
-    """Return how many tokens a student folder's readers keep, its positions otherwise.
-
-    Raises:
-        UserError: the folder says something that is no such number.
-    """
-    path, name = folder / "sentence_bert_config.json", "max_seq_length"
-    if not path.exists():
-        return config.max_position_embeddings
-    stored = storage.read_json(path, "write the model again")
-    tokens = stored.get(name) if isinstance(stored, dict) else 0
-    if tokens is None:
-        # Newer sentence-transformers leave it to the tokenizer, where "no limit" is 10^30.
-        path, name = folder / "tokenizer_config.json", "model_max_length"
-        given = storage.read_json(path, "write the model again")
-        tokens = given.get(name) if isinstance(given, dict) else 0
-        if tokens is None or (type(tokens) in (int, float) and tokens > LARGEST_NUMBER):
-            tokens = config.max_position_embeddings
-        elif type(tokens) is int:
-            tokens = min(tokens, config.max_position_embeddings)
-    if type(tokens) is not int or not 0 < tokens <= LARGEST_NUMBER:
-        raise UserError(f"{path}: {name} is {tokens!r}; write the model again")
-    return tokens
-
-
-def read_pooling(folder: Path) -> str:
-    """Return how a student folder's readers pool; "mean" where it does not say.
-
-    Raises:
-        UserError: it pools in a way that ours does not.
-    """
-    path = folder / "1_Pooling" / "config.json"
-    if not path.exists():
-        return "mean"
-    config = storage.read_json(path, "write the model again")
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is no pooling; write the model again")
-    newer = config.get("pooling_mode", [])
-    newer = newer if isinstance(newer, list) else [newer]
-    older = {"mean": "mean_tokens", "cls": "cls_token"}
-    found = newer or [name for name in POOLINGS if config.get(f"pooling_mode_{older[name]}")]
-    if len(found) != 1 or found[0] not in POOLINGS:
-        raise UserError(f"{path}: only mean or cls pooling can be trained, not {found or config}")
-    return found[0]
-
-
-def check_reload(folder: Path, model: PreTrainedModel) -> None:
-    """Raise if the tensors in `folder` are not those of `model`, bit for bit.
-
-    Raises:
-        UserError: a tensor differs or is missing: the disk did not keep what was written.
-    """
-    stored, state = load_file(folder / "model.safetensors"), model.state_dict()
+def _check_same(path: Path, model: nn.Module) -> None:
+    stored, state = load_file(path), model.state_dict()
     # A tied tensor is stored once, under one of its names.
     kept = {tensor.data_ptr() for name, tensor in state.items() if name in stored}
     for name, tensor in state.items():
         if tensor.data_ptr() not in kept:
-            raise UserError(f"{folder}/model.safetensors: {name} is missing; check the disk")
+            raise UserError(f"{path}: {name} is missing; check the disk")
         if name in stored and not torch.equal(stored[name], tensor.cpu()):
-            raise UserError(f"{folder}/model.safetensors: {name} came back changed; check the disk")
+            raise UserError(f"{path}: {name} came back changed; check the disk")
     if not stored.keys() <= state.keys():
-        raise UserError(f"{folder}/model.safetensors holds tensors that the model does not have")
+        raise UserError(f"{path} holds tensors that the model does not have")

@@ -364,9 +364,7 @@ def test_packed_encoding_equals_sentence_transformers(tmp_path: Path, pooling: s
         sep_token_id=pair[1][1],
         eos_token_id=pair[1][1],
     )
-    students.save_sentence_transformer(
-        tmp_path, ModernBertModel(config), tokenizer, max_tokens=24, pooling=pooling
-    )
+    students.Student(ModernBertModel(config), tokenizer, 24, pooling).save(tmp_path)
     encoder = encoders.load_encoder(tmp_path, "mine")
     assert inference.load_engine(encoder.model, "fp32").packed
     random = np.random.default_rng(5)

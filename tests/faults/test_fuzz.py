@@ -36,7 +36,7 @@ from small_modernbert.data import (
     triplets,
 )
 from small_modernbert.data.cleaning import Reason, clean
-from small_modernbert.models import loading, students, teachers
+from small_modernbert.models import students, teachers
 from small_modernbert.models.architecture import Shape, configure
 from small_modernbert.runs import report, storage
 from small_modernbert.runs.errors import UserError
@@ -156,13 +156,10 @@ def use_retrieval(folder: Path) -> None:
 
 def use_student(folder: Path) -> None:
     """Load a student with all that belongs to it, and encode with it."""
-    model = students.load_student(folder)
-    students.read_pooling(folder)
-    tokens = students.read_max_tokens(folder, model.config)
-    students.load_tokenizer(folder)
-    backend = loading.load_backend(folder, tokens)
-    ids = next(token_store.tokenise(["ba be bi"], backend))
-    assert len(ids) <= tokens
+    student = students.load_student(folder)
+    model = student.transformer
+    ids = next(token_store.tokenise(["ba be bi"], student.backend))
+    assert len(ids) <= student.max_tokens
     assert ids.size == 0 or ids.max() < model.config.vocab_size
     assert all(torch.isfinite(weights).all() for weights in model.parameters())
 
@@ -298,7 +295,7 @@ def make_models(root: Path) -> None:
 
     torch.manual_seed(0)
     model = ModernBertModel(configure(shape, tokenizer)).eval()
-    students.save_sentence_transformer(root / "student", model, tokenizer, max_tokens=32)
+    students.Student(model, tokenizer, 32).save(root / "student")
 
 
 @st.composite

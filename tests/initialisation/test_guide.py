@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from small_modernbert.initialisation import donors, guide
-from small_modernbert.models import projection, students
+from small_modernbert.models import folders, projection
 from small_modernbert.runs.errors import UserError
 
 Make = Callable[..., ModernBertModel]
@@ -373,8 +373,8 @@ def test_donor_from_a_folder(
     tmp_path: Path, make_student: Make, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """A folder with a language-modelling head is read with it, a bare one without."""
-    students.save_model(tmp_path / "head", make_student(masked_lm=True), tokenizer, 64)
-    students.save_model(tmp_path / "bare", make_student(), tokenizer, 64)
+    folders.write_transformer(tmp_path / "head", make_student(masked_lm=True), tokenizer, 64)
+    folders.write_transformer(tmp_path / "bare", make_student(), tokenizer, 64)
     with_head = donors.read_donor(donors.load_donor(tmp_path / "head", None))
     bare = donors.read_donor(donors.load_donor(tmp_path / "bare", None))
     assert with_head.head_dense is not None

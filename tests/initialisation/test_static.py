@@ -14,7 +14,7 @@ from small_modernbert.data.token_store import TokenStore, tokenise
 from small_modernbert.initialisation import static, vocabulary
 from small_modernbert.models.loading import load_backend
 from small_modernbert.models.packed_encoder import PackedEncoder
-from small_modernbert.models.students import load_tokenizer, save_sentence_transformer
+from small_modernbert.models.students import Student, load_tokenizer
 from small_modernbert.models.teachers import load_teacher
 
 WIDTH = 32
@@ -78,7 +78,7 @@ def test_static_start_equals_the_table(
     """
     student, content = make_student(), static.scale_to_fit(table)
     static.start_static(student, content, 0.0)
-    save_sentence_transformer(tmp_path / "student", student, tokenizer, max_tokens=64)
+    Student(student, tokenizer, 64).save(tmp_path / "student")
     vocabulary.save_static(tmp_path / "twin", content, tokenizer)
     backend = load_backend(tmp_path / "student", 64)
     sequences = list(tokenise(texts, backend))

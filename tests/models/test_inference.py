@@ -29,7 +29,7 @@ def test_encode_equals_sentence_transformers(
 ) -> None:
     """Whatever the batches, each text has the vector that the teacher itself gives, in order."""
     if not packed:
-        monkeypatch.setattr(inference, "_is_plain_bert", lambda model: False)
+        monkeypatch.setattr(inference.bert_forward, "supports", lambda model: False)
     engine = inference.load_engine(teacher, "fp32")
     assert engine.packed == packed
     ids = token_ids(teacher, texts)
@@ -48,7 +48,7 @@ def test_a_modernbert_teacher_is_packed(
 ) -> None:
     """A ModernBERT teacher runs through our own pass and gives its own vectors."""
     model: ModernBertModel = make_student()
-    students.save_sentence_transformer(tmp_path, model, tokenizer, max_tokens=48, pooling="cls")
+    students.Student(model, tokenizer, 48, "cls").save(tmp_path)
     teacher = load_teacher(tmp_path)
     engine = inference.load_engine(teacher, "fp32")
     assert engine.packed
@@ -68,7 +68,7 @@ def test_budget_counts_padding(
         return forward(self, features, *rest)
 
     monkeypatch.setattr(SentenceTransformer, "forward", watch)
-    monkeypatch.setattr(inference, "_is_plain_bert", lambda model: False)
+    monkeypatch.setattr(inference.bert_forward, "supports", lambda model: False)
     inference.encode_texts(teacher, texts, tokens_per_batch=256)
     assert sum(rows for rows, _ in shapes) == len(texts)
     assert all(rows * width <= 256 for rows, width in shapes), shapes

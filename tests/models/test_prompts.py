@@ -50,7 +50,7 @@ def test_vectors_are_those_of_the_three_encode_functions(
     """With its prompt, pooled or not, each role has the vectors of the model's own function."""
     prompted.set_pooling_include_prompt(include)
     if not packed:
-        monkeypatch.setattr(inference, "_is_plain_bert", lambda model: False)
+        monkeypatch.setattr(inference.bert_forward, "supports", lambda model: False)
     engine, own = inference.load_engine(prompted, "fp32"), prompts.prompts_of(prompted)
     functions = {
         "text": prompted.encode,

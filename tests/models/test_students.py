@@ -10,12 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, ModernBertModel, PreTrainedTokenizerFast
+from sentence_transformers.sentence_transformer import modules
+from transformers import (
+    AutoModel,
+    ModernBertModel,
+    MPNetConfig,
+    MPNetModel,
+    PreTrainedTokenizerFast,
+)
 
 from small_modernbert.models import students
 from small_modernbert.models.attention import use_packed_attention
 from small_modernbert.models.loading import load_backend
-from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.runs.errors import UserError
 
 Make = Callable[..., ModernBertModel]
@@ -26,7 +32,7 @@ MAX_TOKENS = 48  # fewer than the positions, so that the folder's limit is what 
 def folder(tmp_path: Path, make_student: Make, tokenizer: PreTrainedTokenizerFast) -> Path:
     """Return the folder of a saved student."""
     path = tmp_path / "student"
-    students.save_sentence_transformer(path, make_student(), tokenizer, max_tokens=MAX_TOKENS)
+    students.Student(make_student(), tokenizer, MAX_TOKENS).save(path)
     return path
 
 
@@ -39,11 +45,11 @@ def test_sentence_transformers_gives_the_same_embeddings(
     pooling: str,
 ) -> None:
     """A saved student loads in sentence-transformers and encodes as our packed encoder does."""
-    encoder = PackedEncoder(make_student(), pooling, tokens_per_batch=256)
-    students.save_sentence_transformer(
-        tmp_path, encoder.model, tokenizer, max_tokens=MAX_TOKENS, pooling=pooling, card="# Card"
-    )
+    student = students.Student(make_student(), tokenizer, MAX_TOKENS, pooling)
+    encoder = student.encoder()
+    student.save(tmp_path, card="# Card")
     ours = encoder.encode_texts(texts, load_backend(tmp_path, MAX_TOKENS))
+    np.testing.assert_array_equal(ours, encoder.encode_texts(texts, student.backend))
     loaded = SentenceTransformer(str(tmp_path), device="cpu")
     theirs = loaded.encode(texts, batch_size=8)
     assert loaded.max_seq_length == MAX_TOKENS
@@ -55,7 +61,8 @@ def test_sentence_transformers_gives_the_same_embeddings(
 
 def test_round_trip(folder: Path, make_student: Make) -> None:
     """Every tensor comes back bit for bit, in fp32, and the configuration with it."""
-    model, loaded = make_student(), students.load_student(folder)
+    student = students.load_student(folder)
+    model, loaded = make_student(), student.transformer
     assert type(loaded) is ModernBertModel
     state = loaded.state_dict()
     assert state.keys() == model.state_dict().keys()
@@ -64,8 +71,8 @@ def test_round_trip(folder: Path, make_student: Make) -> None:
         assert state[name].dtype == torch.float32
     for name in ("layer_types", "rope_parameters", "local_attention", "pad_token_id"):
         assert getattr(loaded.config, name) == getattr(model.config, name)
-    assert students.read_max_tokens(folder, loaded.config) == MAX_TOKENS
-    students.check_reload(folder, model)
+    assert (student.max_tokens, student.pooling, student.width) == (MAX_TOKENS, "mean", 32)
+    student.check_reload(folder)
 
 
 def test_older_readers_can_load(folder: Path, make_student: Make) -> None:
@@ -108,16 +115,17 @@ def test_head_is_kept_dropped_or_fresh(
     """A head comes back when asked for, is dropped when not, and is fresh where there is none."""
     model = make_student(masked_lm=True)
     place = tmp_path / "with_head"
-    students.save_model(place, model, tokenizer, MAX_TOKENS)
-    students.check_reload(place, model)
-    again = students.load_student(place, masked_lm=True)
+    student = students.Student(model, tokenizer, MAX_TOKENS)
+    student.save(place)
+    student.check_reload(place)
+    again = students.load_student(place, masked_lm=True).transformer
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     assert again.decoder.weight is again.model.embeddings.tok_embeddings.weight
-    bare = students.load_student(place)
+    bare = students.load_student(place).transformer
     for name, tensor in model.model.state_dict().items():
         assert torch.equal(bare.state_dict()[name], tensor), name
-    fresh = students.load_student(folder, masked_lm=True)
+    fresh = students.load_student(folder, masked_lm=True).transformer
     for name, tensor in make_student().state_dict().items():
         assert torch.equal(fresh.model.state_dict()[name], tensor), name
     assert fresh.decoder.weight is fresh.model.embeddings.tok_embeddings.weight
@@ -126,8 +134,9 @@ def test_head_is_kept_dropped_or_fresh(
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "extra"])
-def test_check_reload_catches(folder: Path, make_student: Make, damage: str) -> None:
+def test_check_reload_catches(folder: Path, damage: str) -> None:
     """A tensor that came back changed, went missing or appeared is refused."""
+    student = students.load_student(folder)
     path = folder / "model.safetensors"
     tensors = load_file(path)
     name = "layers.1.mlp.Wo.weight"
@@ -140,11 +149,11 @@ def test_check_reload_catches(folder: Path, make_student: Make, damage: str) -> 
         tensors["stray"] = torch.ones(1)
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        students.check_reload(folder, make_student())
+        student.check_reload(folder)
 
 
-@pytest.mark.parametrize("case", ["empty", "absent", "bert", "truncated", "no weights", "bad json"])
-def test_wrong_folder_is_a_user_error(folder: Path, teacher_folder: Path, case: str) -> None:
+@pytest.mark.parametrize("case", ["empty", "absent", "truncated", "no weights", "bad json"])
+def test_wrong_folder_is_a_user_error(folder: Path, case: str) -> None:
     """A folder that holds no student, or a damaged one, is refused in one line that names it."""
     place = folder
     if case == "empty":
@@ -152,8 +161,6 @@ def test_wrong_folder_is_a_user_error(folder: Path, teacher_folder: Path, case: 
         folder.mkdir()
     elif case == "absent":
         place = folder / "absent"
-    elif case == "bert":
-        place = teacher_folder
     elif case == "truncated":
         weights = folder / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
@@ -174,10 +181,12 @@ def test_wrong_tokenizer_is_a_user_error(tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_unknown_pooling_is_refused() -> None:
+def test_unknown_pooling_is_refused(
+    tmp_path: Path, make_student: Make, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """A pooling that readers do not know is never written."""
     with pytest.raises(ValueError, match="max"):
-        students.sentence_transformer_files(32, MAX_TOKENS, "max")
+        students.Student(make_student(), tokenizer, MAX_TOKENS, "max").save(tmp_path)
 
 
 def test_plain_transformers_loads_it(folder: Path, make_student: Make) -> None:
@@ -195,8 +204,8 @@ def test_packed_model_is_saved_readable(
     """A model switched to packed attention is saved with an attention that others have."""
     model = make_student()
     use_packed_attention(model)
-    students.save_model(tmp_path, model, tokenizer, MAX_TOKENS)
-    assert students.load_student(tmp_path).config._attn_implementation == "sdpa"
+    students.Student(model, tokenizer, MAX_TOKENS).save(tmp_path)
+    assert students.load_student(tmp_path).transformer.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize(
@@ -209,15 +218,13 @@ def test_the_tokenizer_may_hold_the_limit(
     folder: Path, limit: dict[str, object], wanted: int
 ) -> None:
     """Newer sentence-transformers write no max_seq_length: the tokenizer's counts, or positions."""
-    config = students.load_student(folder).config
-    assert config.max_position_embeddings == 64
     path = folder / "sentence_bert_config.json"
     path.write_text(json.dumps({"transformer_task": "feature-extraction"}))
     path = folder / "tokenizer_config.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
     del stored["model_max_length"]
     path.write_text(json.dumps(stored | limit), encoding="utf-8")
-    assert students.read_max_tokens(folder, config) == wanted
+    assert students.load_student(folder).max_tokens == wanted
     loaded = SentenceTransformer(str(folder), device="cpu").max_seq_length
     assert loaded is None or min(loaded, 64) == wanted
 
@@ -225,10 +232,180 @@ def test_the_tokenizer_may_hold_the_limit(
 @pytest.mark.parametrize("limit", ["64", [64], 0, -1, True, 40.5])
 def test_a_tokenizer_limit_that_is_none_is_refused(folder: Path, limit: object) -> None:
     """Something else than a positive whole number is the file's fault, and the file is named."""
-    config = students.load_student(folder).config
     (folder / "sentence_bert_config.json").write_text("{}")
     path = folder / "tokenizer_config.json"
     stored = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(stored | {"model_max_length": limit}), encoding="utf-8")
     with pytest.raises(UserError, match=r"tokenizer_config.json: model_max_length is"):
-        students.read_max_tokens(folder, config)
+        students.load_student(folder)
+
+
+# A student is everything that its own encode uses
+
+
+def make_foreign(folder: Path, teacher_folder: Path, *, pooling: str = "mean") -> Path:
+    """Save a BERT with a Dense layer and prompts, as sentence-transformers itself writes one."""
+    model = SentenceTransformer(str(teacher_folder), device="cpu")
+    torch.manual_seed(0)
+    model[1].pooling_mode = pooling
+    dense = modules.Dense(48, 20, activation_function=torch.nn.Tanh())
+    made = SentenceTransformer(
+        modules=[model[0], model[1], dense, modules.LayerNorm(20), modules.Normalize()],
+        device="cpu",
+        prompts={"query": "what ", "document": ""},
+        default_prompt_name="query",
+        similarity_fn_name="dot",
+    )
+    made.max_seq_length = MAX_TOKENS
+    made.save(str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_bert_with_a_head_goes_through_unchanged(
+    tmp_path: Path, teacher_folder: Path, texts: list[str], pooling: str
+) -> None:
+    """A BERT with Dense, prompts and cls pooling loads, encodes, is saved, and is what it was."""
+    foreign = make_foreign(tmp_path / "foreign", teacher_folder, pooling=pooling)
+    student = students.load_student(foreign)
+    assert (student.width, student.max_tokens, student.pooling) == (20, MAX_TOKENS, pooling)
+    student.save(tmp_path / "saved")
+    student.check_reload(tmp_path / "saved")
+    before, after = (
+        SentenceTransformer(str(tmp_path / name), device="cpu") for name in ("foreign", "saved")
+    )
+    bare = {"prompt": ""}  # the default prompt is the caller's to put in front
+    wanted = before.encode(texts, **bare)
+    np.testing.assert_array_equal(after.encode(texts, **bare), wanted)
+    np.testing.assert_array_equal(after.encode_query(texts), before.encode_query(texts))
+    ours = student.encoder().encode_texts(texts, student.backend)
+    np.testing.assert_allclose(ours, wanted, atol=1e-5)
+    assert after.prompts == before.prompts
+    assert after.default_prompt_name == "query"
+    assert after.similarity_fn_name == "dot"
+    assert after.max_seq_length == MAX_TOKENS
+
+
+def test_foreign_students_are_saved_for_older_readers(tmp_path: Path, teacher_folder: Path) -> None:
+    """Old module paths, the keys that old releases take, safetensors: whatever is in the model."""
+    foreign = make_foreign(tmp_path / "foreign", teacher_folder)
+    students.load_student(foreign).save(tmp_path / "saved")
+
+    def read(name: str) -> dict:
+        return json.loads((tmp_path / "saved" / name).read_text(encoding="utf-8"))
+
+    entries = [(module["path"], module["type"]) for module in read("modules.json")]
+    kinds = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize")
+    places = ("", "1_Pooling", "2_Dense", "3_LayerNorm", "4_Normalize")
+    assert entries == [
+        (place, f"sentence_transformers.models.{kind}")
+        for place, kind in zip(places, kinds, strict=True)
+    ]
+    assert read("2_Dense/config.json") == {
+        "in_features": 48,
+        "out_features": 20,
+        "bias": True,
+        "activation_function": "torch.nn.modules.activation.Tanh",
+    }
+    assert load_file(tmp_path / "saved" / "2_Dense" / "model.safetensors").keys() == {
+        "linear.weight",
+        "linear.bias",
+    }
+    assert read("tokenizer_config.json")["do_lower_case"] is True
+    assert read("tokenizer.json")["normalizer"]["lowercase"] is True
+    assert not list((tmp_path / "saved").rglob("*.bin"))
+
+
+def test_lower_casing_of_the_folder_is_kept(tmp_path: Path, teacher_folder: Path) -> None:
+    """Texts that sentence-transformers lower-cases are lower-cased here, and after saving."""
+    place = tmp_path / "cased"
+    shutil.copytree(teacher_folder, place)
+    for name, key in (("tokenizer.json", "lowercase"), ("tokenizer_config.json", "do_lower_case")):
+        stored = json.loads((place / name).read_text())
+        stored.get("normalizer", stored)[key] = False
+        (place / name).write_text(json.dumps(stored))
+    cased = students.load_student(place)
+    config = json.loads((place / "sentence_bert_config.json").read_text())
+    config["do_lower_case"] = True
+    (place / "sentence_bert_config.json").write_text(json.dumps(config))
+    student = students.load_student(place)
+    assert student.backend.encode("The").ids == cased.backend.encode("the").ids
+    assert student.backend.encode("The").ids != cased.backend.encode("The").ids
+    student.save(tmp_path / "saved")
+    again = students.load_student(tmp_path / "saved")
+    assert again.backend.encode("The").ids == student.backend.encode("The").ids
+    assert again.usage.lower_case
+    loaded = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    np.testing.assert_array_equal(loaded.encode("The"), loaded.encode("the"))
+
+
+def test_mpnet_student(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, texts: list[str]
+) -> None:
+    """An MPNet is trained by its own padded pass, and its positions are counted as it does."""
+    torch.manual_seed(0)
+    config = MPNetConfig(
+        vocab_size=len(tokenizer), hidden_size=24, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=40, max_position_embeddings=50, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    students.Student(MPNetModel(config).eval(), tokenizer, 400).save(tmp_path)
+    student = students.load_student(tmp_path)
+    assert student.max_tokens == 48  # MPNet counts positions from 2 on
+    longest = " ".join(texts)
+    ours = student.encoder().encode_texts([*texts, longest], student.backend)
+    loaded = SentenceTransformer(str(tmp_path), device="cpu")
+    loaded.max_seq_length = student.max_tokens
+    np.testing.assert_allclose(ours, loaded.encode([*texts, longest]), atol=1e-5)
+
+
+def test_length_of_ones_own(folder: Path) -> None:
+    """A length in place of the folder's is taken, unless the student has no positions for it."""
+    assert students.load_student(folder, max_tokens=12, pooling="cls").max_tokens == 12
+    with pytest.raises(UserError, match="MAX_TOKENS: the student takes 64 tokens, not 65"):
+        students.load_student(folder, max_tokens=65)
+
+
+def test_what_cannot_be_carried_is_refused_by_name(
+    tmp_path: Path, folder: Path, teacher_folder: Path
+) -> None:
+    """Another pooling, a module before pooling, a residual: refused, and by what they are."""
+    foreign = make_foreign(tmp_path / "foreign", teacher_folder, pooling="max")
+    with pytest.raises(UserError, match=r"only mean or cls pooling can be trained, not .*max"):
+        students.load_student(foreign)
+    with pytest.raises(UserError, match="wants a ModernBERT student"):
+        students.load_student(foreign, masked_lm=True)
+    entries = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([entries[0], entries[2], entries[1]]))
+    with pytest.raises(UserError, match="made of Transformer, Normalize, Pooling; a student is"):
+        students.load_student(folder)
+
+
+def test_a_model_without_normalisation_stays_without(
+    tmp_path: Path, teacher_folder: Path, texts: list[str]
+) -> None:
+    """Vectors of a model that does not normalise keep their lengths through a folder."""
+    model = SentenceTransformer(str(teacher_folder), device="cpu")
+    SentenceTransformer(modules=[model[0], model[1]]).save(str(tmp_path / "foreign"))
+    student = students.load_student(tmp_path / "foreign")
+    assert not student.normalised
+    student.save(tmp_path / "saved")
+    wanted, given = (
+        SentenceTransformer(str(tmp_path / name), device="cpu").encode(texts)
+        for name in ("foreign", "saved")
+    )
+    np.testing.assert_array_equal(given, wanted)
+    assert np.abs(np.linalg.norm(given, axis=1) - 1).max() > 0.01
+
+
+def test_head_survives_masked_lm(tmp_path: Path, make_student: Make, folder: Path) -> None:
+    """Pooling and prompts of a student come through masked-language modelling."""
+    student = students.load_student(folder, pooling="cls")
+    student.usage.prompts = {"query": "query: "}
+    student.save(tmp_path / "cls")
+    trained = students.load_student(tmp_path / "cls", masked_lm=True)
+    trained.save(tmp_path / "trained")
+    trained.check_reload(tmp_path / "trained")
+    again = students.load_student(tmp_path / "trained")
+    assert (again.pooling, again.usage.prompts) == ("cls", {"query": "query: "})
+    for name, tensor in make_student().state_dict().items():
+        assert torch.equal(again.transformer.state_dict()[name], tensor), name

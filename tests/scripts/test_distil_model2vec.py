@@ -15,10 +15,11 @@ from miniature import Language, make_bpe_tokenizer, make_teacher
 from model2vec import StaticModel
 from script_runner import Finished, load_script, record_recipe, run
 from sentence_transformers import SentenceTransformer
+from transformers import ModernBertModel
 
 from small_modernbert.export import model2vec
 from small_modernbert.export.model2vec import Distilled
-from small_modernbert.models import encoders, students, vectors
+from small_modernbert.models import encoders, folders, students, vectors
 from small_modernbert.models.teachers import load_teacher
 from small_modernbert.runs import settings, storage
 from small_modernbert.runs.errors import UserError
@@ -185,9 +186,9 @@ def test_modernbert_with_bpe_and_padded_table(
         local_attention=8,
     )
     torch.manual_seed(0)
-    model = students.ModernBertModel(configure(shape, tokenizer)).eval()
+    model = ModernBertModel(configure(shape, tokenizer)).eval()
     assert model.config.vocab_size > len(tokenizer)
-    students.save_model(tmp_path / "teacher", model, tokenizer, 64)
+    folders.write_transformer(tmp_path / "teacher", model, tokenizer, 64)
     made = model2vec.distil(load_teacher(tmp_path / "teacher"), "bare", pca_dims=8)
     assert made.model.dim == 8
     assert made.licence is None

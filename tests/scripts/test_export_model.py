@@ -23,7 +23,7 @@ from transformers import ModernBertModel, PreTrainedTokenizerFast
 from small_modernbert.export import graphs, int8
 from small_modernbert.export.onnx_encoder import OnnxEncoder, cut_by_length, pad
 from small_modernbert.initialisation import static
-from small_modernbert.models import students
+from small_modernbert.models import folders, students
 from small_modernbert.models.loading import load_backend
 from small_modernbert.runs import settings, storage
 from small_modernbert.runs.errors import UserError
@@ -71,9 +71,7 @@ def student(
     """Return the folder of a student that began static, with a window of 128 and 200 tokens."""
     folder = tmp_path_factory.mktemp("students") / "student"
     model = make_static(make_student(hidden_size=64, **SHAPE))
-    students.save_sentence_transformer(
-        folder, model, tokenizer, max_tokens=MAX_TOKENS, card="# A student\n"
-    )
+    students.Student(model, tokenizer, MAX_TOKENS).save(folder, "# A student\n")
     return folder
 
 
@@ -122,7 +120,8 @@ def test_sliding_window_is_in_the_graph(
     shutil.copytree(student, tmp_path / "wide")
     config = storage.read_json(student / "config.json", "")
     storage.write_json(tmp_path / "wide" / "config.json", config | {"local_attention": 1024})
-    wide = graphs.SentenceEncoder(students.load_student(tmp_path / "wide"), "mean").eval()
+    body = students.load_student(tmp_path / "wide").body
+    wide = graphs.SentenceEncoder(body, "mean").eval()
     encoder = OnnxEncoder(exported, threads=1)
     ids = [row.ids for row in encoder._tokenizer.encode_batch(long_texts)]
     found = encoder.encode(long_texts)
@@ -190,7 +189,7 @@ def test_folder_still_loads_with_sentence_transformers(
     np.testing.assert_array_equal(
         of_torch(exported, long_texts[:9]), of_torch(student, long_texts[:9])
     )
-    students.check_reload(exported, students.load_student(student))
+    students.load_student(student).check_reload(exported)
     assert (exported / "README.md").read_text(encoding="utf-8") == "# A student\n"
     modules = storage.read_json(exported / "modules.json", "")
     assert modules[0]["type"] == "sentence_transformers.models.Transformer"
@@ -258,9 +257,7 @@ def test_cls_pooling_fewer_tokens_and_own_texts(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A student that pools by [CLS] works; MAX_TOKENS cuts; openvino and texts may be missing."""
-    students.save_sentence_transformer(
-        tmp_path / "cls", make_student(), tokenizer, max_tokens=64, pooling="cls"
-    )
+    students.Student(make_student(), tokenizer, 64, "cls").save(tmp_path / "cls")
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
     flags = ["--student", str(tmp_path / "cls"), "--recipe", "made", "--max-tokens", "24"]
@@ -320,7 +317,7 @@ def test_a_form_that_is_off_is_refused(
     other = tmp_path / "other"
     shutil.copytree(student, other)
     model = make_static(make_student(hidden_size=64, seed=1, **SHAPE))
-    students.save_model(other, model, students.load_tokenizer(student), MAX_TOKENS)
+    folders.write_transformer(other, model, students.load_tokenizer(student), MAX_TOKENS)
     forms = [graphs.GRAPH]
     assert script.measure(student, exported, forms, long_texts[:9], MAX_TOKENS)
     with pytest.raises(UserError, match=r"is off by .*TOLERANCE 0.0001"):
@@ -335,19 +332,16 @@ def test_vectors_that_are_not_finite_are_refused() -> None:
         graphs.compare(found, np.where(found > 0, np.nan, found))
 
 
-@pytest.mark.parametrize("case", ["bert", "dense", "tokens", "texts", "no texts"])
+@pytest.mark.parametrize("case", ["dense", "tokens", "texts", "no texts"])
 def test_what_cannot_be_exported(
     student: Path,
-    teacher_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     case: str,
 ) -> None:
-    """Another kind of model, a module that would be lost, too long a text: one line, no final/."""
+    """A module that would be lost, too long a text: one line, no final/."""
     folder, more, message = student, [], ""
-    if case == "bert":
-        folder, message = teacher_folder, "holds a bert model"
-    elif case == "dense":
+    if case == "dense":
         folder, message = tmp_path / "dense", "a module of the kind Dense"
         shutil.copytree(student, folder)
         modules = storage.read_json(folder / "modules.json", "")

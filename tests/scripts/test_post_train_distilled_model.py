@@ -38,7 +38,7 @@ class World:
     ) -> None:
         self.folder = folder
         self.language = Language(0, topics=12, words_per_topic=10)
-        students.save_sentence_transformer(folder / "student", model, tokenizer, max_tokens=48)
+        students.Student(model, tokenizer, 48).save(folder / "student")
         exam = self.language.retrieval_set("boolq-dev")
         offline_tasks.write_retrieval_set(exam, folder / "retrieval")
         sentences = self.language.sentence_pairs(20)

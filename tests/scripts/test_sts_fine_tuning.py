@@ -43,7 +43,7 @@ class World:
     ) -> None:
         self.folder = folder
         self.language = Language(0, topics=6, words_per_topic=10)
-        students.save_sentence_transformer(folder / "student", model, tokenizer, max_tokens=48)
+        students.Student(model, tokenizer, 48).save(folder / "student")
         generator = np.random.default_rng(0)
         self.vectors = {word: generator.normal(size=WIDTH) for word in self.language.words}
         texts = [self.language.passage().text for _ in range(TRAIN + HELD_OUT)]

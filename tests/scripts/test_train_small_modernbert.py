@@ -39,7 +39,7 @@ class World:
     ) -> None:
         self.folder = folder
         language = Language(0, topics=12, words_per_topic=10)
-        students.save_sentence_transformer(folder / "student", model, tokenizer, max_tokens=48)
+        students.Student(model, tokenizer, 48).save(folder / "student")
         self.exam = language.retrieval_set("boolq-dev")
         offline_tasks.write_retrieval_set(self.exam, folder / "retrieval")
         offline_tasks.write_sentence_pairs(folder / "mrpc.parquet", language.sentence_pairs(20))

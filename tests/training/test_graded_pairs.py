@@ -19,10 +19,10 @@ from small_modernbert.data.token_store import TokenStore, tokenise
 from small_modernbert.evaluation import metrics
 from small_modernbert.evaluation.watching import HeldOutPairs, Watched
 from small_modernbert.labelling import graded_mining
+from small_modernbert.models.folders import write_tokenizer
 from small_modernbert.models.loading import load_backend
 from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.packing import pack
-from small_modernbert.models.students import save_tokenizer
 from small_modernbert.runs.errors import UserError
 from small_modernbert.training import graded_similarity
 from small_modernbert.training.graded_similarity import PairTask
@@ -273,7 +273,7 @@ def test_only_cosines_can_be_copied() -> None:
 @pytest.fixture
 def backend(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> "object":
     """Return the tokenizer of a student folder."""
-    save_tokenizer(tmp_path, tokenizer, 48)
+    write_tokenizer(tmp_path, tokenizer, 48)
     return load_backend(tmp_path, 48)
 
 

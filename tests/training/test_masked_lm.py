@@ -303,10 +303,11 @@ def test_context_extension(
     first = make_task(deviation=0.02)
     with open_stage() as stage:
         train(first, stage, epochs=8)
-    students.save_model(tmp_path, first.model, tokenizer, 64)
-    model = students.load_student(tmp_path, masked_lm=True)
+    students.Student(first.model, tokenizer, 64).save(tmp_path)
+    student = students.load_student(tmp_path, masked_lm=True)
+    model = student.transformer
     plain = forward.hidden_states(model.model, pack([tokens[0], tokens[1]]))
-    students.extend_context(model, 192, 160_000.0 / 7)
+    student.extend_context(192, 160_000.0 / 7)
     assert model.config.max_position_embeddings >= 192
     slower = forward.hidden_states(model.model, pack([tokens[0], tokens[1]]))
     assert not torch.allclose(plain, slower)
@@ -331,8 +332,8 @@ def test_context_extension(
     with open_stage(VARIANT="long") as stage:
         progress = train(task, stage, epochs=8)
     assert progress.latest["held_out_loss"] < progress.before["held_out_loss"] - 0.05
-    students.save_model(tmp_path / "long", model, tokenizer, 192)
-    again = students.load_student(tmp_path / "long", masked_lm=True)
+    student.save(tmp_path / "long")
+    again = students.load_student(tmp_path / "long", masked_lm=True).transformer
     assert again.config.rope_parameters["full_attention"]["rope_theta"] == 160_000.0 / 7
     torch.testing.assert_close(
         forward.hidden_states(again.model, pack([long[0]])),
