@@ -182,11 +182,11 @@ def peer(
 
     def flatten(batch: dict[str, list[Any]], source: Any) -> dict[str, list[Any]]:  # noqa: ANN401  a Source
         texts, labels = [], []
-        for cell, label in texts_of(source, batch):
-            text = clean(cell, min_characters)
+        for cell in texts_of(source, batch):
+            text = clean(cell.value, min_characters)
             if not isinstance(text, Reason):
                 texts.append(text)
-                labels.append(label)
+                labels.append(cell.label)
         made: dict[str, list[Any]] = {"text": [], "source": [], "tokens": []}
         for pieces, label in zip(chunker.chunk(texts), labels, strict=True):
             for text, tokens in pieces:

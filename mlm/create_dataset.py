@@ -2,7 +2,7 @@ r"""Flatten many sources of text to one corpus: cleaned, cut to size, without du
 
 Reads: the SOURCES (datasets of the hub, streamed, or the offline text) and TOKENIZER.
 Writes: runs/<recipe>/mlm/create_dataset/final/: train/ and held_out/ Parquet shards with columns
-text, source, tokens; corpus.json with their checksums; corpus.md with what became of every row.
+text, source, role, tokens; corpus.json with their checksums; corpus.md: what became of every row.
 
     python mlm/create_dataset.py --recipe small_v2
     python mlm/create_dataset.py --recipe offline --sources offline --max-texts 30000 \

@@ -322,7 +322,10 @@ def make_miniature_assets(folder: Path, seed: int = 0) -> Path:
 def make_corpus(folder: Path, splits: Mapping[str, Sequence[str]]) -> Path:
     """Write a corpus of these texts, one shard a split; return `folder`."""
     for split, texts in splits.items():
-        rows = [{"text": text, "source": "toy", "tokens": len(text.split())} for text in texts]
+        rows = [
+            {"text": text, "source": "toy", "role": "text", "tokens": len(text.split())}
+            for text in texts
+        ]
         table = pa.Table.from_pylist(rows, schema=corpus.SCHEMA)
         shards.write_shard(shards.shard_path(folder, split, 0), table, corpus.SCHEMA)
     facts = {"tokens": 3 * sum(map(len, splits.values())), "max_tokens": 128, "sources": {}}

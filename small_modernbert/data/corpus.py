@@ -1,6 +1,7 @@
 """The corpus that mlm/create_dataset.py makes: shards of texts, with where each one is from.
 
-{train,held_out}/shard-*.parquet    text, source, tokens (special ones included)
+{train,held_out}/shard-*.parquet    text, source, role ("query", "document", or "text" where
+                                    nobody said), tokens (special ones included)
 corpus.json                         the shards, and what became of every row that was read
 """
 
@@ -15,12 +16,19 @@ from small_modernbert.runs import storage
 SPLITS = ("train", "held_out")
 LAYOUT = shards.Layout(
     index="corpus.json",
-    columns={"text": "text", "source": "text", "tokens": "number"},
+    columns={"text": "text", "source": "text", "role": "text", "tokens": "number"},
     splits=SPLITS,
     cure="run: python mlm/create_dataset.py --overwrite",
     facts={"tokens": int, "max_tokens": int, "sources": dict},
 )
-SCHEMA = pa.schema([("text", pa.string()), ("source", pa.string()), ("tokens", pa.int32())])
+SCHEMA = pa.schema(
+    [
+        ("text", pa.string()),
+        ("source", pa.string()),
+        ("role", pa.string()),
+        ("tokens", pa.int32()),
+    ]
+)
 
 
 class Corpus(shards.ShardFolder):

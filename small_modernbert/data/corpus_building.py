@@ -118,26 +118,27 @@ class Preparation:
         The counts are label -> "read", "extra chunks" and reasons -> texts.
         """
         counts: dict[str, Counter[str]] = {}
-        texts, labels = [], []
-        for cell, label in sources.flatten(self.source, batch):
-            counter = counts.setdefault(label, Counter())
+        texts: list[str] = []
+        kept: list[sources.Cell] = []
+        for cell in sources.flatten(self.source, batch):
+            counter = counts.setdefault(cell.label, Counter())
             counter["read"] += 1
-            text = clean(cell, self.min_characters)
+            text = clean(cell.value, self.min_characters)
             if isinstance(text, Reason):
                 counter[text] += 1
             else:
                 texts.append(text)
-                labels.append(label)
+                kept.append(cell)
         chunker = _chunker(self.tokenizer_file, self.max_tokens)
-        rows: list[tuple[str, str, int]] = []
-        for pieces, label in zip(chunker.chunk(texts), labels, strict=True):
-            counts[label]["extra chunks"] += len(pieces) - 1
-            rows.extend((text, label, tokens) for text, tokens in pieces)
-        columns = zip(*rows, strict=True) if rows else ([], [], [])
+        rows: list[tuple[str, str, str, int]] = []
+        for pieces, cell in zip(chunker.chunk(texts), kept, strict=True):
+            counts[cell.label]["extra chunks"] += len(pieces) - 1
+            rows.extend((text, cell.label, cell.role, tokens) for text, tokens in pieces)
+        columns = zip(*rows, strict=True) if rows else [[] for _ in corpus.SCHEMA]
         arrays = [
             pa.array(cells, field.type) for cells, field in zip(columns, corpus.SCHEMA, strict=True)
         ]
-        arrays += self._fingerprints([text for text, _, _ in rows], chunker)
+        arrays += self._fingerprints([row[0] for row in rows], chunker)
         read = len(batch[self.source.columns[0]])
         return read, pa.RecordBatch.from_arrays(arrays, schema=self.schema), counts
 

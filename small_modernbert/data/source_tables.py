@@ -12,12 +12,14 @@ TEXT_SOURCES = {
             id="sentence-transformers/msmarco-msmarco-MiniLM-L6-v3",
             config="triplet",
             texts=("query", "positive", "negative"),
+            roles=("query", "document", "document"),
             licence="MS MARCO terms: non-commercial research",
         ),
         TextSource(
             name="philosophy",
             id="johnnyboycurtis/Philosophical-Triplets-Retrieval",
             texts=("query", "positive", "negative", "text_chunk"),
+            roles=("query", "document", "document", "document"),
             licence="see the dataset's card; the entries are their authors'",
         ),
         TextSource(
@@ -25,6 +27,7 @@ TEXT_SOURCES = {
             id="sentence-transformers/npr",
             texts=("title", "body"),
             join="joined",
+            roles=("document", "document"),
             licence="see the dataset's card; the articles are NPR's",
         ),
         TextSource(
@@ -32,6 +35,7 @@ TEXT_SOURCES = {
             id="HuggingFaceFW/finewiki",
             config="en",
             texts=("text",),
+            roles=("document",),
             # All of it is some seven million articles, most of them of no more use to a model
             # of 40 million parameters than the first half million.
             cap=500_000,

@@ -1,15 +1,32 @@
 """Sources of rows: datasets of the hub and files, described by rows of tables, read here."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from small_modernbert.data import parquet
 from small_modernbert.runs import hub
 from small_modernbert.runs.errors import UserError
 
 READ_ROWS = 2_000
+# What part a text plays in a search, which decides the prompt that a teacher puts before it.
+Role = Literal["query", "document", "text"]
+ROLES: tuple[Role, ...] = ("query", "document", "text")
+
+
+class Cell(NamedTuple):
+    """A cell of a source as it was read.
+
+    Attributes:
+        value: whatever stood there; not always text.
+        label: where it is from.
+        role: what part it plays.
+    """
+
+    value: Any
+    label: str
+    role: Role
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,15 +71,24 @@ class TextSource(Source):
     Attributes:
         texts: the text columns.
         join: "each": every column is a text (triplets); "joined": one text from all of them.
+        roles: of each text column; none given = "text" for all.
+        role: a column that says it of each row, where it names a role.
     """
 
     texts: tuple[str, ...]
     join: Literal["each", "joined"] = "each"
+    roles: tuple[Role, ...] = ()
+    role: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns with text."""
         return self.texts
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """The columns to read: those with text, then the label, then the role."""
+        return super().all_columns + ((self.role,) if self.role else ())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,22 +150,25 @@ def count_source(source: Source) -> int | None:
     return source.cap or None
 
 
-def flatten(source: TextSource, batch: dict[str, list[Any]]) -> Iterator[tuple[Any, str]]:
-    """Yield (cell, label) for every text in a batch of rows; cells are as they were read.
+def flatten(source: TextSource, batch: dict[str, list[Any]]) -> Iterator[Cell]:
+    """Yield every text in a batch of rows, as it was read.
 
     A joined row is one text, its parts on paragraphs of their own; parts that are blank or no
     text are left out, and a row of nothing else is given as its first part.
     """
     columns = [batch[name] for name in source.columns]
-    labels = batch[source.label] if source.label else [source.name] * len(columns[0])
-    for cells, label in zip(zip(*columns, strict=True), labels, strict=True):
+    rows = len(columns[0])
+    labels = batch[source.label] if source.label else [source.name] * rows
+    stated = batch[source.role] if source.role else [None] * rows
+    roles = source.roles or ("text",) * len(columns)
+    for cells, label, own in zip(zip(*columns, strict=True), labels, stated, strict=True):
         label = label if isinstance(label, str) and label else source.name
-        if source.join == "each":
-            for cell in cells:
-                yield cell, label
-        else:
-            parts = [cell for cell in cells if isinstance(cell, str) and cell.strip()]
-            yield ("\n\n".join(parts) if parts else cells[0]), label
+        parts: Iterable[tuple[Any, Role]] = zip(cells, roles, strict=True)
+        if source.join == "joined":
+            texts = [cell for cell in cells if isinstance(cell, str) and cell.strip()]
+            parts = [("\n\n".join(texts) if texts else cells[0], roles[0])]
+        for cell, role in parts:
+            yield Cell(cell, label, own if own in ROLES else role)
 
 
 def check_lost(name: str, read: int, lost: Mapping[str, int], share: float) -> None:
@@ -176,8 +205,8 @@ def _read_parquet(source: Source, seed: int) -> Iterator[dict[str, list[Any]]]:
 
     path, cure = Path(source.id), _cure(source)
     kinds: dict[str, parquet.Kind] = dict.fromkeys(source.columns, "texts")
-    if source.label:
-        kinds.setdefault(source.label, "any")
+    for name in source.all_columns:
+        kinds.setdefault(name, "any")
     keep = None
     rows = parquet.count_rows(path, cure)
     if 0 < source.cap < rows:

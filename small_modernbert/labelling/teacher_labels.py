@@ -77,10 +77,9 @@ class Slices:
         """Yield the texts of each slice, and their roles."""
         texts: list[str] = []
         roles: list[Role] = []
-        columns = ("text", "role") if "role" in self.corpus.layout.columns else ("text",)
-        for batch in self.corpus.batches(split, columns):
+        for batch in self.corpus.batches(split, ("text", "role")):
             texts += batch.column(0).to_pylist()
-            roles += batch.column(1).to_pylist() if len(columns) > 1 else ["text"] * len(batch)
+            roles += batch.column(1).to_pylist()
             while len(texts) >= self.rows:
                 yield texts[: self.rows], roles[: self.rows]
                 texts, roles = texts[self.rows :], roles[self.rows :]

@@ -107,6 +107,7 @@ def test_table_of_sources_is_complete() -> None:
         assert source.columns
         assert source.licence
         assert source.join in ("each", "joined")
+        assert len(source.roles) in (0, len(source.texts))
 
 
 @pytest.mark.parametrize("names", [["npr", "nrp"], [], ["npr", "npr"]])
@@ -120,17 +121,27 @@ def test_triplets_are_broken_into_their_texts() -> None:
     """Each column of a row is a text of its own, a missing one too, so that it is counted."""
     source = TEXT_SOURCES["msmarco"]
     batch = {"query": ["q1", "q2"], "positive": ["p1", "p2"], "negative": ["n1", None]}
-    assert [cell for cell, _ in sources.flatten(source, batch)] == [
-        *("q1", "p1", "n1"),
-        *("q2", "p2", None),
-    ]
+    cells = list(sources.flatten(source, batch))
+    assert [cell.value for cell in cells] == [*("q1", "p1", "n1"), *("q2", "p2", None)]
+    assert [cell.role for cell in cells] == ["query", "document", "document"] * 2
+
+
+def test_a_row_may_say_its_role() -> None:
+    """A column names the role where it names one; elsewhere the column's own role stands."""
+    source = sources.TextSource(name="mine", id="x", texts=("text",), role="role")
+    batch = {"text": ["a", "b", "c"], "role": ["query", None, "poem"]}
+    assert [cell.role for cell in sources.flatten(source, batch)] == ["query", "text", "text"]
 
 
 def test_title_and_body_are_joined() -> None:
     """One text a row; a missing part is left out; a row of nothing stays to be counted."""
     source = TEXT_SOURCES["npr"]
     batch = {"title": ["T", None, None], "body": ["B", "B", " "]}
-    assert list(sources.flatten(source, batch)) == [("T\n\nB", "npr"), ("B", "npr"), (None, "npr")]
+    assert list(sources.flatten(source, batch)) == [
+        ("T\n\nB", "npr", "document"),
+        ("B", "npr", "document"),
+        (None, "npr", "document"),
+    ]
 
 
 def test_hub_source_is_read_from_a_local_folder(tmp_path: Path) -> None:
@@ -197,7 +208,10 @@ def test_corpus_is_what_it_says(script: Callable[..., Path]) -> None:
     corpus = open_corpus(final)
     manifest = corpus.index
     train, held_out = read_rows(final, "train"), read_rows(final, "held_out")
-    assert manifest["columns"] == {"text": "string", "source": "string", "tokens": "int32"}
+    assert manifest["columns"] == {
+        **{name: "string" for name in ("text", "source", "role")},
+        "tokens": "int32",
+    }
     assert manifest["rows"] == {"train": len(train), "held_out": len(held_out)} == corpus.counts
     assert len(held_out) == 50
     assert sum(row["tokens"] for row in train + held_out) == manifest["tokens"]

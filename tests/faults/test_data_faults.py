@@ -58,7 +58,7 @@ def read_source(path: Path, *columns: str) -> list[Any]:
     """Return the cells of a source as mlm/create_dataset.py gets them."""
     source = sources.TextSource(name="mine", id=str(path), texts=columns or ("text",))
     batches = sources.read_source(source, 1)
-    return [cell for batch in batches for cell, _ in sources.flatten(source, batch)]
+    return [cell.value for batch in batches for cell in sources.flatten(source, batch)]
 
 
 ODD_ROWS = {
@@ -547,7 +547,7 @@ def test_parquet_is_written_and_read_with_checksums() -> None:
 def test_sources_of_the_hub_go_through_the_same_cleaning(tmp_path: Path) -> None:
     """Rows of JSON lines can hold anything at all; what is no text is counted as such."""
     odd = [GOOD, None, 3, 0.5, ["a"], {"b": 1}, True, ""]
-    source = replace(source_tables.TEXT_SOURCES["npr"], texts=("text",), join="each")
-    cells = [cell for cell, _ in sources.flatten(source, {"text": odd})]
+    source = replace(source_tables.TEXT_SOURCES["npr"], texts=("text",), join="each", roles=())
+    cells = [cell.value for cell in sources.flatten(source, {"text": odd})]
     reasons = [clean(cell, 5) for cell in cells]
     assert reasons == [GOOD, *[Reason.NOT_TEXT] * 6, Reason.BLANK]

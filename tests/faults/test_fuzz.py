@@ -94,9 +94,9 @@ def use_source(folder: Path) -> None:
     """Read a source as mlm/create_dataset.py does; what is kept is text."""
     source = replace(source_tables.TEXT_SOURCES["offline"], id=str(folder / "train.parquet"), cap=0)
     for batch in sources.read_source(source, 1):
-        for cell, label in sources.flatten(source, batch):
-            text = clean(cell, 5)
-            assert isinstance(label, str)
+        for cell in sources.flatten(source, batch):
+            text = clean(cell.value, 5)
+            assert isinstance(cell.label, str)
             assert isinstance(text, Reason) or text.encode().decode() == text.strip()
 
 
