@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import claims
-import harness
 import inputs
+import measure
+from measure import Contender, Work
 
 from small_modernbert.runs import settings
 
@@ -41,12 +41,10 @@ PEER = (
     "`to_parquet`, one process.",
 )
 # From profiles on the machine of docs/BENCHMARKS.md; shown where the bound is missed.
-REASONS = {
-    "rows": (
-        "each process starts, and fills a memo of words of its own, which few rows do not earn "
-        "back; cleaning in Python, which both sides share, is a third of the rest"
-    )
-}
+REASON = (
+    "each process starts, and fills a memo of words of its own, which few rows do not earn back; "
+    "cleaning in Python, which both sides share, is a third of the rest"
+)
 
 
 def main() -> None:
@@ -67,30 +65,24 @@ def main() -> None:
             "min_characters": MIN_CHARACTERS,
             "seed": SEED,
         }
-        results = harness.run(
-            [harness.Contender("ours", ours, common), harness.Contender("peer", peer, common)],
-            ROUNDS,
-            THREADS,
-        )
+        contenders = [Contender("ours", ours, common), Contender("peer", peer, common)]
+        done = measure.run(contenders, ROUNDS, THREADS)
         alone = texts_of_one(folder)
-    mine, other = results["ours"], results["peer"]
-    same = claims.Check("texts that only one of the two corpora has", alone, most=0)
-    rows = [
-        claims.versus(
+    same = measure.check("texts that only one of the two corpora has", alone, most=0)
+    claims = [
+        measure.versus(
             "corpus building, rows/s",
-            mine,
-            other,
-            PEER,
+            *(done, ("ours", "peer"), PEER),
             least=2.0,
             checks=[same],
-            reason=REASONS["rows"],
+            reason=REASON,
         )
     ]
     setting = (
         f"2 × {ROWS:,} rows of the offline text, chunks of at most {MAX_TOKENS} tokens; that "
         "memory is flat is shown by `bench/scaling.py`."
     )
-    claims.publish(__file__, rows, setting=setting, seconds=time.monotonic() - begun)
+    measure.publish(__file__, claims, setting=setting, begun=begun)
 
 
 def write_sources(text: Path, folder: Path, rows: int) -> list[str]:
@@ -126,13 +118,12 @@ def ours(
     max_tokens: int,
     min_characters: int,
     seed: int,
-) -> harness.Round:
+) -> measure.Round:
     """Prepare mlm/create_dataset.py; each round is a recipe of its own below `folder`."""
     import os
 
     import pyarrow.parquet as pq
 
-    from mlm import create_dataset
     from small_modernbert.data.source_tables import TEXT_SOURCES
 
     os.environ["RUNS"] = f"{folder}/runs"
@@ -140,22 +131,20 @@ def ours(
     TEXT_SOURCES.update(table)
     rows = sum(pq.read_metadata(path).num_rows for path in sources)
 
-    def work(number: int, clock: harness.Clock) -> harness.Work:
-        flags = {
-            "tokenizer": tokenizer,
-            "max-tokens": max_tokens,
-            "min-characters": min_characters,
-            "held-out-rows": 0,
-            "seed": seed,
-            "recipe": f"round-{number}",
-        }
-        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-        settings.override(
-            vars(create_dataset), [*words, "--no-deduplicate-near", "--sources", *table]
+    def work(number: int) -> Work:
+        begun = time.perf_counter()
+        inputs.run_stage(
+            "mlm/create_dataset",
+            f"round-{number}",
+            tokenizer=tokenizer,
+            max_tokens=max_tokens,
+            min_characters=min_characters,
+            held_out_rows=0,
+            seed=seed,
+            deduplicate_near=False,
+            sources=list(table),
         )
-        clock.start()
-        create_dataset.main()
-        return harness.Work(rows)
+        return Work(rows, time.perf_counter() - begun)
 
     return work
 
@@ -167,7 +156,7 @@ def peer(
     max_tokens: int,
     min_characters: int,
     seed: int,
-) -> harness.Round:
+) -> measure.Round:
     """Prepare the pipeline of the datasets library; each round has a cache of its own."""
     import pyarrow.parquet as pq
     from datasets import concatenate_datasets, load_dataset
@@ -195,7 +184,7 @@ def peer(
                 made["tokens"].append(tokens)
         return made
 
-    def work(number: int, clock: harness.Clock) -> harness.Work:
+    def work(number: int) -> Work:
         parts = []
         for source in described(sources):
             loaded = load_dataset(
@@ -214,7 +203,7 @@ def peer(
             )
         whole = concatenate_datasets(parts).shuffle(seed=seed)
         whole.to_parquet(f"{folder}/peer-{number}.parquet")
-        return harness.Work(rows)
+        return Work(rows)
 
     return work
 

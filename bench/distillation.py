@@ -6,31 +6,31 @@ Writes: runs/bench/distillation.json; prints the table.
     python bench/distillation.py
     python bench/distillation.py --quick
 
-One pass over the texts of a round. The peer tokenises batch by batch, so ours tokenises inside the
-clock too, although a second pass would find the tokens on disk. The labels are random unit
-vectors: a step costs the same whatever it learns.
+Ours is distil_modernbert.py, by the steps in its metrics.jsonl; the peer tokenises in its steps, so
+what tokenising takes is added to ours. The labels are random unit vectors: a step costs the same
+whatever it learns.
 """
 
+import os
 import tempfile
 import time
 from pathlib import Path
 
-import ceiling
-import claims
-import harness
 import inputs
+import measure
+import numpy as np
+import peak
+from measure import Contender, Work
 
 from small_modernbert.runs import settings
 
 # Data
-TEXTS: int = 256  # of a round, of realistic lengths
-WARMUP_TEXTS: int = 64  # of the round that is not counted
+TEXTS: int = 320  # of a round, of realistic lengths
 LONGEST: int = 512  # tokens of a text at most
 PRESET: str = "offline"  # the student, random weights
 
 # Ours, as distil_modernbert.py
 ROWS_PER_BATCH: int = 64  # texts a step at most
-TOKENS_PER_BATCH: int = 16_384  # tokens a step at most
 
 # Rounds
 ROUNDS: int = 5  # counted, after one warm-up
@@ -46,128 +46,92 @@ SAME_BATCH = (
     "Trainer, our batch",
     "the same with `per_device_train_batch_size` as many texts as a batch of ours.",
 )
-# From profiles on the machine of docs/BENCHMARKS.md; shown where the bound is missed.
-REASONS = {"defaults": ""}
 DEFAULT_BATCH = 8
-LEARNING_RATE = 1e-4
 
 
 def main() -> None:
-    """Write texts, labels and the student, let the three and the ceiling work, publish."""
+    """Write texts, labels and the student, let the three and the products work, publish."""
     begun = time.monotonic()
     if QUICK:
-        globals().update(TEXTS=64, WARMUP_TEXTS=16, ROUNDS=1, LONGEST=128)
-    teacher = inputs.locate(inputs.TEACHER)
-    texts = inputs.make_texts(
-        inputs.locate(inputs.TEXT), (ROUNDS + 1) * TEXTS, seed=SEED, longest=LONGEST
-    )
+        globals().update(TEXTS=160, ROUNDS=1, LONGEST=128)
+    teacher, source = inputs.locate(inputs.TEACHER), inputs.locate(inputs.TEXT)
+    texts = inputs.make_texts(source, TEXTS, seed=SEED, longest=LONGEST)
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        inputs.make_student(folder / "student", PRESET, teacher, SEED)
-        inputs.write_texts(folder / "texts.parquet", texts)
-        common = {"folder": place, "texts": TEXTS, "warmup": WARMUP_TEXTS, "seed": SEED}
-        sizes = {"rows_per_batch": ROWS_PER_BATCH, "tokens_per_batch": TOKENS_PER_BATCH}
-        results = harness.run(
-            [
-                harness.Contender("ours", ours, common | sizes),
-                harness.Contender("defaults", trainer, common | {"batch": DEFAULT_BATCH}),
-                harness.Contender("same batch", trainer, common | {"batch": ROWS_PER_BATCH}),
-                harness.Contender("ceiling", ceiling.gemm),
-            ],
-            ROUNDS,
-            THREADS,
-        )
-    mine, rates = results["ours"], claims.ceilings(results["ceiling"])
-    rows = [
-        claims.versus(
-            "MSE distillation, texts/s",
-            mine,
-            results["defaults"],
-            DEFAULTS,
-            least=2.5,
-            ceilings=rates,
-            reason=REASONS["defaults"],
-        ),
-        claims.versus(
-            "MSE distillation, texts/s",
-            mine,
-            results["same batch"],
-            SAME_BATCH,
-            ceilings=rates,
-        ),
+        inputs.make_student(Path(place) / "student", teacher, SEED, PRESET)
+        write_labels(Path(place) / "labels", texts, Path(place) / "student")
+        contenders = [
+            Contender("ours", ours, {"folder": place, "rows_per_batch": ROWS_PER_BATCH}),
+            Contender("defaults", trainer, {"folder": place, "batch": DEFAULT_BATCH}),
+            Contender("same batch", trainer, {"folder": place, "batch": ROWS_PER_BATCH}),
+            Contender("products", peak.products),
+        ]
+        done = measure.run(contenders, ROUNDS, THREADS)
+    ceilings = peak.ceilings(done["products"])
+    what = "MSE distillation, texts/s"
+    claims = [
+        measure.versus(what, done, ("ours", "defaults"), DEFAULTS, least=2.5, ceilings=ceilings),
+        measure.versus(what, done, ("ours", "same batch"), SAME_BATCH, ceilings=ceilings),
     ]
     setting = (
         f"Student {PRESET!r}; {TEXTS:,} texts a round, of log-normal lengths, median "
         f"{inputs.MEDIAN_TOKENS} tokens, at most {LONGEST}; ours in batches of {ROWS_PER_BATCH}."
     )
-    claims.publish(
-        __file__, rows, setting=setting, ceilings=rates, seconds=time.monotonic() - begun
+    measure.publish(__file__, claims, setting=setting, ceilings=ceilings, begun=begun)
+
+
+def write_labels(folder: Path, texts: list[str], student: Path) -> None:
+    """Write the texts with random directions as a folder of label shards."""
+    from small_modernbert.data import labels
+    from small_modernbert.models.vectors import normalise
+    from small_modernbert.runs import storage
+
+    width = storage.read_json(student / "config.json", "run it again")["hidden_size"]
+    drawn = np.random.default_rng(SEED).standard_normal((len(texts), width), dtype=np.float32)
+    labels.write_shard(labels.shard_path(folder, "train", 0), texts, normalise(drawn))
+    labels.write_index(folder, width, {"train": 1})
+
+
+def ours(folder: str, rows_per_batch: int) -> measure.Round:
+    """Prepare the student; a round is one pass of distil_modernbert.py over the labels."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from small_modernbert.data.labels import open_labels
+
+    os.environ["RUNS"] = f"{folder}/runs"
+    config, tokenizer = (
+        kind.from_pretrained(f"{folder}/student") for kind in (AutoConfig, AutoTokenizer)
     )
+    texts = list(open_labels(Path(folder) / "labels").texts("train"))
 
-
-def slice_of(number: int, texts: int, warmup: int) -> slice:
-    """Return a round's rows; every contender gets the same."""
-    return slice(number * texts, number * texts + (texts if number else warmup))
-
-
-def unit_vectors(rows: int, width: int, seed: int) -> "inputs.np.ndarray":
-    """Return `(rows, width)` float16 random directions, as label shards hold them."""
-    from small_modernbert.models.teachers import normalise
-
-    drawn = inputs.np.random.default_rng(seed).standard_normal((rows, width), dtype="float32")
-    return normalise(drawn).astype("float16")
-
-
-def ours(
-    folder: str, texts: int, warmup: int, seed: int, rows_per_batch: int, tokens_per_batch: int
-) -> harness.Round:
-    """Prepare the student and its optimizer; a round tokenises its texts and trains on them."""
-    from small_modernbert.data.token_store import store
-    from small_modernbert.models import precision, students
-    from small_modernbert.training import distillation, loop
-
-    place = Path(folder)
-    student = students.load_student(place / "student").to(precision.default_device())
-    encoder = student.encoder(precision.decide("auto", student.device)[0])
-    model, backend = encoder.model, student.backend
-    found = inputs.read_texts(place / "texts.parquet")
-    vectors = unit_vectors(len(found), student.width, seed)
-    optimizer = loop.make_optimizer(
-        "stable_adamw", model, learning_rate=LEARNING_RATE, weight_decay=0.01
-    )
-
-    def work(number: int, clock: harness.Clock) -> harness.Work:
-        rows = slice_of(number, texts, warmup)
-        clock.start()
-        tokens = store(found[rows], backend, place / "tokens", str(number))
-        task = distillation.DistillationTask(
-            encoder,
-            tokens,
-            vectors[rows],
-            distillation.loss_function("mse", 1.0),
-            dict,
-            tokens_per_batch=tokens_per_batch,
+    def work(number: int) -> Work:
+        stage = inputs.run_stage(
+            "distil_modernbert",
+            "bench",
+            student=f"{folder}/student",
+            labels=f"{folder}/labels",
+            epochs=1,
             rows_per_batch=rows_per_batch,
-            seed=seed,
+            validation_sets=[],
+            select_by="",
+            evaluate_every=0,
+            checkpoint_every=0,
+            seed=number,
         )
-        inputs.train_round(
-            task,
-            list(task.epoch(0)),
-            optimizer,
-            LEARNING_RATE,
-            clock,
-            place / "steps",
-            started=True,
-        )
-        total = float(tokens.lengths.sum())
-        flops = ceiling.TRAINING * ceiling.encoder_flops(model.config, tokens.lengths)
-        return harness.Work(len(tokens), total, total, flops)
+        begun = time.perf_counter()
+        ids = tokenizer(texts, truncation=True)["input_ids"]
+        tokenising = time.perf_counter() - begun
+        lines = inputs.steps_of(stage)
+        tokens = sum(line["tokens"] for line in lines)
+        share = tokens / sum(map(len, ids))
+        seconds = sum(line["seconds"] for line in lines) + share * tokenising
+        flops = peak.TRAINING * share * peak.encoder_flops(config, list(map(len, ids)))
+        return Work(share * len(texts), seconds, flops)
 
     return work
 
 
-def trainer(folder: str, texts: int, warmup: int, seed: int, batch: int) -> harness.Round:
-    """Prepare the peer: a new Trainer a round, on the same student."""
+def trainer(folder: str, batch: int) -> measure.Round:
+    """Prepare the peer: a new Trainer a round, on the same student, texts and labels."""
     from datasets import Dataset
     from sentence_transformers import (
         SentenceTransformer,
@@ -176,14 +140,15 @@ def trainer(folder: str, texts: int, warmup: int, seed: int, batch: int) -> harn
     )
     from sentence_transformers.sentence_transformer.losses import MSELoss
 
-    place = Path(folder)
-    model = SentenceTransformer(str(place / "student"))
-    found = inputs.read_texts(place / "texts.parquet")
-    vectors = unit_vectors(len(found), model.get_embedding_dimension(), seed).astype("float32")
-    count = inputs.count_tokens(model[0])
+    from small_modernbert.data.labels import open_labels
 
-    def work(number: int, clock: harness.Clock) -> harness.Work:
-        rows = slice_of(number, texts, warmup)
+    model = SentenceTransformer(f"{folder}/student")
+    stored = open_labels(Path(folder) / "labels")
+    texts = list(stored.texts("train"))
+    vectors = stored.vectors("train", Path(folder) / f"vectors-{batch}").astype("float32")
+
+    def work(number: int) -> Work:
+        rows = len(texts) if number else batch
         arguments = SentenceTransformerTrainingArguments(
             output_dir=f"{folder}/trainer",
             num_train_epochs=1,
@@ -192,17 +157,18 @@ def trainer(folder: str, texts: int, warmup: int, seed: int, batch: int) -> harn
             use_cpu=model.device.type == "cpu",
             save_strategy="no",
             report_to="none",
+            disable_tqdm=True,
         )
-        count.real = count.processed = 0
         peer = SentenceTransformerTrainer(
             model,
             arguments,
-            train_dataset=Dataset.from_dict({"text": found[rows], "label": vectors[rows].tolist()}),
+            train_dataset=Dataset.from_dict(
+                {"text": texts[:rows], "label": vectors[:rows].tolist()}
+            ),
             loss=MSELoss(model),
-            callbacks=[inputs.clock_callback(clock)],
         )
-        peer.train()
-        return harness.Work(len(found[rows]), count.real, count.processed)
+        # Its own clock: of the steps, not of the set-up.
+        return Work(rows, peer.train().metrics["train_runtime"])
 
     return work
 

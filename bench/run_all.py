@@ -11,14 +11,15 @@ A script that fails does not stop the others; it stays in the table as failed, a
 with 1. Figures of another machine (a GPU, say) stay in the files until they are measured again.
 """
 
+import math
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import claims
 import document
+import measure
 
 from small_modernbert.runs import references, report, settings, storage
 from small_modernbert.runs.errors import UserError
@@ -38,22 +39,22 @@ def main() -> None:
     unknown = set(ONLY) - set(SCRIPTS)
     if unknown:
         raise UserError(f"no such benchmark: {', '.join(unknown)}; there are: {' '.join(SCRIPTS)}")
-    folder = claims.result_path("").parent if QUICK else references.ROOT / OUTPUT
-    where = document.machine()
+    folder = measure.result_path("").parent if QUICK else references.ROOT / OUTPUT
+    where = document.machine(len(measure.processors()))
     begun = time.monotonic()
-    found = {name: run_script(name) for name in ONLY or SCRIPTS}
+    results = {name: run_script(name) for name in ONLY or SCRIPTS}
     stored = folder / "benchmarks.json"
     machines = storage.read_json(stored, RERUN) if stored.exists() else {}
     key = f"{where['name']}, {where['cores']} cores"
     kept = machines.get(key, {}).get("scripts", {})
-    together = {name: {**kept, **found}.get(name) for name in SCRIPTS}
+    together = {name: {**kept, **results}.get(name) for name in SCRIPTS}
     machines[key] = {
         "machine": where,
-        "scripts": {name: one for name, one in together.items() if one is not None},
+        "scripts": {name: result for name, result in together.items() if result is not None},
     }
     storage.write_json(stored, machines)
     storage.write_text(folder / "BENCHMARKS.md", document.markdown(machines))
-    verdicts = [row["verdict"] for one in found.values() for row in one["rows"]]
+    verdicts = [row["verdict"] for result in results.values() for row in result["rows"]]
     counts = ", ".join(f"{verdicts.count(kind)} {kind}" for kind in dict.fromkeys(verdicts))
     print(f"{counts} · {report.minutes(time.monotonic() - begun)} · {folder / 'BENCHMARKS.md'}")
     if "failed" in verdicts:
@@ -62,7 +63,7 @@ def main() -> None:
 
 def run_script(name: str) -> dict[str, Any]:
     """Run one script in a process of its own; return what it published, or a row that says why."""
-    path = claims.result_path(name)
+    path = measure.result_path(name)
     storage.remove(path)
     command = [sys.executable, str(Path(__file__).with_name(f"{name}.py"))]
     command += ["--threads", str(THREADS), *(["--quick"] if QUICK else [])]
@@ -73,7 +74,11 @@ def run_script(name: str) -> dict[str, Any]:
     if code == 0:
         return storage.read_json(path, RERUN)
     why = f"exit code {code}" if code is not None else f"longer than {LIMIT_MINUTES} minutes"
-    return claims.failure(name, why)
+    print(f"{name} did not finish: {why}", flush=True)
+    nothing = measure.claim(name, measure.spread([math.nan]), ("–", ""))
+    row = nothing | {"wall": None, "verdict": "failed"}
+    setting = f"Did not finish: {why}."
+    return {"setting": setting, "rows": [row], "seconds": 0, "ceilings": {}, "tables": {}}
 
 
 if __name__ == "__main__":

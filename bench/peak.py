@@ -2,7 +2,7 @@
 
 Useful are the multiply-adds of matrix products that the mathematics asks for, two operations each:
 real tokens only, attention inside the window only, predictions at masked positions only. Norms,
-softmax, optimizer and everything done twice are not counted, so a share of the ceiling is honest.
+softmax, optimizer and everything done twice are not counted, so a share of the peak is honest.
 """
 
 import time
@@ -10,19 +10,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from harness import Clock, Round, Work
+from measure import Round, Rounds, Work, synchronise
 
 # (rows, inputs, outputs) of products in a small ModernBERT, and a wider one that suits any kernel.
 SHAPES = ((4096, 384, 1536), (2048, 384, 8192), (2048, 1024, 1024))
 GPU_SHAPES = ((8192, 8192, 8192), (16384, 1024, 4096))  # a small product leaves a GPU idle
 REPEATS = 5
-FORMATS = ("fp32", "bf16")
 # Backward takes the gradient of the inputs and that of the weights: twice the forward pass.
 TRAINING = 3
 
 
-def gemm() -> Round:
-    """Return a contender's round that measures the best matrix-product rate in each format."""
+def products() -> Round:
+    """Prepare a contender whose rounds measure the best matrix-product rate in each format."""
+    return lambda number: Work(1.0, figures=product_rates())
+
+
+def product_rates() -> dict[str, float]:
+    """Return the best rate of a matrix product in fp32 and bf16, operations a second."""
     import torch
     from torch.nn import functional
 
@@ -30,29 +34,24 @@ def gemm() -> Round:
 
     device = default_device()
     shapes = SHAPES if device.type == "cpu" else GPU_SHAPES
-    dtypes = dict(zip(FORMATS, (torch.float32, torch.bfloat16), strict=True))
+    best = {"fp32": 0.0, "bf16": 0.0}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        for rows, inputs, outputs in shapes:
+            left = torch.randn(rows, inputs, device=device).to(dtype)
+            right = torch.randn(outputs, inputs, device=device).to(dtype)
+            for _ in range(REPEATS):
+                synchronise()
+                begun = time.perf_counter()
+                functional.linear(left, right)
+                synchronise()
+                seconds = time.perf_counter() - begun
+                best[name] = max(best[name], 2 * rows * inputs * outputs / seconds)
+    return best
 
-    def rate(dtype: torch.dtype, shape: tuple[int, int, int]) -> float:
-        rows, inputs, outputs = shape
-        left = torch.randn(rows, inputs, device=device).to(dtype)
-        right = torch.randn(outputs, inputs, device=device).to(dtype)
-        best = float("inf")
-        for _ in range(REPEATS):
-            clock = Clock()
-            clock.start()
-            functional.linear(left, right)
-            clock.stop()
-            best = min(best, clock.seconds)
-        return 2 * rows * inputs * outputs / best
 
-    def measure(number: int, clock: Clock) -> Work:
-        begun = time.perf_counter()
-        figures = {
-            name: max(rate(dtype, shape) for shape in shapes) for name, dtype in dtypes.items()
-        }
-        return Work(time.perf_counter() - begun, figures=figures)
-
-    return measure
+def ceilings(rounds: Rounds) -> dict[str, float]:
+    """Return the best rate of each format in any round of `products`."""
+    return {name: max(work.figures[name] for work in rounds) for name in rounds[0].figures}
 
 
 def visible_pairs(lengths: np.ndarray | Sequence[int], reach: int | None) -> float:
