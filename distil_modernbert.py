@@ -1,6 +1,7 @@
 r"""Distil a teacher into the student: its embeddings (mse, cosine) or its ranking (kl).
 
-Reads: a student (ModernBERT, BERT or MPNet), label shards (create_distil_dataset.py).
+Reads: a student (mlm/pre_train.py, train_small_modernbert.py, or any ModernBERT, BERT or MPNet) and
+    label shards (create_distil_dataset.py).
 Writes: final/, a sentence-transformers folder; checkpoints/, metrics.jsonl.
 
     python distil_modernbert.py
@@ -19,7 +20,7 @@ from typing import Literal
 from small_modernbert.runs import references, settings, stages
 
 # Inputs
-STUDENT: str = "mlm/pre_train"  # a stage of this recipe, or a folder
+STUDENT: list[str] = ["mlm/pre_train", "train_small_modernbert"]  # the first stage that is there
 LABELS: str = "create_distil_dataset"  # the label shards, likewise
 
 # Objective
@@ -58,8 +59,8 @@ OVERWRITE: bool = False  # redo a finished stage
 
 def main() -> None:
     """Load, tokenise once, train, keep the best, save, and say what changed."""
-    student_folder = references.need(
-        STUDENT, RECIPE, "student", "run: python build_and_save_small_modernbert.py"
+    student_folder = references.need_first(
+        STUDENT, RECIPE, "student", "run: python mlm/pre_train.py, or train_small_modernbert.py"
     )
     label_folder = references.need(LABELS, RECIPE, "labels", "run: python create_distil_dataset.py")
     set_folder = RETRIEVAL_FOLDER and references.need(
@@ -71,8 +72,7 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.data import evaluation_sets, labels
-        from small_modernbert.data.token_store import store
+        from small_modernbert.data import evaluation_sets, labels, token_store
         from small_modernbert.evaluation import watching
         from small_modernbert.models import precision, students
         from small_modernbert.training import distillation, loop
@@ -83,14 +83,10 @@ def main() -> None:
         found.check_width(student.width)
         encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
         backend = student.backend
-        key = f"{stage.record.inputs}{student.max_tokens}"
-        cache = stage.scratch
         held_out_rows = min(HELD_OUT_ROWS, found.counts["held_out"])
-        tokens = {
-            split: store(found.texts(split), backend, cache / split, key)
-            for split in ("train", "held_out")
-        }
-        vectors = {split: found.vectors(split, cache / f"{split}.f16") for split in tokens}
+        tokens = token_store.store_splits(stage, "labels", found.texts, backend)
+        with stage.shared("labels", "vectors") as cache:
+            vectors = {split: found.vectors(split, cache / f"{split}.f16") for split in tokens}
         sets = evaluation_sets.load_named(VALIDATION_SETS, set_folder or None)
         held_out = watching.HeldOutTexts(
             tokens["held_out"].head(held_out_rows), vectors["held_out"][:held_out_rows]

@@ -34,10 +34,8 @@ NEGATIVES: int = 0  # of a row at most, those that the judge scores highest; 0 =
 # Objective
 OBJECTIVE: Literal["margin_mse", "mnrl", "kl"] = "margin_mse"  # margins, the positive, the ranking
 DIMENSIONS: list[int] = [384, 256, 128, 64]  # trained at once; none = the full width alone
-DIMENSION_WEIGHTS: list[float] = []  # of their losses; none = 1 each
 MARGIN_SCALE: float = 1.0  # cosine margin for a margin of 1 of the judge, who says 0 to 1
 SCALE: float = 20.0  # inverse temperature of the cosines; mnrl only
-SYMMETRIC: bool = False  # positives must find their anchors as well; mnrl only
 TEMPERATURE: float = 0.05  # of the student's cosines; kl only
 JUDGE_TEMPERATURE: float = 0.1  # of the judge's scores; kl only, 0.05 suits a bi-encoder's cosines
 
@@ -88,7 +86,7 @@ def main() -> None:
         from small_modernbert.training import contrastive, loop
 
         student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
-        measured = dimensions.check_dimensions(DIMENSIONS, DIMENSION_WEIGHTS, student.width)
+        measured = dimensions.check_dimensions(DIMENSIONS, student.width)
         train, watched = load_examples(stage, inputs)
         student.to(precision.default_device())
         encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
@@ -184,8 +182,8 @@ def loss_function() -> "Loss":
     elif OBJECTIVE == "kl":
         loss = contrastive.score_kl(temperature=TEMPERATURE, judge_temperature=JUDGE_TEMPERATURE)
     else:
-        loss = contrastive.mnrl(scale=SCALE, symmetric=SYMMETRIC)
-    return contrastive.nested(loss, DIMENSIONS, DIMENSION_WEIGHTS)
+        loss = contrastive.mnrl(scale=SCALE)
+    return contrastive.nested(loss, DIMENSIONS)
 
 
 if __name__ == "__main__":

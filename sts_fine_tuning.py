@@ -1,7 +1,8 @@
 r"""Fine-tune the student on graded pairs, so that its cosines follow the scores.
 
-Reads: a student (distil_modernbert.py) and pairs: STS-B from the hub, a Parquet file or folder, or
-    pairs mined from the label shards (create_distil_dataset.py) and scored by the teacher.
+Reads: a student (post_train_distilled_model.py, or distil_modernbert.py) and pairs: STS-B from the
+    hub, a Parquet file or folder, or pairs mined from the label shards (create_distil_dataset.py)
+    and scored by the teacher.
 Writes: final/, a sentence-transformers folder, with the mined pairs in final/pairs.
 
     python sts_fine_tuning.py
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from small_modernbert.training.loop import Progress
 
 # Inputs
-STUDENT: str = "distil_modernbert"  # a stage of this recipe, or a folder
+STUDENT: list[str] = [
+    "post_train_distilled_model",  # the first stage that is there, or a folder
+    "distil_modernbert",
+]
 PAIRS: str = "sentence-transformers/stsb"  # hub id (id@revision), Parquet file, folder, or "mined"
 LABELS: str = "create_distil_dataset"  # label shards that pairs are mined from; mined only
 
@@ -129,7 +133,9 @@ def find_inputs() -> dict[str, Path | str]:
     from small_modernbert.runs.errors import UserError
 
     inputs: dict[str, Path | str] = {
-        "student": references.need(STUDENT, RECIPE, "student", "run: python distil_modernbert.py")
+        "student": references.need_first(
+            STUDENT, RECIPE, "student", "run: python distil_modernbert.py"
+        )
     }
     if PAIRS == MINED:
         inputs["labels"] = references.need(

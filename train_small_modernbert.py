@@ -36,7 +36,6 @@ MIX: Literal["mixed", "proportional", "round_robin"] = (
 
 # Objective
 SCALE: float = 20.0  # inverse temperature of the cosines
-SYMMETRIC: bool = False  # positives must find their anchors as well
 CACHED_TOKENS: int = 0  # tokens in memory at once, for large batches (GradCache); 0 = the batch
 
 # Training
@@ -67,7 +66,7 @@ SELECT_BY: str = "sts-dev_spearman"  # figure that the kept model maximises; "" 
 
 # Output
 SEED: int = 42  # of the rows drawn and the batches' order
-RECIPE: str = "small_v1"  # runs/<recipe>/train_small_modernbert
+RECIPE: str = "small_v2"  # runs/<recipe>/train_small_modernbert
 VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
 OVERWRITE: bool = False  # redo a finished stage
 
@@ -95,7 +94,7 @@ def main() -> None:
             encoder,
             train,
             tokens,
-            contrastive.mnrl(scale=SCALE, symmetric=SYMMETRIC),
+            contrastive.mnrl(scale=SCALE),
             lambda: watched.measure(encoder, backend),
             mix=MIX,
             tokens_per_batch=TOKENS_PER_BATCH,

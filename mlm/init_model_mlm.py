@@ -187,8 +187,7 @@ def start_from_table(
     """Make the teacher's table, fit it to the labels, and start the student from it."""
     import numpy as np
 
-    from small_modernbert.data import labels
-    from small_modernbert.data.token_store import store
+    from small_modernbert.data import labels, token_store
     from small_modernbert.initialisation import static, vocabulary
     from small_modernbert.models import students
     from small_modernbert.models.teachers import load_teacher
@@ -198,8 +197,7 @@ def start_from_table(
     tokenizer = student.tokenizer
     found = labels.open_labels(inputs["labels"])
     found.check_width(student.width)
-    cache = stage.scratch
-    tokens = store(found.texts("train"), student.backend, cache / "train", "in one run")
+    tokens = token_store.store_splits(stage, "labels", found.texts, student.backend)["train"]
     table = vocabulary.teacher_table(load_teacher(inputs["teacher"]), tokenizer)
     special = np.asarray(sorted(tokenizer.all_special_ids))
     counts = np.bincount(tokens.ids, minlength=len(table))[: len(table)]
@@ -209,7 +207,8 @@ def start_from_table(
     vocabulary.save_static(
         stage.building / "static_untrained", static.scale_to_fit(plain), tokenizer
     )
-    vectors = found.vectors("train", cache / "train.f16")
+    with stage.shared("labels", "vectors") as cache:
+        vectors = found.vectors("train", cache / "train.f16")
     steps = static.fit_steps(len(tokens), MAP_EPOCHS + FIT_EPOCHS)
     with report.progress(description="fitting the table", total=steps, unit="steps") as bar:
         common = {"special": special, "seed": SEED, "advance": bar.update}

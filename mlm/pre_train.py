@@ -67,8 +67,8 @@ def main() -> None:
             return
         import torch
 
+        from small_modernbert.data import token_store
         from small_modernbert.data.corpus import open_corpus
-        from small_modernbert.data.token_store import store
         from small_modernbert.models import precision, students
         from small_modernbert.training import loop, masked_lm
 
@@ -78,15 +78,7 @@ def main() -> None:
         student.to(precision.default_device())
         backend = student.cut_at(SEQUENCE_TOKENS)
         texts = open_corpus(corpus)
-        tokens = {
-            split: store(
-                texts.texts(split),
-                backend,
-                stage.scratch / split,
-                f"{stage.record.inputs}{SEQUENCE_TOKENS}",
-            )
-            for split in ("train", "held_out")
-        }
+        tokens = token_store.store_splits(stage, "corpus", texts.texts, backend)
         task = masked_lm.MaskedTask(
             student.transformer,
             student.tokenizer,

@@ -1,7 +1,7 @@
 """Texts tokenised once: token ids in one flat file on disk, memory-mapped, with their offsets."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.stages import Stage
 
 TEXTS_PER_CALL = 2048
 READY = "tokens.json"
@@ -55,6 +56,25 @@ def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
     iterator = iter(texts)
     while group := [text for _, text in zip(range(TEXTS_PER_CALL), iterator, strict=False)]:
         yield group
+
+
+def store_splits(
+    stage: Stage, name: str, texts: Callable[[str], Iterable[str]], tokenizer: Tokenizer
+) -> dict[str, TokenStore]:
+    """Tokenise an input of a stage, once for all the stages of its recipe.
+
+    Args:
+        stage: that needs the tokens.
+        name: of the input.
+        texts: split -> its texts.
+        tokenizer: from `load_backend`; its own JSON, the length included, is part of the key.
+    """
+    own = tokenizer.to_str()
+    with stage.shared(name, "tokens", own) as folder:
+        return {
+            split: store(texts(split), tokenizer, folder / split, "by the folder's name")
+            for split in ("train", "held_out")
+        }
 
 
 def store(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, key: str) -> TokenStore:

@@ -21,12 +21,11 @@ def is_headline(name: str) -> bool:
     return name == "retrieval_ndcg@10" or not name.endswith(others)
 
 
-def check_dimensions(dimensions: Sequence[int], weights: Sequence[float], width: int) -> list[int]:
+def check_dimensions(dimensions: Sequence[int], width: int) -> list[int]:
     """Return the dimensions to measure: those trained, and the full width, the longest first.
 
     Raises:
-        UserError: a dimension is not one of a vector of that width, stands twice, or the weights
-            are not as many.
+        UserError: a dimension is not one of a vector of that width, or stands twice.
     """
     wrong = [one for one in dimensions if not 0 < one <= width]
     if wrong or len(set(dimensions)) < len(dimensions):
@@ -34,11 +33,6 @@ def check_dimensions(dimensions: Sequence[int], weights: Sequence[float], width:
         raise UserError(
             f"DIMENSIONS {' '.join(map(str, dimensions))} do not suit a student {width} wide; each "
             f"once, and none wider: --dimensions {' '.join(dict.fromkeys([str(width), *fitting]))}"
-        )
-    if weights and (len(weights) != len(dimensions) or min(weights) <= 0):
-        raise UserError(
-            f"DIMENSION_WEIGHTS has {len(weights)} numbers for {len(dimensions)} DIMENSIONS; give "
-            "one above 0 for each, or none"
         )
     return sorted({*dimensions, width}, reverse=True)
 

@@ -4,6 +4,7 @@
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from small_modernbert.runs import storage
@@ -95,6 +96,21 @@ def need(reference: str, recipe: str, what: str, cure: str) -> Path:
     if folder is None:
         raise UserError(f"{what}: {reference!r} is not there; {cure}")
     return folder
+
+
+def need_first(references: Sequence[str], recipe: str, what: str, cure: str) -> Path:
+    """Like `need`, of the first reference that is there: a track may come to a script in two ways.
+
+    Raises:
+        UserError: none is; the message has the command for each.
+    """
+    reasons = []
+    for reference in references:
+        try:
+            return need(reference, recipe, what, cure)
+        except UserError as reason:
+            reasons.append(str(reason))
+    raise UserError("; or ".join(reasons) or f"{what}: nothing is named; {cure}")
 
 
 def find_file(reference: str, what: str, cure: str) -> Path | None:

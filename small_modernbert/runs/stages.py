@@ -36,6 +36,7 @@ from small_modernbert.runs import (
     references,
     report,
     settings,
+    shared_cache,
     signals,
     storage,
 )
@@ -76,7 +77,8 @@ class Stage:
         self.script = script.relative_to(references.ROOT).with_suffix("").as_posix()
         variant = namespace.get("VARIANT", "")
         self.name = self.script + (f"@{variant}" if variant else "")
-        self.folder = references.runs_folder() / namespace["RECIPE"] / self.name
+        self.folder_of_recipe = references.runs_folder() / namespace["RECIPE"]
+        self.folder = self.folder_of_recipe / self.name
         self.final = self.folder / "final"
         self.building = self.folder / "final.partial"
         self.scratch = self.folder / "scratch"
@@ -273,6 +275,16 @@ class Stage:
         self.record.seconds = round(self.seconds, 1)
         self.record.peak_memory_mib = peak_memory_mib()
         storage.write_json(self.folder / "run.json", redaction.redact_json(self.record.to_json()))
+
+    def shared(self, name: str, *parts: str) -> contextlib.AbstractContextManager[Path]:
+        """Open the folder of what this recipe's stages make once of an input; see `shared_cache`.
+
+        Args:
+            name: of the input.
+            parts: what else decides the content.
+        """
+        key = [self.record.inputs[name]["digest"], *parts]
+        return shared_cache.entry(self.folder_of_recipe / ".cache", key)
 
     def write_metrics(self, **values: Any) -> None:  # noqa: ANN401  numbers and names
         """Append one line to metrics.jsonl."""

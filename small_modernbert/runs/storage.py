@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -229,12 +229,13 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def take_lock(path: Path, busy: str) -> TextIO:
+def take_lock(path: Path, busy: str, wait: Callable[[str], object] | None = None) -> TextIO:
     """Lock a file until the returned stream is closed, and write our process id into it.
 
     Args:
         path: the file; its folder must exist.
         busy: the message if another process has it, with {owner} for that one.
+        wait: called with that message before waiting for it; None = do not wait.
 
     Raises:
         UserError: another process has it, or the file system has no locks.
@@ -246,8 +247,12 @@ def take_lock(path: Path, busy: str) -> TextIO:
     except BlockingIOError:
         stream.seek(0)
         owner = stream.read().strip()
-        stream.close()
-        raise UserError(busy.format(owner=f"process {owner or 'unknown'}")) from None
+        busy = busy.format(owner=f"process {owner or 'unknown'}")
+        if wait is None:
+            stream.close()
+            raise UserError(busy) from None
+        wait(busy)
+        fcntl.flock(stream, fcntl.LOCK_EX)
     except OSError as error:
         stream.close()
         raise UserError(

@@ -44,13 +44,13 @@ class Judged:
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Judged], torch.Tensor]
 
 
-def mnrl(*, scale: float, symmetric: bool = False) -> Loss:
+def mnrl(*, scale: float) -> Loss:
     """Return multiple negatives: find one's own positive among all texts of the batch."""
 
     def loss(
         anchors: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor, judged: Judged
     ) -> torch.Tensor:
-        return losses.multiple_negatives(anchors, positives, negatives, scale, symmetric=symmetric)
+        return losses.multiple_negatives(anchors, positives, negatives, scale)
 
     return loss
 
@@ -101,7 +101,7 @@ def score_kl(*, temperature: float, judge_temperature: float) -> Loss:
     return loss
 
 
-def nested(loss: Loss, dimensions: Sequence[int], weights: Sequence[float] = ()) -> Loss:
+def nested(loss: Loss, dimensions: Sequence[int]) -> Loss:
     """Return the sum of a loss over the first d numbers of the vectors; see losses.matryoshka."""
     if not dimensions:
         return loss
@@ -110,7 +110,7 @@ def nested(loss: Loss, dimensions: Sequence[int], weights: Sequence[float] = ())
         anchors: torch.Tensor, positives: torch.Tensor, negatives: torch.Tensor, judged: Judged
     ) -> torch.Tensor:
         return losses.matryoshka(
-            lambda *cut: loss(*cut, judged), (anchors, positives, negatives), dimensions, weights
+            lambda *cut: loss(*cut, judged), (anchors, positives, negatives), dimensions
         )
 
     return summed

@@ -24,7 +24,13 @@ from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 from small_modernbert.training import checkpoints, guards
 from small_modernbert.training.checkpoints import save_checkpoint
-from small_modernbert.training.schedule import Plan, Progress, step_sizes, warmup_stable_decay
+from small_modernbert.training.schedule import (
+    OPTIONAL,
+    Plan,
+    Progress,
+    step_sizes,
+    warmup_stable_decay,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -88,22 +94,26 @@ def prepare(
 
     Args:
         constants: the script's globals; a field of the plan is the constant of its name in
-            capitals; what the script has no constant for keeps its default.
+            capitals.
         model: to be trained.
         fields: of the plan, in place of constants.
 
     Raises:
         UserError: no run can be made of these constants; see `Plan`.
+        TypeError: the script lacks a constant that a run needs.
     """
+    names = {field.name: field.name.upper() for field in dataclasses.fields(Plan)}
+    needed = {high for name, high in names.items() if name not in OPTIONAL | fields.keys()}
+    if missing := sorted((needed | {"OPTIMIZER", "WEIGHT_DECAY"}) - constants.keys()):
+        raise TypeError(f"{constants.get('__file__')} lacks the constants {', '.join(missing)}")
+    plan = {name: constants[high] for name, high in names.items() if high in constants}
     optimizer = make_optimizer(
         constants["OPTIMIZER"],
         model,
         learning_rate=constants["LEARNING_RATE"],
         weight_decay=constants["WEIGHT_DECAY"],
     )
-    names = {one.name: one.name.upper() for one in dataclasses.fields(Plan)}
-    given = {name: constants[high] for name, high in names.items() if high in constants}
-    return optimizer, Plan(**given | fields)
+    return optimizer, Plan(**plan | fields)
 
 
 def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage) -> Progress:

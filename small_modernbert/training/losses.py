@@ -75,32 +75,24 @@ def multiple_negatives(
     positives: torch.Tensor,
     negatives: torch.Tensor,
     scale: float,
-    *,
-    symmetric: bool = False,
 ) -> torch.Tensor:
     """Cross-entropy of finding an anchor's positive among all texts of the batch.
 
     Candidates are every row's positive and every negative, whose ever it is (InfoNCE: van den Oord
-    et al., arXiv 1807.03748; MultipleNegativesRankingLoss in sentence-transformers). Symmetric: the
-    mean of that and of finding a positive's anchor among the anchors (Guenther et al., arXiv
-    2310.19923).
+    et al., arXiv 1807.03748; MultipleNegativesRankingLoss in sentence-transformers).
 
     Args:
         anchors: `(rows, width)`, any length.
         positives: `(rows, width)`.
         negatives: `(n, width)`; n may be 0, and rows need not have equally many.
         scale: inverse temperature of the cosines; 20 is customary.
-        symmetric: ask in both directions.
     """
     rows = len(anchors)
     anchors = functional.normalize(anchors)
     candidates = functional.normalize(torch.cat([positives, negatives]))
     scores = scale * (anchors @ candidates.T)
     target = torch.arange(rows, device=scores.device)
-    forward = functional.cross_entropy(scores, target)
-    if not symmetric:
-        return forward
-    return (forward + functional.cross_entropy(scores[:, :rows].T, target)) / 2
+    return functional.cross_entropy(scores, target)
 
 
 def margin_mse(
@@ -155,7 +147,6 @@ def matryoshka(
     loss: Callable[..., torch.Tensor],
     vectors: Sequence[torch.Tensor],
     dimensions: Sequence[int],
-    weights: Sequence[float] = (),
 ) -> torch.Tensor:
     """Sum a loss over the first d numbers of every vector (Kusupati et al., arXiv 2205.13147).
 
@@ -167,17 +158,14 @@ def matryoshka(
         loss: takes the vectors, in their order.
         vectors: `(n, width)` each; n may differ.
         dimensions: the lengths d.
-        weights: of each dimension's loss; 1 each if empty.
 
     Raises:
-        ValueError: a dimension exceeds the width, or there are not as many weights.
+        ValueError: a dimension exceeds the width.
     """
-    weights = weights or [1.0] * len(dimensions)
     width = vectors[0].shape[1]
     if not dimensions or min(dimensions) < 1 or max(dimensions) > width:
         raise ValueError(f"dimensions {list(dimensions)} of vectors {width} wide")
     total = vectors[0].new_zeros(())
-    for dimension, weight in zip(dimensions, weights, strict=True):
-        cut = [functional.normalize(one[:, :dimension]) for one in vectors]
-        total = total + weight * loss(*cut)
+    for dimension in dimensions:
+        total = total + loss(*(functional.normalize(part[:, :dimension]) for part in vectors))
     return total

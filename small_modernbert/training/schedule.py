@@ -8,11 +8,13 @@ from typing import Literal
 from small_modernbert.runs.errors import UserError
 
 DecayShape = Literal["sqrt", "linear"]
+# Fields of the plan that a script need not have a constant for: their defaults are every script's.
+OPTIONAL = frozenset({"accumulate_warmup", "decay_shape", "clip", "lower_is_better"})
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long, how fast, how often.
+    """How long, how fast, how often; `loop.prepare` reads it from a script's constants.
 
     Attributes:
         epochs: passes over the data.

@@ -220,7 +220,7 @@ def test_twins_have_folders_of_their_own(whole: Runs) -> None:
     assert (
         len({storage.sha256_file(whole.final(name) / "model.safetensors") for name in names}) == 3
     )
-    assert len({whole.record(name)["settings"]["STUDENT"] for name in names}) == 3
+    assert len({*map(str, (whole.record(name)["settings"]["STUDENT"] for name in names))}) == 3
 
 
 @pytest.mark.parametrize("name", ["distil_modernbert", "distil_modernbert@random"])

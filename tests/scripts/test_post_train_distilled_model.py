@@ -240,7 +240,6 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(
         (("--sts", "nothing.parquet"), "run: python get_offline_assets.py"),
         (("--retrieval-folder", "nowhere"), "run: python get_offline_assets.py"),
         (("--dimensions", "384", "16"), "--dimensions 32 16"),
-        (("--dimension-weights", "1"), "DIMENSION_WEIGHTS has 1 numbers for 3"),
         (("--triplets", "tests"), "run: python relabel_triplets.py"),
     ],
 )

@@ -197,19 +197,14 @@ def test_unknown_source_is_named(
     assert "no row is of the source huge; --sources takes some of: " in capsys.readouterr().err
 
 
-def test_variants_of_the_loss(world: World, runs: Path) -> None:
-    """The cached variant ends with the plain one's weights; the symmetric one with others."""
+def test_the_cached_loss_is_the_plain_one(world: World, runs: Path) -> None:
+    """With a bound on the tokens in memory a run ends with the weights of one without."""
     short = ("--max-steps", "4", "--evaluate-every", "0", "--select-by", "")
     run(world, *short)
     run(world, *short, "--variant", "cached", "--cached-tokens", "100")
-    run(world, *short, "--variant", "symmetric", "--symmetric")
     plain = weights(runs / "train_small_modernbert")
     cached = weights(runs / "train_small_modernbert@cached")
-    symmetric = weights(runs / "train_small_modernbert@symmetric")
-    name = "layers.0.attn.Wqkv.weight"
     assert max(float((plain[one] - cached[one]).abs().max()) for one in plain) < 1e-3
-    moved = float((plain[name] - symmetric[name]).abs().max())
-    assert moved > 10 * float((plain[name] - cached[name]).abs().max())
 
 
 def test_a_dev_split_of_its_own(world: World, runs: Path, kept: None) -> None:

@@ -483,18 +483,17 @@ def test_figures(make_student: Make, language: Language, backend: Tokenizer) -> 
 
 
 @pytest.mark.parametrize(
-    ("dimensions", "weights", "message"),
+    ("dimensions", "message"),
     [
-        ([384, 128], [], "--dimensions 256 128"),  # the default on a narrower student
-        ([64, 64], [], "each once"),
-        ([64], [1.0, 1.0], "DIMENSION_WEIGHTS has 2 numbers for 1"),
+        ([384, 128], "--dimensions 256 128"),  # the default on a narrower student
+        ([64, 64], "each once"),
     ],
 )
-def test_dimensions_must_suit(dimensions: list[int], weights: list[float], message: str) -> None:
+def test_dimensions_must_suit(dimensions: list[int], message: str) -> None:
     """Dimensions that the student does not have are refused, with flags that work."""
     with pytest.raises(UserError, match=message):
-        check_dimensions(dimensions, weights, 256)
-    assert check_dimensions([64, 128], [], 256) == [256, 128, 64]
+        check_dimensions(dimensions, 256)
+    assert check_dimensions([64, 128], 256) == [256, 128, 64]
 
 
 def test_tokens_must_be_those_of_the_texts(

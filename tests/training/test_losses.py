@@ -151,17 +151,15 @@ def columns(*vectors_of: torch.Tensor) -> list[dict[str, torch.Tensor]]:
     return [{"sentence_embedding": one} for one in vectors_of]
 
 
-@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("negatives", [0, 1, 3])
-def test_multiple_negatives_is_theirs(negatives: int, symmetric: bool) -> None:
-    """Value and gradient are sentence-transformers', plain and symmetric, with 0 to 3 negatives."""
-    both = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
-    kind = MultipleNegativesRankingLoss(Fixed(), scale=20.0, **(both if symmetric else {}))
+def test_multiple_negatives_is_theirs(negatives: int) -> None:
+    """Value and gradient are sentence-transformers', with 0 to 3 negatives."""
+    kind = MultipleNegativesRankingLoss(Fixed(), scale=20.0)
     parts = [vectors(seed).requires_grad_() for seed in range(2 + negatives)]
     theirs = kind.compute_loss_from_embeddings(parts, None)
     wanted = torch.autograd.grad(theirs, parts)
     others = torch.cat([torch.zeros(0, WIDTH), *parts[2:]])
-    found = losses.multiple_negatives(parts[0], parts[1], others, 20.0, symmetric=symmetric)
+    found = losses.multiple_negatives(parts[0], parts[1], others, 20.0)
     assert float(found.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
     for mine, its in zip(torch.autograd.grad(found, parts), wanted, strict=True):
         torch.testing.assert_close(mine, its, atol=1e-5, rtol=1e-4)
@@ -218,9 +216,8 @@ def test_score_kl_of_uneven_rows() -> None:
     assert not scores.grad[1, 2:].any()
 
 
-@pytest.mark.parametrize("weights", [[], [1.0, 0.5]])
 @pytest.mark.parametrize("kind", ["mnrl", "margin_mse"])
-def test_matryoshka_is_theirs(kind: str, weights: list[float]) -> None:
+def test_matryoshka_is_theirs(kind: str) -> None:
     """The sum over dimensions is MatryoshkaLoss', where its labels are scores and not vectors."""
     parts = [vectors(seed) for seed in range(3)]
     judge = torch.rand(ROWS, generator=torch.Generator().manual_seed(9))
@@ -237,8 +234,8 @@ def test_matryoshka_is_theirs(kind: str, weights: list[float]) -> None:
             margins = (cut[0] * (cut[1] - cut[2])).sum(dim=1)
             return losses.margin_mse(margins, judge, 1.0)
 
-    theirs = MatryoshkaLoss(model, inner, [WIDTH, 2], weights or None)(columns(*parts), judge)
-    found = losses.matryoshka(own, parts, [WIDTH, 2], weights)
+    theirs = MatryoshkaLoss(model, inner, [WIDTH, 2])(columns(*parts), judge)
+    found = losses.matryoshka(own, parts, [WIDTH, 2])
     assert float(found) == pytest.approx(float(theirs), rel=1e-5)
 
 
