@@ -1,13 +1,18 @@
-r"""Start a student from something better than noise: carved out of a donor, or static.
+r"""Start a student from something better than noise: a donor's layers, carved out of one, static.
 
-Reads: a blank student; a donor (guide), or a reduced teacher and its labels (static).
-Writes: final/, a student folder, with transfer.json (every tensor: copied, projected or fresh, and
-    why); for a static start also final/static_twin, the same model without layers (model2vec).
+Reads: a donor (layers, guide, tile), or a reduced teacher and its labels (static); a blank student,
+    but for layers.
+Writes: final/, a student folder, with transfer.json (every tensor: copied, projected, fresh or
+    left, and why); for a static start also final/static_twin, the same without layers (model2vec).
 
     python mlm/init_model_mlm.py
     python mlm/init_model_mlm.py --recipe offline --donor assets/models/all-MiniLM-L6-v2
     python mlm/init_model_mlm.py --recipe offline --variant static --init static
+    python mlm/init_model_mlm.py --recipe offline --variant layers --init layers --num-layers 3 \
+        --donor create_distil_dataset/reduced_teacher
 
+layers: some of the donor's layers, whole, with all else that it has, at its own width. A reduced
+    teacher as the donor brings its PCA layer along, and so is as wide as its labels.
 guide: GUIDE (arXiv 2510.06502): PCA of the donor's embedding table, folded through its layers.
 static: the teacher's vector of each vocabulary entry, fitted to the labels, as the embedding.
 tile: a smaller ModernBERT, the donor, repeated from the middle (ModernBERT paper, section 2.2.2).
@@ -24,15 +29,27 @@ from small_modernbert.runs.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from small_modernbert.initialisation.layer_selection import Transfer
     from small_modernbert.models.students import Student
 
 # Inputs
-STUDENT: str = "build_and_save_small_modernbert"  # the blank student: a stage, or a folder
-INIT: Literal["guide", "static", "tile", "random"] = "guide"  # what the student starts from
+STUDENT: str = "build_and_save_small_modernbert"  # blank: a stage, or a folder; layers wants none
+INIT: Literal["layers", "guide", "static", "tile", "random"] = (
+    "guide"  # what the student starts from
+)
 
-# guide and tile
+# layers, guide and tile
 DONOR: str = "answerdotai/ModernBERT-base"  # ModernBERT, BERT or MPNet: stage, folder, hub id
 DONOR_REVISION: str = ""  # 40 hex digits pin a hub donor
+
+# layers
+LAYERS: list[int] = []  # the donor's, in rising order; none = NUM_LAYERS of them
+NUM_LAYERS: int = 6  # 6 of ModernBERT-base's 22: 0, 4, 8, 12, 16, 20
+LAYER_SPACING: Literal["uniform", "matched"] = (
+    "uniform"  # even; or the nearest that attends, globally or locally, as its place here wants
+)
+
+# guide
 LAYER_SELECTION: Literal["first", "uniform"] = "first"  # guide: layers that feed the student's
 TRANSFER_LAYERS: int = 0  # guide: student layers to carve; 0 = all, 1 = GUIDE's own choice
 
@@ -54,17 +71,8 @@ OVERWRITE: bool = False  # redo a finished stage
 
 
 def main() -> None:
-    """Load the blank student, initialise it as asked, and list what became of every tensor."""
-    student_folder = references.need(
-        STUDENT, RECIPE, "student", "run: python build_and_save_small_modernbert.py"
-    )
-    inputs: dict[str, Path | str] = {"student": student_folder}
-    if INIT in ("guide", "tile"):
-        inputs["donor"] = references.locate(DONOR, RECIPE) or DONOR
-    if INIT == "static":
-        cure = "run: python create_distil_dataset.py"
-        inputs["labels"] = references.need(LABELS, RECIPE, "labels", cure)
-        inputs["teacher"] = references.need(TEACHER, RECIPE, "reduced teacher", cure)
+    """Make the student as asked, save it, and list what became of every tensor."""
+    inputs = find_inputs()
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
@@ -72,25 +80,61 @@ def main() -> None:
 
         torch.manual_seed(SEED)
         start = {
+            "layers": start_from_layers,
             "guide": start_guided,
             "static": start_from_table,
             "tile": start_tiled,
             "random": start_random,
         }[INIT]
-        how = start(stage, inputs)
-        report_transfer(stage, how)
+        student, transfer = start(stage, inputs)
+        student.save(stage.building)
+        student.check_reload(stage.building)
+        report_transfer(stage, transfer)
 
 
-def start_random(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str, tuple[str, str]]:
+def find_inputs() -> dict[str, Path | str]:
+    """Resolve every reference before anything is loaded."""
+    inputs: dict[str, Path | str] = {}
+    if INIT != "layers":
+        cure = "run: python build_and_save_small_modernbert.py"
+        inputs["student"] = references.need(STUDENT, RECIPE, "student", cure)
+    if INIT in ("layers", "guide", "tile"):
+        inputs["donor"] = references.locate(DONOR, RECIPE) or DONOR
+    if INIT == "static":
+        cure = "run: python create_distil_dataset.py"
+        inputs["labels"] = references.need(LABELS, RECIPE, "labels", cure)
+        inputs["teacher"] = references.need(TEACHER, RECIPE, "reduced teacher", cure)
+    return inputs
+
+
+def start_random(stage: stages.Stage, inputs: dict[str, Path | str]) -> tuple[Student, Transfer]:
     """Add a fresh language-modelling head to the blank student."""
     from small_modernbert.models import students
 
     student = students.load_student(inputs["student"], masked_lm=True)
-    save(stage, student)
-    return {name: ("fresh", "random start") for name in student.transformer.state_dict()}
+    return student, {name: ("fresh", "random start") for name in student.transformer.state_dict()}
 
 
-def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str, tuple[str, str]]:
+def start_from_layers(
+    stage: stages.Stage, inputs: dict[str, Path | str]
+) -> tuple[Student, Transfer]:
+    """Keep some of the donor's layers, and all else that it has."""
+    from small_modernbert.initialisation import layer_selection
+    from small_modernbert.models import students
+
+    donor = students.load_donor(inputs["donor"], DONOR_REVISION or None, max_tokens=MAX_TOKENS)
+    chosen = layer_selection.choose(donor.transformer, LAYERS, NUM_LAYERS, LAYER_SPACING)
+    stages.logger.info(
+        "a student of %d layers, %d wide: layers %s of the donor's %d",
+        len(chosen), donor.width, chosen, donor.transformer.config.num_hidden_layers,
+    )  # fmt: skip
+    for line in layer_selection.changed_attention(donor.transformer, chosen):
+        stages.logger.info("%s; --layer-spacing matched takes others", line)
+    stage.record.facts["donor_layers"] = chosen
+    return layer_selection.keep_layers(donor, chosen)
+
+
+def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> tuple[Student, Transfer]:
     """Carve the student out of the donor."""
     import torch
 
@@ -137,11 +181,10 @@ def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str
     model.load_state_dict(carved.tensors, strict=False)
     stage.record.facts["donor_layers"] = layers
     stage.record.facts["left_behind"] = donor.left_behind
-    save(stage, student)
-    return carved.how
+    return student, carved.how
 
 
-def start_tiled(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str, tuple[str, str]]:
+def start_tiled(stage: stages.Stage, inputs: dict[str, Path | str]) -> tuple[Student, Transfer]:
     """Fill the student with a smaller donor, repeated from the middle."""
     import torch
 
@@ -177,13 +220,12 @@ def start_tiled(stage: stages.Stage, inputs: dict[str, Path | str]) -> dict[str,
         how[name] = (kind, str(place) if name in tensors else "the donor has none")
     model.load_state_dict(tensors, strict=False)
     stage.record.facts["donor_layers"] = sources
-    save(stage, student)
-    return how
+    return student, how
 
 
 def start_from_table(
     stage: stages.Stage, inputs: dict[str, Path | str]
-) -> dict[str, tuple[str, str]]:
+) -> tuple[Student, Transfer]:
     """Make the teacher's table, fit it to the labels, and start the student from it."""
     import numpy as np
 
@@ -222,7 +264,6 @@ def start_from_table(
     content = static.scale_to_fit(table)
     static.start_static(student.transformer, content, RESIDUAL_SCALE)
     vocabulary.save_static(stage.building / "static_twin", content, tokenizer)
-    save(stage, student)
     how: dict[str, tuple[str, str]] = {
         name: ("fresh", f"residual branches x {RESIDUAL_SCALE:g}")
         for name in student.transformer.state_dict()
@@ -232,16 +273,10 @@ def start_from_table(
         f"{len(table):,} vocabulary entries through the teacher; a map fitted in {MAP_EPOCHS} "
         f"passes over the labels, rows in {FIT_EPOCHS}",
     )
-    return how
+    return student, how
 
 
-def save(stage: stages.Stage, student: Student) -> None:
-    """Write a student, and see that it comes back."""
-    student.save(stage.building)
-    student.check_reload(stage.building)
-
-
-def report_transfer(stage: stages.Stage, how: dict[str, tuple[str, str]]) -> None:
+def report_transfer(stage: stages.Stage, how: Transfer) -> None:
     """Write transfer.json, log one line per kind, and finish the stage."""
     from collections import Counter
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from small_modernbert.runs import storage
+from small_modernbert.runs import hub, storage
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,6 +41,18 @@ LEAST_SIZE = 4_096  # a size so small does no harm, whatever the tensors are
 LARGEST_NUMBER = 1 << 24  # positions, ids: anything that is no size of a tensor
 LARGEST_WEIGHT = 1e10  # beyond it a sum overflows; a flipped bit of an exponent gives 1e38
 HEADER_BYTES = 100_000_000  # the format's own bound
+
+
+def fetch(reference: Path | str, revision: str | None = None) -> Path:
+    """Return the folder of a model: the one that is named, or the hub's, downloaded if it must be.
+
+    Raises:
+        UserError: it can't be had.
+    """
+    folder = Path(reference)
+    if isinstance(reference, Path) or folder.is_dir():
+        return folder
+    return hub.fetch_model(reference, revision)
 
 
 def check_folder(folder: Path) -> None:

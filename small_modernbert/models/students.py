@@ -8,6 +8,7 @@ it cannot carry is refused by name.
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -30,6 +31,7 @@ from small_modernbert.models.loading import (
     check_folder,
     check_weights,
     explained,
+    fetch,
     read_header,
 )
 from small_modernbert.models.packed_encoder import PackedEncoder, output_width
@@ -201,6 +203,28 @@ def load_student(
         student.max_tokens = max_tokens or folders.read_max_tokens(parts.transformer, limit)
         _try(student, folder)
     return student
+
+
+def load_donor(reference: Path | str, revision: str | None = None, **named: Any) -> Student:  # noqa: ANN401  of load_student
+    """Load any model as the student that it would be; with its language-modelling head, if it can.
+
+    Args:
+        reference: folder or hub id.
+        revision: of a hub id.
+        named: for `load_student`.
+
+    Raises:
+        UserError: see `load_student`; or the hub cannot be reached.
+    """
+    with explained("donor", reference):
+        folder = fetch(reference, revision)
+        check_folder(folder)
+        config = AutoConfig.from_pretrained(
+            folders.read_modules(folder).transformer, trust_remote_code=False
+        )
+    with_head = any("MaskedLM" in name for name in config.architectures or ())
+    masked_lm = with_head and config.model_type == "modernbert"
+    return load_student(folder, masked_lm=masked_lm, **named)
 
 
 def load_tokenizer(reference: Path | str, revision: str | None = None) -> PreTrainedTokenizerFast:

@@ -49,6 +49,7 @@ SMALLER |= {
         "sts_fine_tuning.py",
     )
 }
+SMALLER["distil_modernbert.py"] = [*SHORT, "--max-tokens", "128"]
 
 
 def load(command: list[str]) -> ModuleType:
@@ -60,8 +61,10 @@ def load(command: list[str]) -> ModuleType:
 
 def inputs_of(script: ModuleType) -> set[str]:
     """Return the stages that a script's settings name as inputs."""
-    # Only a static start reads labels.
-    unread = {"LABELS", "TEACHER"} if getattr(script, "INIT", "static") != "static" else set()
+    # Only a static start reads labels, and layers of a donor want no blank student.
+    start = getattr(script, "INIT", "static")
+    unread = {"LABELS", "TEACHER"} if start != "static" else set()
+    unread |= {"STUDENT"} if start == "layers" else set()
     given = settings.effective(vars(script)).items()
     values = [value for name, value in given if name not in unread]
     words = [one for value in values for one in (value if isinstance(value, list) else [value])]
