@@ -3,7 +3,8 @@ r"""Let a judge score pairs and triplets, mend or drop the wrong ones, and mine 
 Reads: pairs (hub datasets by their names in small_modernbert/data/source_tables.py, Parquet files
     with anchor and positive, or folders of them), a judge, and a miner.
 Writes: final/{train,dev}/shard-*.parquet with anchor, positive, negatives, positive_score,
-    negative_scores (0 to 1) and source; final/triplets.json; final/examples.md.
+    negative_scores and source; final/triplets.json, which names the kind of the scores;
+    final/examples.md.
 
     python relabel_triplets.py
     python relabel_triplets.py --recipe offline --pairs assets/pairs/train.parquet --miner "" \
@@ -11,24 +12,24 @@ Writes: final/{train,dev}/shard-*.parquet with anchor, positive, negatives, posi
 
 Where a negative beats its positive, the two are swapped or the row is dropped; a pair whose
 positive the miner does not rank among the first of a pool is dropped; pairs with room for
-negatives get mined ones. Shard i depends on nothing but its pairs, the models and the pools, so a
-killed run goes on at the first missing shard.
+negatives get mined ones. Anchors are taken for queries, all other texts for documents, as far as a
+model's prompts go. Shard i depends on nothing but its pairs, the models and the pools, so a killed
+run goes on at the first missing shard.
+
+The six sources have 1.57 million rows after their own caps: eight million pairs for the judge,
+most of a day on one GPU. MAX_TRIPLETS takes an eighth of them, so two to three hours.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from small_modernbert.runs import references, settings, stages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from small_modernbert.data.pair_gathering import Gathered
+    from small_modernbert.labelling.judged_rows import Rules
     from small_modernbert.labelling.judges import Judge
-    from small_modernbert.labelling.mining import Pool
-    from small_modernbert.labelling.relabelling import Relabeller, Rules
     from small_modernbert.models.encoders import Encoder
 
 # Inputs
@@ -44,17 +45,21 @@ JUDGE: str = "BAAI/bge-reranker-base"  # cross-encoder or bi-encoder: a folder o
 JUDGE_REVISION: str = ""  # 40 hex digits pin a hub judge; empty warns
 MINER: str = "Alibaba-NLP/gte-modernbert-base"  # bi-encoder; empty = the judge, if it is one
 MINER_REVISION: str = ""  # likewise
+QUERY_PROMPT: str = ""  # in front of anchors, for a bi-encoder whose folder names none
+DOCUMENT_PROMPT: str = ""  # in front of positives and negatives, likewise
 
 # Pairs
 SOURCES: list[str] = []  # only rows of these sources, as the rows name them; empty = all
 MAX_LOST_SHARE: float = 0.5  # of a source's rows that may be no use; beyond it the run is refused
-MAX_TRIPLETS: int = 0  # rows to judge, sources by turns, dev rows included; 0 = all
+MAX_TRIPLETS: int = 200_000  # rows to judge, sources by turns, dev rows included; 0 = all, see top
 DEV_ROWS: int = 1_000  # of them, held out: no text of theirs stands on the training side
 POOL: int = 100_000  # positives, by turns, to mine and to rank among; 0 = all of the training side
 
 # Judging
+SCORES: Literal["sigmoid", "logit"] = "sigmoid"  # what is stored of a cross-encoder's judgement
+PRECISION: Literal["auto", "fp32"] = "auto"  # auto: half precision on a GPU
 ON_WRONG: Literal["swap", "drop"] = "swap"  # a row whose own negative wins by SWAP_GAP or more
-SWAP_GAP: float = 0.1  # on the judge's scale; by less, the negative alone goes
+SWAP_GAP: float = 0.1  # of scores from 0 to 1; by less, the negative alone goes
 CONSISTENCY_TOP_K: int = 10  # the miner must rank the positive so high in the pool; 0 = off
 
 # Mining
@@ -77,23 +82,20 @@ def main() -> None:
     """Gather the pairs, encode the pools, relabel every shard, and say what became of them."""
     check_settings()
     pairs = [find_pairs(reference) for reference in PAIRS]
-    judge_place, miner_place = (find_model(name) for name in (JUDGE, MINER))
-    inputs: dict[str, Path | str] = {"judge": judge_place, "miner": miner_place}
+    places = [find_model(name) for name in (JUDGE, MINER)]
+    inputs: dict[str, Path | str] = dict(zip(("judge", "miner"), places, strict=True))
     for reference, place in zip(PAIRS, pairs, strict=True):
         inputs[f"pairs {reference}"] = place if isinstance(place, Path) else hub_id(place)
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.data import offline_assets, pair_gathering, triplets
-        from small_modernbert.labelling import judgements
-        from small_modernbert.labelling.judges import load_judge
-        from small_modernbert.runs import report, storage
+        from small_modernbert.data import pair_gathering, triplets
+        from small_modernbert.labelling import judgements, relabelling
+        from small_modernbert.runs import report
 
-        judge = load_judge(judge_place, JUDGE_REVISION or None)
-        encoder = load_miner(judge, miner_place)
-        work = stage.scratch
-        found = pair_gathering.gather(
-            work / "pairs",
+        judge, miner = load_models(*places)
+        gathered = pair_gathering.gather(
+            stage.scratch / "pairs",
             pairs,
             only=SOURCES,
             max_rows=MAX_TRIPLETS,
@@ -102,37 +104,17 @@ def main() -> None:
             seed=SEED,
             max_lost=MAX_LOST_SHARE,
         )
-        relabeller = prepare(judge, encoder, found, work)
-        total = sum(found.rows.values())
-        shards, facts = {}, []
+        half = PRECISION == "auto"
+        relabeller = relabelling.prepare(judge, miner, gathered, rules(), stage.scratch, half=half)
+        total = sum(gathered.rows.values())
         with report.progress(description="judge", total=total, unit=" rows") as bar:
-            for split in triplets.SPLITS:
-                paths = write_shards(stage, relabeller, found, split, bar.update)
-                facts += [triplets.read_facts(path) for path in paths]
-                shards[split] = len(paths)
-        merged = judgements.merge(facts, EXAMPLES)
-        read = offline_assets.counts_table(found.counts)
-        heading = f"Judge {JUDGE}; miner {MINER or JUDGE}."
-        storage.write_text(
-            stage.building / "examples.md", judgements.markdown(heading, read, merged)
-        )
-        triplets.write_index(
-            stage.building,
-            shards,
-            {
-                "judge": judge.name,
-                "scale": judge.scale,
-                "read": found.counts,
-                "judged": merged["counts"],
-            },
+            shards = relabeller.write_shards(stage.building, ROWS_PER_SHARD, bar.update)
+        counts = judgements.conclude(
+            stage.building, shards, judge, MINER or JUDGE, gathered.counts, EXAMPLES
         )
         rows = triplets.open_triplets(stage.building).counts
-        stage.record.rows = {**rows, "read": found.counts, "judged": merged["counts"]}
-        stage.record.metrics = {"judge_agreement": judgements.agreement(merged["counts"])}
-        for line in (*read.splitlines(), *judgements.table(merged["counts"]).splitlines()):
-            stages.logger.info("%s", line)
-        for doubt in judgements.doubts(merged["counts"]):
-            stages.logger.warning("%s", doubt)
+        stage.record.rows = {**rows, "read": gathered.counts, "judged": counts}
+        stage.record.metrics = {"judge_agreement": judgements.agreement(counts)}
         stage.finish(
             f"{total:,} rows judged by {judge.name} -> {sum(rows.values()):,} "
             f"({rows['dev']:,} of them dev)",
@@ -209,30 +191,42 @@ def find_model(reference: str) -> Path | str:
     return found or reference
 
 
-def load_miner(judge: Judge, place: Path | str) -> Encoder:
-    """Return the bi-encoder that mines: the judge itself, or a model of its own.
+def load_models(judge_place: Path | str, miner_place: Path | str) -> tuple[Judge, Encoder]:
+    """Load the judge and the bi-encoder that mines: the judge itself, or a model of its own.
 
     Raises:
         UserError: the judge is to mine, and is a cross-encoder.
     """
+    from small_modernbert.labelling.judges import load_judge
     from small_modernbert.models import encoders
     from small_modernbert.runs.errors import UserError
 
-    if not place or (MINER == JUDGE and MINER_REVISION == JUDGE_REVISION and judge.encoder):
+    judge = load_judge(
+        judge_place,
+        JUDGE_REVISION or None,
+        scale=SCORES,
+        half=PRECISION == "auto",
+        query_prompt=QUERY_PROMPT,
+        document_prompt=DOCUMENT_PROMPT,
+    )
+    same = MINER == JUDGE and MINER_REVISION == JUDGE_REVISION and judge.encoder
+    if not miner_place or same:
         if judge.encoder is None:
             raise UserError(
                 f"the judge {judge.name} is a cross-encoder, which cannot mine; name a bi-encoder "
                 "with --miner"
             )
-        return judge.encoder
-    if isinstance(place, str):
-        place = encoders.fetch(f"{place}@{MINER_REVISION}" if MINER_REVISION else place)
-    return encoders.load_encoder(place)
+        return judge, judge.encoder
+    name = miner_place.name if isinstance(miner_place, Path) else miner_place
+    if isinstance(miner_place, str):
+        pinned = f"{miner_place}@{MINER_REVISION}" if MINER_REVISION else miner_place
+        miner_place = encoders.fetch(pinned)
+    return judge, encoders.load_encoder(miner_place, name, QUERY_PROMPT, DOCUMENT_PROMPT)
 
 
 def rules() -> Rules:
     """Return the constants as the rules of relabelling."""
-    from small_modernbert.labelling.relabelling import Rules
+    from small_modernbert.labelling.judged_rows import Rules
 
     return Rules(
         negatives=NEGATIVES_PER_ANCHOR,
@@ -242,46 +236,6 @@ def rules() -> Rules:
         top_k=CONSISTENCY_TOP_K,
         depth=MINE_DEPTH,
     )
-
-
-def prepare(judge: Judge, encoder: Encoder, found: Gathered, work: Path) -> Relabeller:
-    """Encode the pools, once, and index their words."""
-    import dataclasses
-
-    from small_modernbert.data import keys, triplets
-    from small_modernbert.labelling import judges, mining, relabelling
-
-    vectors = mining.Vectors(encoder)
-    pools: dict[str, Pool] = {}
-    for split in triplets.SPLITS:
-        texts = found.pool(split)
-        if texts:
-            encoded = encoder.encode_to(work / f"{split}_pool.npy", texts, f"encode {split} pool")
-            pools[split] = mining.Pool(texts, keys.words_keys(texts), encoded)
-            vectors.add_pool(pools[split])
-    if judge.encoder is encoder:
-        # One model: what it has encoded to mine with, it need not encode again to judge.
-        judge = dataclasses.replace(judge, score=judges.cosine_scores(vectors.encode))
-    return relabelling.Relabeller(judge, vectors, found, pools, rules())
-
-
-def write_shards(
-    stage: stages.Stage,
-    relabeller: Relabeller,
-    found: Gathered,
-    split: str,
-    advance: Callable[[int], Any],
-) -> list[Path]:
-    """Write the missing shards of a split; return the paths of all."""
-    from small_modernbert.data import triplets
-
-    paths = []
-    for index, pairs in enumerate(found.slices(split, ROWS_PER_SHARD)):
-        paths.append(triplets.shard_path(stage.building, split, index))
-        if not paths[-1].exists():
-            triplets.write_shard(paths[-1], *relabeller.relabel(pairs, split))
-        advance(len(pairs))
-    return paths
 
 
 if __name__ == "__main__":

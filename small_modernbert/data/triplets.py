@@ -18,6 +18,7 @@ from small_modernbert.data.shards import shard_path as shard_path
 from small_modernbert.runs.errors import UserError
 
 SPLITS = ("train", "dev")
+BOUNDS = {"logit": (-1e4, 1e4)}  # of scores by their scale; all others are from 0 to 1
 SCHEMA = pa.schema(
     [
         ("anchor", pa.string()),
@@ -44,24 +45,28 @@ LAYOUT = shards.Layout(
 )
 
 
-def write_shard(path: Path, rows: Sequence[dict[str, Any]], facts: dict[str, Any]) -> None:
+def write_shard(
+    path: Path, rows: Sequence[dict[str, Any]], facts: dict[str, Any], scale: str = "sigmoid"
+) -> None:
     """Write judged rows with the columns of SCHEMA, atomically; it may hold no row.
 
     Args:
         path: the shard.
         rows: column -> value.
         facts: what happened on the way, as JSON can carry it; see `read_facts`.
+        scale: of the scores, see `Triplets.scale`.
 
     Raises:
-        UserError: a score is not between 0 and 1, or there is not one for each negative.
+        UserError: a score is not on the scale, or there is not one for each negative.
     """
+    low, high = BOUNDS.get(scale, (0.0, 1.0))
     for number, row in enumerate(rows):
         scores = [row["positive_score"], *row["negative_scores"]]
         fits = len(row["negatives"]) == len(scores) - 1
-        if not fits or not all(0 <= score <= 1 for score in scores):
+        if not fits or not all(low <= score <= high for score in scores):
             raise UserError(
-                f"{path}, row {number}: the judge's scores {scores} are not one between 0 and 1 "
-                f"for each text; look at the row: {row['anchor'][:80]!r}"
+                f"{path}, row {number}: the judge's scores {scores} are not one from {low:g} to "
+                f"{high:g} for each text; look at the row: {row['anchor'][:80]!r}"
             )
     schema = SCHEMA.with_metadata({"facts": json.dumps(facts, sort_keys=True)})
     shards.write_shard(path, pa.Table.from_pylist(list(rows), schema=schema), schema)
@@ -104,21 +109,25 @@ class Triplets(shards.ShardFolder):
 
     @property
     def scale(self) -> str:
-        """What a score from 0 to 1 is: "sigmoid" of a cross-encoder's logit, or a "cosine".
+        """What a score is: the "logit" of a cross-encoder, its "sigmoid", or a "cosine".
 
-        Negative cosines of a bi-encoder are at 0.
+        Sigmoids and cosines are from 0 to 1, negative cosines at 0. A margin of logits is no margin
+        of sigmoids or cosines: whoever trains on margins asks for the kind.
         """
         return self.index["scale"]
 
     def check_batch(self, path: Path, batch: pa.RecordBatch) -> None:
-        """Refuse scores that are not from 0 to 1, or not one for each negative."""
+        """Refuse scores that are not on the scale, or not one for each negative."""
         names = set(batch.schema.names)
+        low, high = BOUNDS.get(self.scale, (0.0, 1.0))
         for name in names & {"positive_score", "negative_scores"}:
             column = batch.column(name)
             values = pc.list_flatten(column) if pa.types.is_nested(column.type) else column
-            inside = pc.and_(pc.greater_equal(values, 0), pc.less_equal(values, 1))
+            inside = pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high))
             if not pc.all(inside, min_count=0).as_py():
-                raise UserError(f"{path}, column {name!r}: a score is not from 0 to 1; {self.cure}")
+                raise UserError(
+                    f"{path}, column {name!r}: a score is not from {low:g} to {high:g}; {self.cure}"
+                )
         lists = ("negatives", "negative_scores")
         if names.issuperset(lists):
             texts, scores = (pc.list_value_length(batch.column(name)) for name in lists)

@@ -1,11 +1,16 @@
 """What a judge made of pairs: added up over shards, tabled, and told by examples."""
 
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from small_modernbert.runs import report
+from small_modernbert.data import offline_assets, triplets
+from small_modernbert.labelling.judges import Judge
+from small_modernbert.runs import report, storage
 
+logger = logging.getLogger(__name__)
 # What becomes of a row: it has one of these outcomes, and the first two are written.
 OUTCOMES = ("kept", "swapped", "dropped", "inconsistent", "no negative left")
 WRITTEN = OUTCOMES[:2]
@@ -30,10 +35,10 @@ def merge(facts: Iterable[dict[str, Any]], examples: int) -> dict[str, Any]:
     counts: dict[str, Counter[str]] = {}
     seen: Counter[tuple[str, str]] = Counter()
     kept = []
-    for one in facts:
-        for source, counter in one["counts"].items():
+    for shard in facts:
+        for source, counter in shard["counts"].items():
             counts.setdefault(source, Counter()).update(counter)
-        for example in one["examples"]:
+        for example in shard["examples"]:
             kind = (example["outcome"], example["source"])
             seen[kind] += 1
             if seen[kind] <= examples:
@@ -76,6 +81,46 @@ def table(counts: Counts) -> str:
     )
 
 
+def conclude(
+    folder: Path,
+    shards: Mapping[str, int],
+    judge: Judge,
+    miner: str,
+    read: Mapping[str, Any],
+    examples: int,
+) -> dict[str, Any]:
+    """Write triplets.json and examples.md beside the shards, and say what came out.
+
+    Args:
+        folder: with all the shards.
+        shards: split -> number of them.
+        judge: who scored.
+        miner: who mined.
+        read: source -> rows read and cleaned away.
+        examples: of every outcome and source, at most.
+
+    Returns:
+        The counts by source.
+    """
+    paths = (
+        triplets.shard_path(folder, split, index)
+        for split, number in shards.items()
+        for index in range(number)
+    )
+    merged = merge(map(triplets.read_facts, paths), examples)
+    counts = merged["counts"]
+    cleaned = offline_assets.counts_table(read)
+    heading = f"Judge {judge.name}, scores: {judge.scale}; miner {miner}."
+    storage.write_text(folder / "examples.md", markdown(heading, cleaned, merged))
+    facts = {"judge": judge.name, "scale": judge.scale, "read": read, "judged": counts}
+    triplets.write_index(folder, shards, facts)
+    for line in (*cleaned.splitlines(), *table(counts).splitlines()):
+        logger.info("%s", line)
+    for doubt in doubts(counts):
+        logger.warning("%s", doubt)
+    return counts
+
+
 def markdown(heading: str, read: str, merged: dict[str, Any]) -> str:
     """Return the report: tables and, by outcome, examples.
 
@@ -92,7 +137,7 @@ def markdown(heading: str, read: str, merged: dict[str, Any]) -> str:
         *doubts(merged["counts"]),
     ]
     for outcome in OUTCOMES:
-        examples = [one for one in merged["examples"] if one["outcome"] == outcome]
+        examples = [each for each in merged["examples"] if each["outcome"] == outcome]
         if examples:
             parts.append(f"## {outcome.capitalize()}")
             parts += [describe(example) for example in examples]

@@ -12,12 +12,15 @@ and the depth, not with the pool, whose vectors may be a memory map.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from small_modernbert.evaluation.search import nearest
+from small_modernbert.labelling.judges import half_precision
 from small_modernbert.models.encoders import Encoder
+from small_modernbert.models.prompts import Role
 
 
 @dataclass(frozen=True)
@@ -38,36 +41,49 @@ class Pool:
 class Vectors:
     """A bi-encoder that does not encode twice what it has seen: pools for good, others until told.
 
+    What stands in a pool is a document; the same words as a query are another text where the model
+    has prompts.
+
     Raises:
         ValueError: from `encode`, if no text is given.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
+    def __init__(self, encoder: Encoder, *, half: bool = True) -> None:
+        """Keep vectors of an encoder; `half`: half precision on a GPU."""
+        self.encoder, self.half = encoder, half
         self._pools: list[tuple[dict[str, int], np.ndarray]] = []
-        self._fresh: dict[str, np.ndarray] = {}
+        self._fresh: dict[tuple[str, str], np.ndarray] = {}
 
     def add_pool(self, pool: Pool) -> None:
         """Take the vectors of a pool's texts from the pool from now on."""
         self._pools.append(({text: row for row, text in enumerate(pool.texts)}, pool.vectors))
 
+    def encode_pool(self, texts: Sequence[str], path: Path, description: str) -> np.ndarray:
+        """Encode a pool's texts into a file unless it is there; return it as a memory map."""
+        with half_precision(self.encoder.model, self.half):
+            return self.encoder.encode_to(path, texts, description, "document")
+
     def forget(self) -> None:
         """Drop what is in no pool, so that memory stays flat."""
         self._fresh.clear()
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
+    def encode(self, texts: Sequence[str], role: Role = "document") -> np.ndarray:
         """Return `(texts, width)` float32 unit vectors."""
-        unknown = [text for text in dict.fromkeys(texts) if self._find(text) is None]
+        prompt = self.encoder.prompts.of(role)
+        unknown = [text for text in dict.fromkeys(texts) if self._find(text, prompt) is None]
         if unknown:
-            found = self.encoder.encode(unknown)
-            self._fresh.update(zip(unknown, found, strict=True))
-        return np.stack([self._find(text) for text in texts])
+            with half_precision(self.encoder.model, self.half):
+                vectors = self.encoder.encode(unknown, role=role)
+            keys = [(prompt, text) for text in unknown]
+            self._fresh.update(zip(keys, vectors, strict=True))
+        return np.stack([self._find(text, prompt) for text in texts])
 
-    def _find(self, text: str) -> np.ndarray | None:
-        for rows, vectors in self._pools:
-            if text in rows:
-                return np.asarray(vectors[rows[text]], dtype=np.float32)
-        return self._fresh.get(text)
+    def _find(self, text: str, prompt: str) -> np.ndarray | None:
+        if prompt == self.encoder.prompts.document:
+            for rows, vectors in self._pools:
+                if text in rows:
+                    return np.asarray(vectors[rows[text]], dtype=np.float32)
+        return self._fresh.get((prompt, text))
 
 
 @dataclass(frozen=True)
@@ -84,6 +100,10 @@ class Neighbours:
     scores: NDArray[np.float32]
     allowed: NDArray[np.bool_]
 
+    def of(self, anchors: Sequence[int]) -> "Neighbours":
+        """Return those of some of the anchors."""
+        return Neighbours(self.rows[anchors], self.scores[anchors], self.allowed[anchors])
+
 
 def find_neighbours(
     anchors: np.ndarray, known: Sequence[Collection[int]], pool: Pool, depth: int
@@ -97,24 +117,24 @@ def find_neighbours(
         depth: texts wanted; all of the pool where that is smaller.
     """
     deepest = min(depth + max(map(len, known), default=0), len(pool.texts))
-    rows = nearest(anchors, pool.vectors, deepest).rows
-    return Neighbours(rows, cosines_of(anchors, rows, pool), _allowed(rows, known, pool))
+    hits = nearest(anchors, pool.vectors, deepest)
+    return Neighbours(hits.rows, hits.scores, _allowed(hits.rows, known, pool))
 
 
 def cosines_of(anchors: np.ndarray, rows: NDArray[np.int64], pool: Pool) -> NDArray[np.float32]:
     """Return the cosines of each anchor with its rows of the pool; -1 where a row is -1."""
-    found = np.full(rows.shape, -1, dtype=np.float32)
+    cosines = np.full(rows.shape, -1, dtype=np.float32)
     for number, (anchor, places) in enumerate(zip(anchors, rows, strict=True)):
         there = places >= 0
-        found[number, there] = np.asarray(pool.vectors[places[there]], dtype=np.float32) @ anchor
-    return found
+        cosines[number, there] = np.asarray(pool.vectors[places[there]], dtype=np.float32) @ anchor
+    return cosines
 
 
 def _allowed(
     rows: NDArray[np.int64], known: Sequence[Collection[int]], pool: Pool
 ) -> NDArray[np.bool_]:
     keys = pool.keys[np.maximum(rows, 0)]
-    forbidden = [np.fromiter(one, dtype=np.uint64, count=len(one)) for one in known]
+    forbidden = [np.fromiter(own, dtype=np.uint64, count=len(own)) for own in known]
     same = [np.isin(own, others) for own, others in zip(keys, forbidden, strict=True)]
     return (rows >= 0) & ~np.array(same, dtype=np.bool_).reshape(rows.shape)
 
@@ -151,11 +171,12 @@ def choose_negatives(
         For every anchor its rows, without repetition.
     """
     limits = ceilings(np.asarray(positive_scores), margin)[:, None]
-    fit = [(one.scores < limits) & one.allowed for one in sources]
+    fit = [(near.scores < limits) & near.allowed for near in sources]
     chosen = []
     for anchor in range(len(limits)):
         lists = [
-            one.rows[anchor][mask[anchor]].tolist() for one, mask in zip(sources, fit, strict=True)
+            near.rows[anchor][mask[anchor]].tolist()
+            for near, mask in zip(sources, fit, strict=True)
         ]
         turns = (row for rows in zip_longest(*lists) for row in rows if row is not None)
         chosen.append(list(dict.fromkeys(turns))[:number])

@@ -12,101 +12,31 @@
 Mending comes before the filter: a positive that was exchanged with its negative would not pass it.
 """
 
+import dataclasses
+import logging
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from small_modernbert.data.keys import words_key
+from small_modernbert.data import triplets
+from small_modernbert.data.keys import words_key, words_keys
 from small_modernbert.data.pair_gathering import Gathered
 from small_modernbert.data.pairs import Pair
 from small_modernbert.evaluation.search import WordIndex
-from small_modernbert.labelling import mining
-from small_modernbert.labelling.judgements import WRITTEN
+from small_modernbert.labelling import judges, mining
+from small_modernbert.labelling.judged_rows import Row, Rules, examples, mend, score_of, written
 from small_modernbert.labelling.judges import Judge
-from small_modernbert.labelling.mining import Pool, Vectors
+from small_modernbert.labelling.mining import Neighbours, Pool, Vectors
+from small_modernbert.models.encoders import Encoder
+from small_modernbert.runs import report
 
 ROUNDS = 3  # of candidates that the judge may refuse
-EXAMPLES = 2  # an outcome, a source and a shard
-EXAMPLE_CHARACTERS = 240
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How rows are judged.
-
-    Attributes:
-        negatives: a row ends up with at most.
-        margin: see `mining.choose_negatives`.
-        on_wrong: what becomes of a row whose negative beats its positive by `gap` or more.
-        gap: on the judge's scale.
-        top_k: the consistency filter's; 0 switches it off.
-        depth: candidates an anchor that the miner and BM25 give each.
-    """
-
-    negatives: int
-    margin: float
-    on_wrong: Literal["swap", "drop"]
-    gap: float
-    top_k: int
-    depth: int
-
-
-@dataclass
-class Row:
-    """A pair on its way.
-
-    Attributes:
-        pair: as it came.
-        positive: as it stands.
-        score: of the positive; None until the judge has seen it.
-        negatives: as they stand.
-        scores: of the negatives.
-        outcome: one of `judgements.OUTCOMES`.
-        own: keys of texts that can be neither mined nor rivals.
-        candidates: rows of the pool still to be tried.
-        refused: the text that decided the outcome and its score, see `judgements.REFUSED`.
-    """
-
-    pair: Pair
-    positive: str
-    score: float | None = None
-    negatives: list[str] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    outcome: str = "kept"
-    own: set[int] = field(default_factory=set)
-    candidates: list[int] = field(default_factory=list)
-    refused: tuple[str, float] | None = None
-
-
-def mend(row: Row, scores: Sequence[float], rules: Rules) -> None:
-    """Settle a row whose own negatives are judged.
-
-    A negative that beats the positive by `gap` or more says that the labels are wrong: the row is
-    dropped, or the best such negative becomes the positive and the positive a negative; other
-    negatives that were not below the old positive are then ambiguous, and go. A negative that is
-    merely not below the positive is taken for another right answer: it goes, the row stays. Of
-    more negatives than are wanted, the hardest stay.
-
-    Args:
-        row: with the score of its positive.
-        scores: of `row.pair.negatives`.
-        rules: the rules.
-    """
-    judged = sorted(zip(scores, row.pair.negatives, strict=True), key=lambda one: -one[0])
-    right = [(score, text) for score, text in judged if score < row.score]
-    best, text = judged[0]
-    if best - row.score >= rules.gap and best > row.score:
-        if rules.on_wrong == "drop":
-            row.outcome, row.refused = "dropped", (text, best)
-            return
-        row.refused = (row.positive, row.score)
-        right.insert(0, (row.score, row.positive))
-        row.outcome, row.positive, row.score = "swapped", text, best
-    right = right[: rules.negatives]
-    row.negatives, row.scores = [text for _, text in right], [score for score, _ in right]
+LOG_SECONDS = 300  # between two lines of the log on how far the judge is
+logger = logging.getLogger(__name__)
 
 
 class Relabeller:
@@ -149,26 +79,55 @@ class Relabeller:
         """
         self.vectors.forget()
         rows = [Row(pair, pair.positive) for pair in pairs]
-        counts: dict[str, Counter[str]] = {}
+        counts: dict[str, Counter[str]] = {row.pair.source: Counter() for row in rows}
         for row in rows:
             texts = (row.pair.anchor, row.pair.positive, *row.pair.negatives)
             row.own = self.gathered.answers(row.pair.anchor) | set(map(words_key, texts))
-            counts.setdefault(row.pair.source, Counter())
         self._judge_given(rows, counts)
-        self._filter_and_mine([row for row in rows if row.outcome in WRITTEN], split)
-        self._judge_mined([row for row in rows if row.outcome in WRITTEN], split, counts)
+        self._filter_and_mine([row for row in rows if row.goes_on], split)
+        self._judge_mined([row for row in rows if row.goes_on], split, counts)
         for row in rows:
-            if row.outcome in WRITTEN and not row.negatives:
+            if row.goes_on and not row.negatives:
                 row.outcome = "no negative left"
             counts[row.pair.source][row.outcome] += 1
-            hardest = sorted(zip(row.scores, row.negatives, strict=True), key=lambda one: -one[0])
-            row.scores, row.negatives = [one[0] for one in hardest], [one[1] for one in hardest]
-        written = [_written(row) for row in rows if row.outcome in WRITTEN]
+            hardest = zip(row.scores, row.negatives, strict=True)
+            row.take(sorted(hardest, key=score_of, reverse=True))
         facts = {
             "counts": {source: dict(counter) for source, counter in counts.items()},
-            "examples": _examples(rows),
+            "examples": examples(rows),
         }
-        return written, facts
+        return [written(row) for row in rows if row.goes_on], facts
+
+    def write_shards(
+        self, folder: Path, rows: int, advance: Callable[[int], Any]
+    ) -> dict[str, int]:
+        """Write the missing shards of every split; return split -> how many it has.
+
+        Args:
+            folder: where the shards go.
+            rows: to judge, of a shard.
+            advance: called with numbers of rows done.
+        """
+        gathered, counts = self.gathered, {}
+        left, judged, begun = sum(gathered.rows.values()), 0, time.monotonic()
+        said = begun
+        for split in triplets.SPLITS:
+            counts[split] = 0
+            for index, pairs in enumerate(gathered.slices(split, rows)):
+                counts[split], left = index + 1, left - len(pairs)
+                path = triplets.shard_path(folder, split, index)
+                if not path.exists():
+                    triplets.write_shard(path, *self.relabel(pairs, split), self.judge.scale)
+                    judged += len(pairs)
+                advance(len(pairs))
+                now = time.monotonic()
+                if judged and now - said >= LOG_SECONDS:
+                    said, pace = now, judged / (now - begun)
+                    logger.info(
+                        "%s rows judged, %.0f rows/s, %s rows and about %s left",
+                        *(f"{judged:,}", pace, f"{left:,}", report.minutes(left / pace)),
+                    )
+        return counts
 
     def _judge_given(self, rows: Iterable[Row], counts: dict[str, Counter[str]]) -> None:
         rows = [row for row in rows if row.pair.negatives]
@@ -180,120 +139,120 @@ class Relabeller:
             counter["with negatives"] += 1
             counter["given wrong"] += sum(score >= positive for score in others)
             counter["judge agreed"] += max(others) < positive
-            mend(row, others, self.rules)
+            mend(row, others, self.rules, self.judge)
 
     def _filter_and_mine(self, rows: list[Row], split: str) -> None:
         if not rows:
             return
-        anchors = self.vectors.encode([row.pair.anchor for row in rows])
+        anchors = self.vectors.encode([row.pair.anchor for row in rows], "query")
         positives = self.vectors.encode([row.positive for row in rows])
         cosines = np.einsum("ij,ij->i", anchors, positives)
-        rivals, pool = self.pools["train"], self.pools[split]
         own = [row.own for row in rows]
         depth = max(self.rules.top_k, self.rules.depth)
-        near = mining.find_neighbours(anchors, own, rivals, depth)
+        near = mining.find_neighbours(anchors, own, self.pools["train"], depth)
         if self.rules.top_k:
-            ranks = mining.ranks(near, cosines)
-            for number, (row, rank) in enumerate(zip(rows, ranks.tolist(), strict=True)):
-                if rank > self.rules.top_k:
-                    row.outcome = "inconsistent"
-                    best = int(near.allowed[number].argmax())
-                    found = rivals.texts[int(near.rows[number, best])]
-                    row.refused = (found, float(near.scores[number, best]))
+            self._filter(rows, near, cosines)
         going = [
             number
             for number, row in enumerate(rows)
-            if row.outcome in WRITTEN and len(row.negatives) < self.rules.negatives
+            if row.goes_on and len(row.negatives) < self.rules.negatives
         ]
-        if not going or split not in self.lexical:
-            return
-        anchors, cosines, own = anchors[going], cosines[going], [own[i] for i in going]
-        if pool is rivals:
-            near = mining.Neighbours(near.rows[going], near.scores[going], near.allowed[going])
-        else:
-            near = mining.find_neighbours(anchors, own, pool, self.rules.depth)
-        queries = [rows[number].pair.anchor for number in going]
-        words = self.lexical[split].search(queries, self.rules.depth).rows
+        if going and split in self.lexical:
+            anchors, own = anchors[going], [own[number] for number in going]
+            chosen = [rows[number] for number in going]
+            near = near.of(going) if split == "train" else None
+            self._mine(chosen, anchors, own, near, cosines[going], split)
+
+    def _filter(self, rows: list[Row], near: Neighbours, cosines: np.ndarray) -> None:
+        """Say of rows whose positive is not among the first of the pool that they are."""
+        for number, rank in enumerate(mining.ranks(near, cosines).tolist()):
+            if rank > self.rules.top_k:
+                best = int(near.allowed[number].argmax())
+                text = self.pools["train"].texts[int(near.rows[number, best])]
+                rows[number].outcome = "inconsistent"
+                rows[number].refused = (text, float(near.scores[number, best]))
+
+    def _mine(
+        self,
+        rows: list[Row],
+        anchors: np.ndarray,
+        own: list[set[int]],
+        near: Neighbours | None,
+        cosines: np.ndarray,
+        split: str,
+    ) -> None:
+        """Give rows their candidates; `near` are their neighbours if they are known already."""
+        pool, depth = self.pools[split], self.rules.depth
+        if near is None:
+            near = mining.find_neighbours(anchors, own, pool, depth)
+        words = self.lexical[split].search([row.pair.anchor for row in rows], depth).rows
         lexical = mining.lexical_neighbours(words, anchors, own, pool)
-        chosen = mining.choose_negatives(
-            (near, lexical), cosines, self.rules.margin, ROUNDS * self.rules.negatives
-        )
-        for number, candidates in zip(going, chosen, strict=True):
-            rows[number].candidates = candidates
+        number = ROUNDS * self.rules.negatives
+        chosen = mining.choose_negatives((near, lexical), cosines, self.rules.margin, number)
+        for row, candidates in zip(rows, chosen, strict=True):
+            row.candidates = candidates
 
     def _judge_mined(self, rows: list[Row], split: str, counts: dict[str, Counter[str]]) -> None:
-        texts = self.pools[split].texts
         for _ in range(ROUNDS):
-            asked: list[Row] = []
-            tried: list[list[str]] = []
+            tried: list[tuple[Row, list[str]]] = []
             for row in rows:
                 room = self.rules.negatives - len(row.negatives)
-                found, row.candidates = row.candidates[:room], row.candidates[room:]
-                if found:
-                    asked.append(row)
-                    tried.append([texts[place] for place in found])
-            unseen = [[row.positive] if row.score is None else [] for row in asked]
-            judged = self._score(
-                asked, [first + some for first, some in zip(unseen, tried, strict=True)]
-            )
-            for row, some, scores in zip(asked, tried, judged, strict=True):
+                places, row.candidates = row.candidates[:room], row.candidates[room:]
+                if places:
+                    tried.append((row, [self.pools[split].texts[place] for place in places]))
+            # A row that came without negatives has not been judged at all yet.
+            unseen = [[row.positive] if row.score is None else [] for row, _ in tried]
+            texts = [first + mined for first, (_, mined) in zip(unseen, tried, strict=True)]
+            judged = self._score([row for row, _ in tried], texts)
+            for (row, mined), scores in zip(tried, judged, strict=True):
                 if row.score is None:
                     row.score = scores.pop(0)
-                counter = counts[row.pair.source]
-                for text, score in zip(some, scores, strict=True):
-                    if score < row.score:
-                        row.negatives.append(text)
-                        row.scores.append(score)
-                        counter["mined"] += 1
-                    else:
-                        row.refused = row.refused or (text, score)
-                        counter["mined wrong"] += 1
+                self._settle_mined(row, mined, scores, counts[row.pair.source])
+
+    def _settle_mined(
+        self, row: Row, mined: list[str], scores: list[float], counter: Counter[str]
+    ) -> None:
+        for text, score in zip(mined, scores, strict=True):
+            if score < row.score:
+                row.negatives.append(text)
+                row.scores.append(score)
+                counter["mined"] += 1
+            else:
+                row.refused = row.refused or (text, score)
+                counter["mined wrong"] += 1
 
     def _score(self, rows: Sequence[Row], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """Score several texts for each row's anchor, all in one call of the judge."""
         asked = [
-            (row.pair.anchor, text) for row, some in zip(rows, texts, strict=True) for text in some
+            (row.pair.anchor, text) for row, own in zip(rows, texts, strict=True) for text in own
         ]
         scores = iter(self.judge.score(asked).tolist())
-        return [[next(scores) for _ in some] for some in texts]
+        return [[next(scores) for _ in own] for own in texts]
 
 
-def _written(row: Row) -> dict[str, Any]:
-    return {
-        "anchor": row.pair.anchor,
-        "positive": row.positive,
-        "negatives": row.negatives,
-        "positive_score": row.score,
-        "negative_scores": row.scores,
-        "source": row.pair.source,
-    }
+def prepare(
+    judge: Judge, miner: Encoder, gathered: Gathered, rules: Rules, scratch: Path, *, half: bool
+) -> Relabeller:
+    """Encode the pools, once, and index their words.
 
-
-def _examples(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    seen: Counter[tuple[str, str]] = Counter()
-    examples = []
-    for row in rows:
-        kind = (row.outcome, row.pair.source)
-        seen[kind] += 1
-        if seen[kind] > EXAMPLES:
-            continue
-        examples.append(
-            {
-                "outcome": row.outcome,
-                "source": row.pair.source,
-                "anchor": _short(row.pair.anchor),
-                "positive": _short(row.positive),
-                "score": row.score,
-                "negatives": [
-                    [_short(text), score]
-                    for text, score in zip(row.negatives[:2], row.scores, strict=False)
-                ],
-                "refused": row.refused and [_short(row.refused[0]), row.refused[1]],
-            }
-        )
-    return examples
-
-
-def _short(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= EXAMPLE_CHARACTERS else f"{flat[: EXAMPLE_CHARACTERS - 1]}…"
+    Args:
+        judge: scores.
+        miner: a bi-encoder; may be the judge's own.
+        gathered: the pairs.
+        rules: the rules.
+        scratch: where the pools' vectors are kept.
+        half: half precision on a GPU.
+    """
+    vectors = mining.Vectors(miner, half=half)
+    pools: dict[str, Pool] = {}
+    for split in triplets.SPLITS:
+        texts = gathered.pool(split)
+        if texts:
+            path = scratch / f"{split}_pool.npy"
+            encoded = vectors.encode_pool(texts, path, f"encode {split} pool")
+            pools[split] = Pool(texts, words_keys(texts), encoded)
+            vectors.add_pool(pools[split])
+    if judge.encoder is miner:
+        # One model: what it has encoded to mine with, it need not encode again to judge.
+        judge = dataclasses.replace(judge, score=judges.cosine_scores(vectors.encode))
+    return Relabeller(judge, vectors, gathered, pools, rules)

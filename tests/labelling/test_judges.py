@@ -11,6 +11,7 @@ from miniature import Language, make_wordpiece_tokenizer
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from small_modernbert.labelling import judges
+from small_modernbert.models import encoders
 from small_modernbert.runs.errors import UserError
 
 
@@ -78,6 +79,37 @@ def test_cross_encoder_gives_the_sigmoid_of_its_logit(
     assert judge.score([]).shape == (0,)
 
 
+def test_logits_are_given_where_they_are_asked_for(
+    cross_encoder: Path, pairs: list[tuple[str, str]]
+) -> None:
+    """Raw scores and their sigmoids are the same judgement, named by kind; gaps are alike."""
+    logit = judges.load_judge(cross_encoder, scale="logit")
+    sigmoid = judges.load_judge(cross_encoder)
+    assert (logit.scale, sigmoid.scale) == ("logit", "sigmoid")
+    raw, scores = logit.score(pairs), sigmoid.score(pairs)
+    np.testing.assert_allclose(1 / (1 + np.exp(-raw)), scores, atol=1e-6)
+    assert logit.gap(raw[0], raw[1]) == pytest.approx(scores[0] - scores[1], abs=1e-6)
+    assert sigmoid.gap(0.9, 0.25) == pytest.approx(0.65)
+
+
+def test_bi_encoder_judges_with_its_prompts(
+    teacher_folder: Path, pairs: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    """Questions get the query prompt and texts the document prompt, the folder's or the given."""
+    from sentence_transformers import SentenceTransformer
+
+    bare = SentenceTransformer(str(teacher_folder), device="cpu")
+    bare.prompts = {"query": "query: ", "document": "passage: "}
+    bare.save(str(tmp_path / "prompted"), create_model_card=False)
+    queries, texts = (list(side) for side in zip(*pairs, strict=True))
+    cosines = (bare.encode_query(queries) * bare.encode_document(texts)).sum(axis=1)
+    expected = np.clip(cosines, 0, 1)
+    given = judges.load_judge(teacher_folder, query_prompt="query: ", document_prompt="passage: ")
+    for judge in (given, judges.load_judge(tmp_path / "prompted")):
+        np.testing.assert_allclose(judge.score(pairs), expected, atol=1e-4)
+    assert np.abs(judges.load_judge(teacher_folder).score(pairs) - expected).max() > 1e-3
+
+
 def test_cross_encoder_saved_by_sentence_transformers_is_known(
     cross_encoder: Path, pairs: list[tuple[str, str]], tmp_path: Path
 ) -> None:
@@ -105,7 +137,7 @@ def test_bi_encoder_gives_its_cosine(teacher_folder: Path, pairs: list[tuple[str
 def test_cosine_stays_on_the_scale() -> None:
     """A negative cosine counts as 0, and rounding never passes 1."""
     vectors = {"a": [1.0, 0.0], "b": [-0.6, 0.8], "c": [1.0 + 1e-6, 0.0]}
-    score = judges.cosine_scores(lambda texts: np.array([vectors[text] for text in texts]))
+    score = judges.cosine_scores(lambda texts, role: np.array([vectors[text] for text in texts]))
     assert score([("a", "b"), ("a", "c"), ("b", "b")]).tolist() == [0, 1, 1]
 
 
@@ -144,11 +176,12 @@ def test_hub_out_of_reach_names_make_run(monkeypatch: pytest.MonkeyPatch, tmp_pa
         judges.load_judge("owner/judge", "0" * 40)
 
 
-def test_batches_are_of_near_equal_lengths() -> None:
+def test_batches_are_of_near_equal_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every row comes once, the longest first, within the budget unless it is alone."""
     lengths = [5, 900, 40, 41, 5, 300, 39, 5, 0]
-    batches = list(judges.cut_by_length(lengths, 120))
-    assert batches == [[1], [5], [3, 2], [6, 0, 4], [7, 8]]
+    monkeypatch.setattr(encoders, "CHARACTERS_PER_BATCH", 120)
+    assert list(judges.cut_by_length(lengths)) == [[1], [5], [3, 2], [6, 0, 4], [7, 8]]
+    assert list(judges.cut_by_length(lengths, 10)) == [[1], [5, 3, 2, 6], [0, 4, 7, 8]]
 
 
 def test_cross_encoder_in_half_precision_works_in_single(

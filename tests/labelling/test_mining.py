@@ -10,6 +10,7 @@ from small_modernbert.evaluation import search
 from small_modernbert.labelling import mining
 from small_modernbert.labelling.mining import Neighbours, Pool, Vectors
 from small_modernbert.models.encoders import Encoder
+from small_modernbert.models.prompts import Prompts
 
 WIDTH = 16
 
@@ -151,3 +152,21 @@ def test_vectors_are_encoded_once() -> None:
     vectors.forget()
     vectors.encode(["newer", "also"])
     assert sorted(encoded) == ["new", "newer", "newer"]
+
+
+def test_a_query_is_another_text_than_a_document() -> None:
+    """With prompts the same words have two vectors, and a pool's are those of documents."""
+    seen: list[str] = []
+
+    def encode_batch(texts: list[str], prompt: str) -> np.ndarray:
+        seen.extend(prompt + text for text in texts)
+        return np.array([[len(prompt) + len(text), 1.0] for text in texts])
+
+    prompts = Prompts(query="ask: ", document="read it: ")
+    vectors = Vectors(Encoder("prompted", encode_batch, 100, 0, 0, 0, prompts=prompts))
+    pool = make_pool(unit(np.array([[3.0, 4.0]])), ["in the pool"])
+    vectors.add_pool(pool)
+    np.testing.assert_allclose(vectors.encode(["in the pool"]), pool.vectors)
+    vectors.encode(["in the pool", "new"], "query")
+    vectors.encode(["new"])
+    assert sorted(seen) == ["ask: in the pool", "ask: new", "read it: new"]

@@ -17,10 +17,11 @@ from small_modernbert.data import pair_gathering
 from small_modernbert.data.keys import words_key, words_keys, words_of
 from small_modernbert.data.pair_gathering import Gathered
 from small_modernbert.data.pairs import Pair
-from small_modernbert.labelling import judgements
+from small_modernbert.labelling import judgements, relabelling
+from small_modernbert.labelling.judged_rows import Row, Rules, mend
 from small_modernbert.labelling.judges import Judge
 from small_modernbert.labelling.mining import Pool, Vectors
-from small_modernbert.labelling.relabelling import Relabeller, Row, Rules, mend
+from small_modernbert.labelling.relabelling import Relabeller
 from small_modernbert.models.encoders import Encoder
 
 RULES = Rules(negatives=3, margin=0.05, on_wrong="swap", gap=0.1, top_k=3, depth=20)
@@ -122,7 +123,7 @@ def settle(positive: float, *negatives: float, **changes: Any) -> Row:  # noqa: 
     """Return a row after `mend`, its negatives named by their numbers."""
     names = tuple(str(number) for number in range(len(negatives)))
     row = Row(Pair("anchor", "positive", names, "toy"), "positive", positive)
-    mend(row, negatives, Rules(**{**vars(RULES), **changes}))
+    mend(row, negatives, Rules(**{**vars(RULES), **changes}), make_judge())
     return row
 
 
@@ -295,3 +296,31 @@ def test_doubtful_judge_is_named() -> None:
     assert len(doubts) == 1 and doubts[0].startswith("coin: the judge agrees with 52%")
     assert judgements.agreement(counts) == pytest.approx(142 / 205)
     assert judgements.agreement({"pairs": {"kept": 10}}) is None
+
+
+def test_gap_of_logits_is_that_of_their_sigmoids() -> None:
+    """Logits of 9 and 7 are hardly apart: no labels are exchanged for that, those of -1 and 1 are."""
+    judge = Judge("raw", "logit", make_judge().score)
+    for positive, negative, outcome in ((7.0, 9.0, "kept"), (-1.0, 1.0, "swapped")):
+        row = Row(Pair("anchor", "positive", ("other",), "toy"), "positive", positive)
+        mend(row, [negative], RULES, judge)
+        assert row.outcome == outcome
+
+
+def test_long_work_says_how_far_it_is(
+    world: Gathered,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log says the rate and the time left; shards that are there are not judged again."""
+    caplog.set_level("INFO", logger="small_modernbert")
+    monkeypatch.setattr(relabelling, "LOG_SECONDS", 0)
+    relabeller, done = make_relabeller(world, make_judge()), []
+    counts = relabeller.write_shards(tmp_path / "out", 8, done.append)
+    assert sum(done) == sum(world.rows.values())
+    assert counts == {split: -(-rows // 8) for split, rows in world.rows.items()}
+    lines = [record.getMessage() for record in caplog.records if "rows/s" in record.getMessage()]
+    assert len(lines) == sum(counts.values()) and " 0 rows and about 0 s left" in lines[-1]
+    monkeypatch.setattr(relabeller, "relabel", None)
+    assert relabeller.write_shards(tmp_path / "out", 8, done.append) == counts

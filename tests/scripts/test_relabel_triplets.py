@@ -165,17 +165,23 @@ def test_killed_run_ends_equal(world: World, finished: Path, tmp_path: Path) -> 
     assert storage.digest_folder(stage / "final") == storage.digest_folder(finished / "final")
 
 
-def test_cross_encoder_judges_and_a_bi_encoder_mines(world: World, tmp_path: Path) -> None:
-    """Any CrossEncoder can judge; what it finds wrong goes, however little it knows."""
+@pytest.mark.parametrize("scale", ["sigmoid", "logit"])
+def test_cross_encoder_judges_and_a_bi_encoder_mines(
+    world: World, tmp_path: Path, scale: str
+) -> None:
+    """Any CrossEncoder can judge; what it finds wrong goes, and the kind of its scores is kept."""
     judge = world.cross_encoder()
     flags = ("--judge", str(judge), "--miner", str(world.teacher), "--on-wrong", "drop")
+    flags += ("--scores", scale)
     run(world.command(*flags, "--max-triplets", "60"), tmp_path).check()
     stage = tmp_path / "toy" / "relabel_triplets"
     found = triplets.open_triplets(stage / "final")
-    assert (found.judge, found.scale) == ("judge", "sigmoid")
+    assert (found.judge, found.scale) == ("judge", scale)
     rows = rows_of(stage, "train") + rows_of(stage, "dev")
     assert 20 < len(rows) <= 60
     assert all(row["positive_score"] > max(row["negative_scores"]) for row in rows)
+    lowest = min(min(row["negative_scores"]) for row in rows)
+    assert lowest < 0 if scale == "logit" else 0 <= lowest < 1
     counts = json.loads((stage / "run.json").read_text(encoding="utf-8"))["rows"]["judged"]
     # A random judge refuses about half of what is mined.
     assert sum(row.get("mined wrong", 0) for row in counts.values()) > 20
