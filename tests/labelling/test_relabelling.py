@@ -299,7 +299,7 @@ def test_doubtful_judge_is_named() -> None:
 
 
 def test_gap_of_logits_is_that_of_their_sigmoids() -> None:
-    """Logits of 9 and 7 are hardly apart: no labels are exchanged for that, those of -1 and 1 are."""
+    """Logits of 9 and 7 are hardly apart, no labels are exchanged for that; -1 and 1 are."""
     judge = Judge("raw", "logit", make_judge().score)
     for positive, negative, outcome in ((7.0, 9.0, "kept"), (-1.0, 1.0, "swapped")):
         row = Row(Pair("anchor", "positive", ("other",), "toy"), "positive", positive)
