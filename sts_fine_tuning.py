@@ -192,7 +192,7 @@ def gather_pairs(
             seed=SEED,
         )
     elif Path(place).exists():
-        splits = graded_pairs.read_folder(Path(place), HELD_OUT_PAIRS, SEED, MAX_LOST_SHARE)
+        splits = graded_pairs.read_files(Path(place), HELD_OUT_PAIRS, SEED, MAX_LOST_SHARE)
     else:
         splits = graded_pairs.read_hub(place, MAX_LOST_SHARE)
     texts = {one.name: [*one.queries, *one.documents] for one in sets}

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 # Inputs
 SOURCES: list[str] = ["msmarco", "philosophy", "npr", "finewiki"]  # rows of TEXT_SOURCES
-OFFLINE_TEXT: str = "assets/text/train.parquet"  # the source "offline": any Parquet file like it
+OFFLINE_TEXT: list[str] = ["assets/text/train.parquet"]  # the source "offline": files or folders
+# Parquet, JSON lines, JSON, CSV, TSV (a column `text`), text (one a line), Markdown (one a file).
 TOKENIZER: str = "answerdotai/ModernBERT-base"  # counts tokens: a stage, a folder or a hub id
 TOKENIZER_REVISION: str = ""  # of a hub id; empty takes the newest
 
@@ -56,6 +57,7 @@ SEED: int = 42  # of the choice, the held-out part and the order
 # Fewer are done before a process has started.
 FEW_ROWS = 10_000
 
+ASSETS = "run: python get_offline_assets.py"
 logger = logging.getLogger("small_modernbert.create_dataset")
 
 
@@ -64,7 +66,7 @@ def main() -> None:
     check_settings()
     sources = resolve_sources()
     # Files first: the tokenizer may have to be fetched.
-    inputs = {f"source {source.name}": reference(source) for source in sources}
+    inputs = find_inputs(sources)
     inputs["tokenizer"] = tokenizer_file = find_tokenizer()
     with stages.Stage(globals(), inputs=inputs) as stage:
         if stage.finished:
@@ -123,32 +125,45 @@ def check_settings() -> None:
 
 
 def resolve_sources() -> "list[TextSource]":
-    """Return the rows of the table of sources, with the offline text's real path."""
+    """Return the rows of the table of sources, "offline" with the places of OFFLINE_TEXT.
+
+    Raises:
+        UserError: a source is not known, or a file is not there.
+    """
     from small_modernbert.data import source_tables
 
     sources = source_tables.select_texts(SOURCES)
-    text = Path(OFFLINE_TEXT).expanduser()
-    path = next(
-        (base / text for base in (references.ROOT, Path.cwd()) if (base / text).exists()), text
-    )
+    if "offline" not in SOURCES:
+        return sources
+    places = []
+    for text in OFFLINE_TEXT:
+        if (place := references.find(text)) is None:
+            raise UserError(f"OFFLINE_TEXT: {text} is not there; {ASSETS}, or give your own text")
+        places.append(place)
+    own = {"places": tuple(places), "id": ", ".join(OFFLINE_TEXT)}
+    if not all((place.parents[1] / "manifest.json").exists() for place in places):
+        own["licence"] = "yours to state"
     return [
-        dataclasses.replace(source, id=str(path)) if source.name == "offline" else source
+        dataclasses.replace(source, **own) if source.name == "offline" else source
         for source in sources
     ]
 
 
-def reference(source: "TextSource") -> Path | str:
-    """Return what the stage remembers of a source: a file, or a hub id with its revision.
+def find_inputs(sources: "list[TextSource]") -> dict[str, Path | str]:
+    """Return what the stage remembers of the sources: places, or hub ids with their revisions.
 
     Raises:
-        UserError: it is a file that is not there.
+        UserError: a file is not there, or of a kind that is not read.
     """
-    if source.id.endswith(".parquet"):
-        path = Path(source.id)
-        if not path.is_file():
-            raise UserError(f"{path} is not there; run: python get_offline_assets.py")
-        return path
-    return f"{source.id}@{source.revision or 'newest'}"
+    from small_modernbert.data.sources import find_files
+
+    inputs: dict[str, Path | str] = {}
+    for source in sources:
+        if find_files(source) is None:
+            inputs[f"source {source.name}"] = f"{source.id}@{source.revision or 'newest'}"
+        for number, place in enumerate(source.places, 1):
+            inputs[f"source {source.name}" + (f" {number}" if number > 1 else "")] = place
+    return inputs
 
 
 def find_tokenizer() -> Path:

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from small_modernbert.data import parquet, shards, sources
+from small_modernbert.data import parquet, records, shards, sources
 from small_modernbert.data.keys import words_of
 from small_modernbert.data.leaks import LeakFilter
 from small_modernbert.runs import hub
@@ -113,12 +113,12 @@ def reopen(folder: Path) -> PairSplits | None:
     return PairSplits(*parts, scored_by, dict(stored.index["dropped"]))
 
 
-def read_folder(place: Path, held_out: int, seed: int, max_lost: float = 1.0) -> PairSplits:
-    """Read a Parquet file, or a folder of them, with the columns sentence1, sentence2, score.
+def read_files(place: Path, held_out: int, seed: int, max_lost: float = 1.0) -> PairSplits:
+    """Read a file, or a folder of them, with the columns sentence1, sentence2, score.
 
-    In a folder, files named held_out*, validation* or dev* are held out and test* is not touched.
-    Otherwise `held_out` seeded pairs are held out (a fifth at most). A folder that `write_pairs`
-    has filled comes back as it is.
+    Of a folder that has splits, held_out, validation or dev files are held out and test files are
+    not touched. Otherwise `held_out` seeded pairs are held out (a fifth at most). A folder that
+    `write_pairs` has filled comes back as it is.
 
     Raises:
         UserError: a file can't be read or lacks a column, or more than a share of `max_lost` of
@@ -126,25 +126,31 @@ def read_folder(place: Path, held_out: int, seed: int, max_lost: float = 1.0) ->
     """
     if place.is_dir() and (stored := reopen(place)) is not None:
         return stored
-    paths = [place] if place.is_file() else sorted(place.rglob("*.parquet"))
+    files = records.find_files(place, cure=CURE)
     dropped: Counter[str] = Counter()
-    graders: set[str] = set()
     parts: dict[str, list[GradedPairs]] = {split: [] for split in SPLITS}
-    for path in paths:
-        if path.stem.startswith("test"):
-            logger.info("%s: left alone, a test split is not trained on", path)
+    for file in files:
+        if file.split == "test":
+            logger.info("%s: left alone, a test split is not trained on", file.path)
             continue
-        reserved = path.stem.startswith(("held_out", "validation", "dev"))
-        columns = parquet.read_columns(path, KINDS, CURE)
-        metadata = parquet.read_schema(path, CURE).metadata or {}
-        graders.add("teacher" if metadata.get(b"scored_by") == b"teacher" else "people")
-        parts["held_out" if reserved else "train"].append(_clean(columns, str(path), dropped))
+        split = "held_out" if file.split == "held_out" else "train"
+        for batch in records.read_rows(file.path, KINDS, CURE):
+            parts[split].append(_clean(batch, str(file.path), dropped))
     train, rest = _join(parts["train"]), _join(parts["held_out"])
     _check_lost(str(place), (train, rest), dropped, max_lost)
     if not parts["held_out"]:
         rest, train = split_off(train, held_out, seed)
-    scored_by = "teacher" if "teacher" in graders else "people"
-    return PairSplits(train, rest, scored_by, dict(dropped))
+    return PairSplits(train, rest, _grader(files), dict(dropped))
+
+
+def _grader(files: Sequence[records.DataFile]) -> Literal["people", "teacher"]:
+    """Return who graded the pairs; a file of `write_pairs` remembers a teacher."""
+    for file in files:
+        if file.path.suffix.lower() in (".parquet", ".pq"):
+            metadata = parquet.read_schema(file.path, CURE).metadata or {}
+            if metadata.get(b"scored_by") == b"teacher":
+                return "teacher"
+    return "people"
 
 
 def _check_lost(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from small_modernbert.data import parquet, sources, triplets
+from small_modernbert.data import records, sources
 from small_modernbert.data.cleaning import Reason, clean
 from small_modernbert.data.keys import text_key, words_key
 from small_modernbert.data.leaks import RowCounts
@@ -85,48 +85,43 @@ def check_sources(only: Sequence[str], counts: PairCounts) -> None:
         )
 
 
-def find_sources(reference: str | Path) -> list[PairSource]:
+def find_sources(reference: str | Path, split: str = "train") -> list[PairSource]:
     """Turn a reference into rows like those of the table.
 
     Args:
-        reference: a name in PAIR_SOURCES, a Parquet file with the columns anchor and positive (and,
-            if it has them, negative, negative_1 ... or the list negatives, and source), or a
-            folder of such files. In the folder of relabel_triplets.py, its training shards are
-            meant.
+        reference: a name in PAIR_SOURCES, a file with the columns anchor and positive (and, if it
+            has them, negative, negative_1 ... or the list negatives, and source), or a folder of
+            such files, see `records`.
+        split: of a folder that has splits.
 
     Raises:
         UserError: it is none of these, or a file lacks a column.
     """
     if str(reference) in PAIR_SOURCES:
         return [PAIR_SOURCES[str(reference)]]
-    place = Path(reference)
-    if place.is_dir():
-        inside = place / "train" if (place / triplets.LAYOUT.index).exists() else place
-        files = sorted(inside.glob("*.parquet"))
-    else:
-        files = [place] if place.is_file() else []
-    if not files:
-        raise UserError(
-            f"no such pairs: {reference}; give a Parquet file, a folder of them, or a name of: "
-            f"{', '.join(PAIR_SOURCES)}"
-        )
-    return [_describe(path) for path in files]
+    place = Path(reference).expanduser()
+    cure = f"give other pairs: files, folders, or names of: {', '.join(PAIR_SOURCES)}"
+    if not place.exists():
+        raise UserError(f"no such pairs: {reference}; {cure}")
+    files = records.find_files(place, cure=cure)
+    wanted = records.split_named(split) or "train"
+    return [_describe(file, cure) for file in records.select_split(files, wanted, cure)]
 
 
-def _describe(path: Path) -> PairSource:
-    names = parquet.read_schema(path, "give other pairs").names
+def _describe(file: records.DataFile, cure: str) -> PairSource:
+    names = records.read_columns(file.path, cure)
     for column in ("anchor", "positive"):
         if column not in names:
-            raise UserError(f"{path} has no column {column!r}; it has: {', '.join(names)}")
+            raise UserError(f"{file.path} has no column {column!r}; it has: {', '.join(names)}")
     numbered = [(name, _NEGATIVE.fullmatch(name)) for name in names if name != "negatives"]
     columns = sorted((int(match[1] or 0), name) for name, match in numbered if match)
     listed = ["negatives"] if "negatives" in names else []
     return PairSource(
-        name=path.stem,
-        id=str(path),
+        name=file.name,
+        id=str(file.path),
         negatives=tuple([name for _, name in columns] + listed),
         label="source" if "source" in names else None,
-        licence=f"of the texts in {path.name}",
+        licence=f"of the texts in {file.path.name}: yours to state",
     )
 
 
@@ -163,7 +158,7 @@ def read_pairs(
     chosen = [
         dataclasses.replace(source, **changes)
         for reference in references
-        for source in find_sources(reference)
+        for source in find_sources(reference, split or "train")
     ]
     seen: set[int] = set()
     for source in chosen:

@@ -46,6 +46,7 @@ TEXT_SOURCES = {
             id="assets/text/train.parquet",
             texts=("text",),
             label="source",
+            role="role",
             licence="boolq CC BY-SA 3.0, hellaswag MIT, socialiqa and winogrande CC BY, "
             "piqa AFL 3.0, others: see their cards",
         ),

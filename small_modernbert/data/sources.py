@@ -2,14 +2,21 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import compress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from small_modernbert.data import parquet
-from small_modernbert.runs import hub
+import numpy as np
+from numpy.typing import NDArray
+
+from small_modernbert.data import parquet, records
+from small_modernbert.data.records import DataFile
+from small_modernbert.runs import hub, references
 from small_modernbert.runs.errors import UserError
 
-READ_ROWS = 2_000
+READ_ROWS = records.READ_ROWS
+# Rows of larger files are not counted ahead: only Parquet says their number without being read.
+COUNTED_BYTES = 1 << 26
 # What part a text plays in a search, which decides the prompt that a teacher puts before it.
 Role = Literal["query", "document", "text"]
 ROLES: tuple[Role, ...] = ("query", "document", "text")
@@ -35,13 +42,14 @@ class Source:
 
     Attributes:
         name: what corpora and reports call it.
-        id: a dataset of the hub, a folder in the hub's layout, or one Parquet file.
+        id: a dataset of the hub, or a file or folder, see `records`.
         config: of a hub dataset; None where there is only one.
         split: of a hub dataset.
         revision: a commit of a hub dataset; None takes the newest and says so.
         label: a column that says of each row where it is from; None for `name` itself.
         cap: rows to read, 0 for all; a seeded choice, see `read_source`.
         licence: of the texts.
+        places: files and folders, where more than the one that `id` can name are meant.
     """
 
     name: str
@@ -52,6 +60,10 @@ class Source:
     label: str | None = None
     cap: int = 0
     licence: str = "unknown: see the dataset's card"
+    places: tuple[Path, ...] = ()
+
+    # What the columns hold.
+    kind: ClassVar[parquet.Kind] = "text"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -101,6 +113,8 @@ class PairSource(Source):
         negatives: columns with negatives, of texts or of lists of texts; none for pairs.
     """
 
+    kind: ClassVar[parquet.Kind] = "texts"
+
     anchor: str = "anchor"
     positive: str = "positive"
     negatives: tuple[str, ...] = ()
@@ -114,24 +128,24 @@ class PairSource(Source):
 def read_source(source: Source, seed: int) -> Iterator[dict[str, list[Any]]]:
     """Yield the rows of a source, some thousands at a time, as lists by column.
 
-    Columns are checked before the first row is read. A cap is a seeded choice: of rows, for a
-    Parquet file; of the stream after the hub's shuffling (of its files, and in a window of
-    rows), for a dataset.
+    A cap is a seeded choice: of all rows, for files; of the stream after the hub's shuffling (of
+    its files, and in a window of rows), for a dataset. Rows of files that do not say where they
+    are from are labelled with the name of their file.
 
     Raises:
         UserError: the source is not there, or has other columns.
     """
-    if source.id.endswith(".parquet"):
-        batches = _read_parquet(source, seed)
-    else:
-        batches = hub.stream_rows(
-            source.id,
-            source.config,
-            source.split,
-            source.revision,
-            source.all_columns,
-            shuffle_seed=seed if source.cap else None,
-        )
+    if (files := find_files(source)) is not None:
+        yield from _read_files(source, files, seed)
+        return
+    batches = hub.stream_rows(
+        source.id,
+        source.config,
+        source.split,
+        source.revision,
+        source.all_columns,
+        shuffle_seed=seed if source.cap else None,
+    )
     left = source.cap or None
     for batch in batches:
         if left is not None:
@@ -142,12 +156,31 @@ def read_source(source: Source, seed: int) -> Iterator[dict[str, list[Any]]]:
             return
 
 
+def find_files(source: Source) -> list[DataFile] | None:
+    """Return the files of a source; None for a dataset of the hub, or a folder that is like one.
+
+    Raises:
+        UserError: it is a file or folder that is not there, or holds nothing that is read.
+    """
+    place = Path(source.id).expanduser()
+    places = source.places or ((place,) if place.exists() else ())
+    split = records.split_named(source.split)
+    if not places and references.is_path(source.id):
+        raise UserError(f"{source.id} is not there; {_cure(source)}")
+    if not places or source.config is not None or split is None:
+        return None
+    return records.select_split(
+        records.find_files(*places, cure=_cure(source)), split, _cure(source)
+    )
+
+
 def count_source(source: Source) -> int | None:
     """Return the number of rows to come, for a progress bar; None if it is not known."""
-    if source.id.endswith(".parquet"):
-        rows = parquet.count_rows(Path(source.id), _cure(source))
-        return min(rows, source.cap) if source.cap else rows
-    return source.cap or None
+    files = find_files(source)
+    if files is None or sum(file.path.stat().st_size for file in files) > COUNTED_BYTES:
+        return source.cap or None
+    rows = sum(records.count_rows(file.path, _cure(source)) for file in files)
+    return min(rows, source.cap) if source.cap else rows
 
 
 def flatten(source: TextSource, batch: dict[str, list[Any]]) -> Iterator[Cell]:
@@ -196,26 +229,39 @@ def check_lost(name: str, read: int, lost: Mapping[str, int], share: float) -> N
 
 
 def _cure(source: Source) -> str:
+    if source.places:
+        return "give other --offline-text, or run: python get_offline_assets.py"
     return f"correct source {source.name!r}, or run: python get_offline_assets.py"
 
 
-def _read_parquet(source: Source, seed: int) -> Iterator[dict[str, list[Any]]]:
-    import numpy as np
-    import pyarrow as pa
-
-    path, cure = Path(source.id), _cure(source)
-    kinds: dict[str, parquet.Kind] = dict.fromkeys(source.columns, "texts")
-    for name in source.all_columns:
-        kinds.setdefault(name, "any")
-    keep = None
-    rows = parquet.count_rows(path, cure)
-    if 0 < source.cap < rows:
-        keep = np.zeros(rows, dtype=bool)
-        keep[np.random.default_rng(seed).choice(rows, source.cap, replace=False)] = True
+def _read_files(source: Source, files: list[DataFile], seed: int) -> Iterator[dict[str, list[Any]]]:
+    cure = _cure(source)
+    keep = _choose_rows(source, files, seed)
+    columns: dict[str, parquet.Kind] = dict.fromkeys(source.columns, source.kind)
+    optional = [name for name in source.all_columns if name not in columns]
     begin = 0
-    for batch in parquet.read_batches(path, kinds, cure, rows=READ_ROWS):
-        end = begin + batch.num_rows
-        if keep is not None:
-            batch = batch.filter(pa.array(keep[begin:end]))
-        begin = end
-        yield {name: parquet.to_list(batch.column(name)) for name in source.all_columns}
+    for file in files:
+        for batch in records.read_rows(file.path, columns, cure, optional=optional):
+            rows = len(batch[source.columns[0]])
+            for name in optional:
+                batch.setdefault(name, [None] * rows)
+            if source.label:
+                labels = batch[source.label]
+                batch[source.label] = [label or file.name for label in labels]
+            chosen = keep[begin : begin + rows] if keep is not None else None
+            begin += rows
+            if chosen is not None:
+                batch = {name: list(compress(cells, chosen)) for name, cells in batch.items()}
+            yield batch
+
+
+def _choose_rows(source: Source, files: list[DataFile], seed: int) -> NDArray[np.bool_] | None:
+    """Say of every row whether the cap takes it; None where there is no cap."""
+    if not source.cap:
+        return None
+    rows = sum(records.count_rows(file.path, _cure(source)) for file in files)
+    keep = np.ones(rows, dtype=np.bool_)
+    if source.cap < rows:
+        keep[:] = False
+        keep[np.random.default_rng(seed).choice(rows, source.cap, replace=False)] = True
+    return keep

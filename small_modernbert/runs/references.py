@@ -12,7 +12,9 @@ from small_modernbert.runs.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 # Of what people keep text, pairs and graded pairs in.
-DATA_ENDINGS = frozenset({".parquet", ".pq", ".jsonl", ".json", ".csv", ".tsv", ".txt", ".gz"})
+DATA_ENDINGS = frozenset(
+    {".parquet", ".pq", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".gz"}
+)
 
 SCRIPTS = (
     "get_offline_assets",

@@ -133,7 +133,7 @@ def test_hub_rows_are_read_by_the_tables_columns(
     assert list(read_pairs("toy")) == [Pair("why is it so", "Trained.", (), "toy")]
     row = PairSource(name="toy", id=str(tmp_path / "hub"), anchor="question", positive="reply")
     monkeypatch.setitem(source_tables.PAIR_SOURCES, "toy", row)
-    with pytest.raises(UserError, match="no column reply; it has: question, answer"):
+    with pytest.raises(UserError, match="no column 'reply'; it has: question, answer"):
         next(read_pairs("toy"))
 
 

@@ -120,7 +120,7 @@ def test_source_that_loses_too_much_is_refused(
     graded = {"sentence1": ["a b"] * 4, "sentence2": ["c", "", None, " "], "score": [0.1] * 4}
     write(tmp_path / "graded.parquet", graded)
     with pytest.raises(UserError, match=r"3 of 4 rows .*--max-lost-share"):
-        graded_pairs.read_folder(tmp_path / "graded.parquet", 0, 1, share)
+        graded_pairs.read_files(tmp_path / "graded.parquet", 0, 1, share)
     survived("a source that loses most of its rows", "any reader of rows", "nothing is trained on")
 
 
@@ -161,7 +161,7 @@ READERS: dict[str, tuple[dict[str, Any], Callable[[Path], Any]]] = {
     ),
     "graded pairs": (
         {"sentence1": ["a b"] * 50, "sentence2": ["c d"] * 50, "score": [0.5] * 50},
-        lambda path: graded_pairs.read_folder(path, 5, 1),
+        lambda path: graded_pairs.read_files(path, 5, 1),
     ),
     "sentence pairs": (
         {"sentence1": ["a b"] * 50, "sentence2": ["c d"] * 50, "label": [1] * 50},
@@ -271,7 +271,7 @@ def test_graded_pair_that_is_no_use(
     rows = {name: list(cells) for name, cells in READERS["graded pairs"][0].items()}
     rows[column][6] = value
     path = write(tmp_path / "given.parquet", rows)
-    found = graded_pairs.read_folder(path, 5, 1)
+    found = graded_pairs.read_files(path, 5, 1)
     assert len(found.train) + len(found.held_out) == 49
     assert sum(found.dropped.values()) == 1
     with pytest.raises(UserError, match=rf"given\.parquet, column {column}, row 7: "):

@@ -138,7 +138,7 @@ def use_triplets(folder: Path) -> None:
 
 def use_graded(folder: Path) -> None:
     """Read graded pairs as sts_fine_tuning.py does, and as the benchmark does."""
-    graded = graded_pairs.read_folder(folder / "sts.parquet", 5, 1)
+    graded = graded_pairs.read_files(folder / "sts.parquet", 5, 1)
     assert np.isfinite(graded.train.scores).all()
     assert all(text.strip() for text in graded.train.texts())
     evaluated = evaluation_sets.load_sentence_pairs("sts", folder / "sts.parquet")

@@ -173,7 +173,7 @@ def test_bad_rows_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         score=[0.5, 0.5, 0.5, None, math.nan, *(0.25,) * 20],
     )
     with caplog.at_level("WARNING", logger="small_modernbert.training.graded_similarity"):
-        splits = graded_pairs.read_folder(path, 3, 0)
+        splits = graded_pairs.read_files(path, 3, 0)
     assert sorted(splits.dropped.values()) == [2, 2]
     assert len(splits.train) + len(splits.held_out) == 21
     assert splits.figure == "sts_spearman"
@@ -190,7 +190,7 @@ def test_a_folder_keeps_its_own_splits(tmp_path: Path) -> None:
             zip(graded_pairs.COLUMNS, (pairs.first, pairs.second, pairs.scores), strict=True)
         )
         write_parquet(tmp_path / "data" / f"{name}.parquet", **columns)
-    splits = graded_pairs.read_folder(tmp_path, 5, 0)
+    splits = graded_pairs.read_files(tmp_path, 5, 0)
     assert {text.split()[0] for text in splits.train.texts()} == {"train"}
     assert {text.split()[0] for text in splits.held_out.texts()} == {"validation"}
 
@@ -200,7 +200,7 @@ def test_one_file_is_split_by_the_seed(tmp_path: Path) -> None:
     pairs = number_pairs(50)
     path = tmp_path / "pairs.parquet"
     write_parquet(path, sentence1=pairs.first, sentence2=pairs.second, score=pairs.scores.tolist())
-    one, same, many = (graded_pairs.read_folder(path, wanted, 1) for wanted in (8, 8, 40))
+    one, same, many = (graded_pairs.read_files(path, wanted, 1) for wanted in (8, 8, 40))
     assert (len(one.held_out), len(one.train), len(many.held_out)) == (8, 42, 10)
     assert one.held_out.first == same.held_out.first
     assert not set(one.held_out.first) & set(one.train.first)
@@ -219,7 +219,7 @@ def test_who_graded_is_remembered_in_the_file(tmp_path: Path) -> None:
     assert again.held_out.scores.tolist() == splits.held_out.scores.tolist()
     shard = tmp_path / "train" / "shard-00000.parquet"
     moved = shard.rename(tmp_path / "mine.parquet")
-    assert graded_pairs.read_folder(moved, 4, 0).scored_by == "teacher"
+    assert graded_pairs.read_files(moved, 4, 0).scored_by == "teacher"
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_unusable_files_are_named(tmp_path: Path, damage: str, message: str) -> 
     else:
         path.write_bytes(b"PAR1 and then nothing")
     with pytest.raises(UserError, match=message) as caught:
-        graded_pairs.read_folder(path, 1, 0)
+        graded_pairs.read_files(path, 1, 0)
     assert str(path) in str(caught.value)
 
 
@@ -366,7 +366,7 @@ def test_other_types_are_read(tmp_path: Path, text: pa.DataType, score: pa.DataT
     columns = [*(pa.array(side).cast(text) for side in sides), scores]
     path = tmp_path / "pairs.parquet"
     write_parquet(path, **dict(zip(graded_pairs.COLUMNS, columns, strict=True)))
-    splits = graded_pairs.read_folder(path, 4, 0)
+    splits = graded_pairs.read_files(path, 4, 0)
     assert (len(splits.train), len(splits.held_out), sum(splits.dropped.values())) == (16, 4, 0)
     for pairs in (splits.train, splits.held_out):
         for first, second, value in zip(pairs.first, pairs.second, pairs.scores, strict=True):
