@@ -142,13 +142,14 @@ def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> tuple[St
     from small_modernbert.models import students
 
     place, revision = inputs["donor"], DONOR_REVISION or None
-    donor = donors.read_donor(donors.load_donor(place, revision))
+    loaded = students.load_donor(place, revision, pooling="mean")
+    donor = donors.read_donor(loaded.transformer)
     student = students.load_student(inputs["student"], masked_lm=True)
     model = student.transformer
     config = model.config
     rows = vocabulary.match(
         student.tokenizer,
-        students.load_tokenizer(place, revision),
+        loaded.tokenizer,
         config.vocab_size,
     )
     layers = guide.choose_layers(LAYER_SELECTION, config.num_hidden_layers, len(donor.blocks))
@@ -188,18 +189,18 @@ def start_tiled(stage: stages.Stage, inputs: dict[str, Path | str]) -> tuple[Stu
     """Fill the student with a smaller donor, repeated from the middle."""
     import torch
 
-    from small_modernbert.initialisation import donors, tiling
+    from small_modernbert.initialisation import tiling
     from small_modernbert.models import students
 
     place = inputs["donor"]
-    donor = donors.load_donor(place, DONOR_REVISION or None)
+    loaded = students.load_donor(place, DONOR_REVISION or None, pooling="mean")
+    donor = loaded.transformer
     student = students.load_student(inputs["student"], masked_lm=True)
     model = student.transformer
     cure = "build a larger student: python build_and_save_small_modernbert.py --help"
     if donor.config.model_type != "modernbert":
         raise UserError(f"{place} is a {donor.config.model_type} model; only ModernBERT is tiled")
-    donor_tokenizer = students.load_tokenizer(place, DONOR_REVISION or None)
-    if student.tokenizer.get_vocab() != donor_tokenizer.get_vocab():
+    if student.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
         raise UserError(f"{place} has another vocabulary than the student; {cure}")
     try:
         tensors, sources = tiling.tile_model(donor.state_dict(), donor.config, model.config)

@@ -1,39 +1,13 @@
 """Reading donors: ModernBERT, BERT and MPNet weights in the one notation of `guide`."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from small_modernbert.initialisation.guide import Donor, DonorBlock
-from small_modernbert.models.loading import check_folder, check_weights, explained
-from small_modernbert.runs import hub
 from small_modernbert.runs.errors import UserError
-
-
-def load_donor(place: Path | str, revision: str | None) -> PreTrainedModel:
-    """Load a donor in fp32, with its language-modelling head where the folder holds one.
-
-    Raises:
-        UserError: it does not load, or the hub cannot be reached.
-    """
-    with explained("donor", place):
-        folder = Path(place)
-        if isinstance(place, str) and not folder.is_dir():
-            folder = hub.fetch_model(place, revision)
-        check_folder(folder)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with_head = any("MaskedLM" in name for name in config.architectures or ())
-        # Only ModernBERT's head can be carried over; a BERT's would be loaded for nothing.
-        carried = with_head and config.model_type == "modernbert"
-        kind = AutoModelForMaskedLM if carried else AutoModel
-        model = kind.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-        check_weights(model, folder)
-    return model
 
 
 def read_donor(model: PreTrainedModel) -> Donor:

@@ -128,7 +128,7 @@ def keep_layers(student: Student, layers: Sequence[int]) -> tuple[Student, Trans
     }
     model.load_state_dict({name: state[source] for name, source in sources.items()})
     transfer: Transfer = {name: ("copied", source) for name, source in sources.items()}
-    for name in state.keys() - set(sources.values()):
+    for name in [name for name in state if name not in sources.values()]:
         match = place.match(name)
         chosen = match is not None and int(match[1]) in layers
         why = "the first layer has no norm of its own" if chosen else "of a layer that is not kept"

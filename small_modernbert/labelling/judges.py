@@ -17,6 +17,7 @@ from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from sentence_transformers import CrossEncoder
 
 logger = logging.getLogger(__name__)
 Score = Callable[[Sequence[tuple[str, str]]], np.ndarray]
@@ -151,20 +152,13 @@ def _load_cross_encoder(
 ) -> Judge:
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"{name}: {folder} holds no safetensors file; nothing else is loaded")
-    import torch
-    from sentence_transformers import CrossEncoder
-
     try:
-        with loading.explained("judge", folder):
-            loading.check_folder(folder)
-            model = CrossEncoder(
-                str(folder),
-                trust_remote_code=False,
-                local_files_only=True,
-                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-                activation_fn=torch.nn.Identity(),
-            )
-            loading.check_weights(model, folder)
+        model = loading.load(
+            "judge",
+            folder,
+            _open_cross_encoder,
+            lambda model: model.predict([("A trial.", "A text.")], show_progress_bar=False),
+        )
     except UserError as error:
         raise UserError(f"judge {name}: {folder} does not load: {error}") from error
     if model.num_labels != 1:
@@ -194,6 +188,21 @@ def _load_cross_encoder(
         return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
 
     return Judge(name, scale, score)
+
+
+def _open_cross_encoder(folder: Path) -> "CrossEncoder":
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    model = CrossEncoder(
+        str(folder),
+        trust_remote_code=False,
+        local_files_only=True,
+        model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+        activation_fn=torch.nn.Identity(),
+    )
+    loading.check_weights(model, folder)
+    return model
 
 
 def cut_by_length(lengths: Sequence[int], factor: int = 1) -> Iterator[list[int]]:

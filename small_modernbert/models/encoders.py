@@ -200,17 +200,16 @@ def load_encoder(
     name = name or folder.name
     if not ((folder / "modules.json").exists() or (folder / "config.json").exists()):
         raise UserError(f"{name}: {folder} holds no model (no modules.json, no config.json)")
-    load = _load_static if _is_model2vec(folder) else _load_sentence_transformer
+    open_model = _load_static if _is_model2vec(folder) else _load_sentence_transformer
     try:
-        with loading.explained("model", folder):
-            loading.check_folder(folder)
-            encoder = load(folder, name, query_prompt, document_prompt)
-            # A model that cannot encode one text must not fail after an hour of others.
-            if not np.isfinite(encoder.encode_batch(["A trial."], "")).all():
-                raise ValueError("it gives NaN or infinity")
+        return loading.load(
+            "model",
+            folder,
+            lambda place: open_model(place, name, query_prompt, document_prompt),
+            lambda encoder: encoder.encode_batch(["A trial."], ""),
+        )
     except UserError as error:
         raise UserError(f"{name}: {folder} does not load: {error}") from error
-    return encoder
 
 
 def size_on_disk(folder: Path) -> int:
@@ -267,19 +266,10 @@ def _load_sentence_transformer(
     folder: Path, name: str, query_prompt: str, document_prompt: str
 ) -> Encoder:
     import torch
-    from sentence_transformers import SentenceTransformer
 
     if not (folder / "modules.json").exists():
         logger.info("%s: %s has no pooling of its own; the mean is taken", name, folder)
-    model = SentenceTransformer(
-        str(folder),
-        trust_remote_code=False,
-        local_files_only=True,
-        model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-    )
-    loading.check_weights(model, folder)
-    model.eval()
-
+    model = loading.open_sentence_transformer(folder)
     tables = {
         id(parameter): parameter.numel()
         for module in model.modules()

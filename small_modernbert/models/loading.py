@@ -7,25 +7,30 @@ to be none of that size, weights that are missing or not finite, tokens without 
 """
 
 import dataclasses
-import json
 import re
-import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from small_modernbert.runs import hub, storage
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
     from torch import nn
 
+Model = TypeVar("Model")
 CURE = "take the model from its source again, or point at another folder"
-SAFE = "save it with safetensors: model.save_pretrained(folder) of a current transformers"
+SAFE = (
+    'if you trust its source, write it anew: python -c "from sentence_transformers import '
+    "SentenceTransformer as S; S('{folder}').save('{folder}-safe')\""
+)
 # Sentence-transformers imports a module's type by its dotted path. Types that read further paths or
 # types from their own files (Router, WordEmbeddings, ...) are not among these.
 MODULES = frozenset(
@@ -40,7 +45,55 @@ _SIZES = re.compile(
 LEAST_SIZE = 4_096  # a size so small does no harm, whatever the tensors are
 LARGEST_NUMBER = 1 << 24  # positions, ids: anything that is no size of a tensor
 LARGEST_WEIGHT = 1e10  # beyond it a sum overflows; a flipped bit of an exponent gives 1e38
-HEADER_BYTES = 100_000_000  # the format's own bound
+
+
+def load(
+    what: str,
+    reference: Path | str,
+    open_model: Callable[[Path], Model],
+    trial: Callable[[Model], Any],
+    revision: str | None = None,
+) -> Model:
+    """Load a model: look at its folder, open it, have it encode one text.
+
+    A model that cannot encode one text must not fail after an hour of others.
+
+    Args:
+        what: it is to us: "student", "teacher".
+        reference: its folder, or a hub id.
+        open_model: from the folder to the model; checks the weights, see `check_weights`.
+        trial: from the model to what it makes of one text, as an array.
+        revision: of a hub id.
+
+    Raises:
+        UserError: it can't be had, or is not to be trusted; one line that names it.
+    """
+    with explained(what, reference):
+        folder = fetch(reference, revision)
+        check_folder(folder)
+        model = open_model(folder)
+        if not np.isfinite(np.asarray(trial(model))).all():
+            raise UserError(f"{folder} gives NaN or infinity; {CURE}")
+    return model
+
+
+def open_sentence_transformer(folder: Path) -> "SentenceTransformer":
+    """Open a folder with sentence-transformers: fp32, safetensors, no code, nothing fetched.
+
+    Raises:
+        UserError: the weights are not sound, or not those of the model.
+    """
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(
+        str(folder),
+        trust_remote_code=False,
+        local_files_only=True,
+        model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+    )
+    check_weights(model, folder)
+    return model.eval()
 
 
 def fetch(reference: Path | str, revision: str | None = None) -> Path:
@@ -133,23 +186,16 @@ def read_header(path: Path) -> dict[str, Tensor]:
         UserError: it has no header, or one that cannot be.
     """
     try:
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > min(HEADER_BYTES, path.stat().st_size):
-                raise ValueError(f"its header would have {length:,} bytes")
-            header = json.loads(stream.read(length))
-        found = {
-            name: Tensor(str(entry["dtype"]), tuple(entry["shape"]))
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-        if not all(type(n) is int and n >= 0 for one in found.values() for n in one.shape):
-            raise ValueError("a shape is none")
+        with safe_open(path, framework="np") as stored:
+            slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118
+            return {
+                name: Tensor(str(part.get_dtype()), tuple(part.get_shape()))
+                for name, part in slices.items()
+            }
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); {CURE}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, struct.error) as error:
+    except SafetensorError as error:
         raise UserError(f"{path} is no safetensors file ({error}); {CURE}") from None
-    return found
 
 
 def read_width(folder: Path) -> int:
@@ -207,7 +253,8 @@ def _check_pickles(folder: Path) -> None:
     for pattern in _PICKLES:
         for path in folder.rglob(pattern):
             if not any(path.parent.glob("*.safetensors")):
-                raise UserError(f"{path} is a pickle; only safetensors files are loaded; {SAFE}")
+                cure = SAFE.format(folder=folder)
+                raise UserError(f"{path} is a pickle; only safetensors files are loaded; {cure}")
 
 
 def _check_modules(folder: Path) -> list[Path]:

@@ -32,6 +32,7 @@ from small_modernbert.models.loading import (
     check_weights,
     explained,
     fetch,
+    load,
     read_header,
 )
 from small_modernbert.models.packed_encoder import PackedEncoder, output_width
@@ -183,25 +184,27 @@ def load_student(
         UserError: it is made of what cannot be trained here, or is damaged: weights that are
             missing, not finite, of other shapes than its configuration, or of something else.
     """
-    with explained("student", folder):
-        check_folder(folder)
-        parts = folders.read_modules(folder)
-        usage = folders.read_usage(folder, parts)
-        student = Student(
-            _load_transformer(parts.transformer, masked_lm),
-            _lower_casing(load_tokenizer(parts.transformer), usage.lower_case),
-            max_tokens,
-            folders.read_pooling(parts.pooling) if pooling == "student" else pooling,
-            parts.head,
-            parts.normalised,
-            usage,
-        )
-        check_weights(parts.head, folder)
-        limit = student.positions
-        if max_tokens > limit:
-            raise UserError(f"MAX_TOKENS: the student takes {limit:,} tokens, not {max_tokens:,}")
-        student.max_tokens = max_tokens or folders.read_max_tokens(parts.transformer, limit)
-        _try(student, folder)
+    return load("student", folder, lambda place: _open(place, pooling, max_tokens, masked_lm), _try)
+
+
+def _open(folder: Path, pooling: str, max_tokens: int, masked_lm: bool) -> Student:
+    parts = folders.read_modules(folder)
+    usage = folders.read_usage(folder, parts)
+    transformer = _load_transformer(parts.transformer, masked_lm)
+    check_weights(parts.head, folder)
+    student = Student(
+        transformer,
+        _lower_casing(load_tokenizer(parts.transformer), usage.lower_case),
+        max_tokens,
+        folders.read_pooling(parts.pooling) if pooling == "student" else pooling,
+        parts.head,
+        parts.normalised,
+        usage,
+    )
+    limit = student.positions
+    if max_tokens > limit:
+        raise UserError(f"MAX_TOKENS: the student takes {limit:,} tokens, not {max_tokens:,}")
+    student.max_tokens = max_tokens or folders.read_max_tokens(parts.transformer, limit)
     return student
 
 
@@ -296,13 +299,10 @@ def _lower_casing(tokenizer: PreTrainedTokenizerFast, wanted: bool) -> PreTraine
 
 
 @torch.inference_mode()
-def _try(student: Student, folder: Path) -> None:
-    """Encode one text: a student that cannot must not fail after an hour of preparations."""
+def _try(student: Student) -> torch.Tensor:
     ids = torch.tensor([student.backend.encode("A trial.").ids or [0]])
     hidden = student.body(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-    vector = student.head({"sentence_embedding": hidden.mean(dim=1)})["sentence_embedding"]
-    if not torch.isfinite(vector).all():
-        raise UserError(f"{folder} gives NaN or infinity; {CURE}")
+    return student.head({"sentence_embedding": hidden.mean(dim=1)})["sentence_embedding"]
 
 
 def _check_same(path: Path, model: nn.Module) -> None:

@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from small_modernbert.models.loading import check_folder, check_weights, explained
+from small_modernbert.models.loading import load, open_sentence_transformer
 from small_modernbert.models.projection import Projection
 from small_modernbert.models.prompts import Prompts
-from small_modernbert.runs import hub
 from small_modernbert.runs.errors import UserError
 
 
@@ -20,29 +19,22 @@ def load_teacher(reference: Path | str, revision: str | None = None) -> Sentence
     Raises:
         UserError: it does not load, or the hub cannot be reached.
     """
-    with explained("teacher", reference):
-        folder = Path(reference)
-        if isinstance(reference, str) and not folder.is_dir():
-            folder = hub.fetch_model(reference, revision)
-        check_folder(folder)
-        teacher = SentenceTransformer(
-            str(folder),
-            trust_remote_code=False,
-            local_files_only=True,
-            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+    return load("teacher", reference, _open, _try, revision)
+
+
+def _open(folder: Path) -> SentenceTransformer:
+    teacher = open_sentence_transformer(folder)
+    if not hasattr(teacher[0], "auto_model"):
+        raise UserError(
+            f"{folder} has no transformer to learn from (its first module is a "
+            f"{type(teacher[0]).__name__}); name another teacher"
         )
-        check_weights(teacher, folder)
-        if not hasattr(teacher[0], "auto_model"):
-            raise UserError(
-                f"{folder} has no transformer to learn from (its first module is a "
-                f"{type(teacher[0]).__name__}); name another teacher"
-            )
-        teacher.eval()
-        # A teacher that cannot encode one text must not fail after an hour of others.
-        token_ids(teacher, ["A trial."])
-        if not np.isfinite(teacher.encode(["A trial."], show_progress_bar=False)).all():
-            raise UserError(f"{folder} gives NaN or infinity; take another teacher")
     return teacher
+
+
+def _try(teacher: SentenceTransformer) -> np.ndarray:
+    token_ids(teacher, ["A trial."])
+    return teacher.encode(["A trial."], show_progress_bar=False)
 
 
 def token_ids(

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from small_modernbert.initialisation import donors, guide
-from small_modernbert.models import folders, projection
+from small_modernbert.models import folders, projection, students
 from small_modernbert.runs.errors import UserError
 
 Make = Callable[..., ModernBertModel]
@@ -375,8 +375,8 @@ def test_donor_from_a_folder(
     """A folder with a language-modelling head is read with it, a bare one without."""
     folders.write_transformer(tmp_path / "head", make_student(masked_lm=True), tokenizer, 64)
     folders.write_transformer(tmp_path / "bare", make_student(), tokenizer, 64)
-    with_head = donors.read_donor(donors.load_donor(tmp_path / "head", None))
-    bare = donors.read_donor(donors.load_donor(tmp_path / "bare", None))
+    with_head = donors.read_donor(students.load_donor(tmp_path / "head").transformer)
+    bare = donors.read_donor(students.load_donor(tmp_path / "bare").transformer)
     assert with_head.head_dense is not None
     assert with_head.decoder_bias is not None
     assert bare.head_dense is None
@@ -390,4 +390,4 @@ def test_unusable_donor_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="distilbert .*modernbert, bert, mpnet"):
         donors.read_donor(other)
     with pytest.raises(UserError, match=str(tmp_path)):
-        donors.load_donor(tmp_path, None)
+        students.load_donor(tmp_path)

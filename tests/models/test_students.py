@@ -1,6 +1,7 @@
 """Promises of students.py: what is saved loads everywhere, as what it was."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -409,3 +410,21 @@ def test_head_survives_masked_lm(tmp_path: Path, make_student: Make, folder: Pat
     assert (again.pooling, again.usage.prompts) == ("cls", {"query": "query: "})
     for name, tensor in make_student().state_dict().items():
         assert torch.equal(again.transformer.state_dict()[name], tensor), name
+
+
+def test_cure_for_a_pickled_layer_cures(
+    tmp_path: Path, teacher_folder: Path, texts: list[str]
+) -> None:
+    """Whoever obeys the message about a Dense layer in a pickle has a folder that loads."""
+    foreign = make_foreign(tmp_path / "foreign", teacher_folder)
+    place = foreign / "2_Dense"
+    torch.save(load_file(place / "model.safetensors"), place / "pytorch_model.bin")
+    (place / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"2_Dense/pytorch_model.bin is a pickle") as refused:
+        students.load_student(foreign)
+    (code,) = re.findall(r'python -c "(.*)"', str(refused.value))
+    exec(code, {})  # noqa: S102  the command that the message gives
+    student = students.load_student(Path(f"{foreign}-safe"))
+    wanted = SentenceTransformer(str(foreign), device="cpu").encode(texts, prompt="")
+    ours = student.encoder().encode_texts(texts, student.backend)
+    np.testing.assert_allclose(ours, wanted, atol=1e-5)
