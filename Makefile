@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup assets run run-main recipes bench test faults smoke search lint clean
+.PHONY: setup assets run run-main recipes bench test faults rehearse smoke search lint clean
 
 setup: $(VENV)/.ready
 
@@ -40,6 +40,9 @@ test: lint
 
 faults: setup
 	$(BIN)/python -m pytest tests/faults -m 'long or not long' --least-faults 200 $(ARGS)
+
+rehearse: setup
+	PYTHONPATH=tests $(BIN)/python -m rehearsal.rehearse $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

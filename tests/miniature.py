@@ -162,18 +162,20 @@ class Language:
             yield Document(((f"{goal} {solution}", "hellaswag-story"),), (pair,))
 
 
-def make_wordpiece_tokenizer(folder: Path, words: Sequence[str], max_length: int = 128) -> Path:
+def make_wordpiece_tokenizer(
+    folder: Path, words: Sequence[str], max_length: int = 128, entries: int | None = None
+) -> Path:
     """Save a lower-casing BERT WordPiece tokenizer that knows `words` and can spell any other.
 
-    The files are those of a published BERT: tokenizer.json, tokenizer_config.json, vocab.txt and
-    special_tokens_map.json.
+    No more than `entries` are kept. The files are those of a published BERT: tokenizer.json,
+    tokenizer_config.json, vocab.txt and special_tokens_map.json.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     pieces = [*WORDPIECE_SPECIAL, *".,:;!?'\"()-", *letters, *(f"##{letter}" for letter in letters)]
-    entries = list(dict.fromkeys([*pieces, *words]))
-    vocabulary = {entry: place for place, entry in enumerate(entries)}
+    known = list(dict.fromkeys([*pieces, *words]))[:entries]
+    vocabulary = {entry: place for place, entry in enumerate(known)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -188,7 +190,7 @@ def make_wordpiece_tokenizer(folder: Path, words: Sequence[str], max_length: int
     special = dict(zip(names, WORDPIECE_SPECIAL, strict=True))
     settings = {"do_lower_case": True, "tokenizer_class": "BertTokenizer"}
     storage.write_text(folder / "tokenizer.json", tokenizer.to_str())
-    storage.write_text(folder / "vocab.txt", "".join(f"{entry}\n" for entry in entries))
+    storage.write_text(folder / "vocab.txt", "".join(f"{entry}\n" for entry in known))
     storage.write_json(folder / "special_tokens_map.json", special)
     storage.write_json(
         folder / "tokenizer_config.json", {**settings, "model_max_length": max_length, **special}

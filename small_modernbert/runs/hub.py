@@ -52,12 +52,11 @@ def stream_rows(
     try:
         if not local:
             _knock()
-        stream, found = _open(id, config, split, None if local else revision)
-        missing = [column for column in columns if column not in found]
-        if missing:
+        stream, names = _open(id, config, split, None if local else revision)
+        if missing := [column for column in columns if column not in names]:
             raise UserError(
                 f"dataset {name}, split {split}: no column {', '.join(missing)}; it has: "
-                f"{', '.join(found)}; correct the columns in its row of the table of sources"
+                f"{', '.join(names)}; correct the columns in its row of the table of sources"
             )
         stream = stream.select_columns(list(columns))
         if shuffle_seed is not None:
@@ -153,15 +152,17 @@ def fetch_model(id: str, revision: str | None) -> Path:
     Raises:
         UserError: it can't be had; the message names `make run`.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    asked = {"revision": revision, "allow_patterns": MODEL_FILES, "tqdm_class": report.bar_class()}
     try:
         with cached_if_unreachable(id, revision):
-            bar = report.bar_class()
-            return Path(
-                snapshot_download(id, revision=revision, allow_patterns=MODEL_FILES, tqdm_class=bar)
-            )
+            folder = Path(snapshot_download(id, **asked))
+            # Out of reach, the folder is whatever was fetched before: a tokenizer alone, say.
+            if constants.HF_HUB_OFFLINE and not any(folder.glob("*.safetensors")):
+                raise ConnectionError("only a part of it is cached")
+            return folder
     except HFValidationError:
         raise UserError(f"{id!r} is neither a folder, a stage, nor a hub id") from None
     except Exception as error:  # whatever the hub's many libraries raise, with the cure
@@ -179,10 +180,14 @@ def explain(error: Exception, what: str, split: str = "") -> UserError:
     chain = list(causes(error))
     kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
     said = " ".join(str(error).split()) or type(error).__name__
-    if any("gated" in str(link).lower() for link in chain) or "GatedRepoError" in kinds:
+    # datasets tells by its words alone: "Dataset 'x/y' is a gated dataset on the Hub".
+    if "GatedRepoError" in kinds or any("is a gated" in str(link).lower() for link in chain):
         return UserError(
             f"{what} is gated: accept its terms on its page on the hub, then run: hf auth login"
         )
+    if kinds & _NO_REPOSITORY and "revision '" not in said.lower():
+        # The hub does not tell a stranger which of the two it is.
+        return UserError(f"{what} is not there, or is private; check the id, or run: hf auth login")
     if "unknown split" in said.lower() or "bad split" in said.lower():
         return UserError(f"{what} has no split {split!r} ({said})")
     if "BuilderConfig" in said or "config name" in said.lower():
@@ -207,9 +212,8 @@ _UNREACHABLE = {
     "SocketConnectBlockedError",
     "gaierror",
 }
-_NOT_THERE = {
-    "DatasetNotFoundError",
-    "RepositoryNotFoundError",
+_NO_REPOSITORY = {"DatasetNotFoundError", "RepositoryNotFoundError"}
+_NOT_THERE = _NO_REPOSITORY | {
     "RevisionNotFoundError",
     "EntryNotFoundError",
     "EmptyDatasetError",

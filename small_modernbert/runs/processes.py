@@ -191,31 +191,34 @@ def _share(task: Task, epoch: int, position: int, size: int) -> tuple[list[float
     import torch
     from torch import distributed
 
-    trained = [one for one in task.model.parameters() if one.requires_grad]
+    trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
     with torch.no_grad():
         _broadcast_all(trained)
     losses, tokens = _add_up(task, epoch, position, size)
-    used = [float(one.grad is not None) for one in trained]
+    used = [float(parameter.grad is not None) for parameter in trained]
     figures = torch.tensor([*losses, tokens, *used], dtype=torch.float64)
     distributed.reduce(figures, dst=0)
     gradients = torch.cat(
-        [(torch.zeros_like(one) if one.grad is None else one.grad).flatten() for one in trained]
+        [
+            (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten()
+            for parameter in trained
+        ]
     )
     distributed.reduce(gradients, dst=0)
-    pieces = gradients.split([one.numel() for one in trained])
+    pieces = gradients.split([parameter.numel() for parameter in trained])
     shares, (tokens, *used) = figures[: len(losses)].tolist(), figures[len(losses) :].tolist()
-    for one, piece, use in zip(trained, pieces, used, strict=True):
+    for parameter, piece, use in zip(trained, pieces, used, strict=True):
         # As alone: without a gradient from anywhere, an optimizer leaves a parameter as it is.
-        one.grad = piece.view_as(one) if use else None
+        parameter.grad = piece.view_as(parameter) if use else None
     return shares, int(tokens)
 
 
 def _broadcast_all(parameters: "list[torch.nn.Parameter]") -> None:
     import torch
 
-    flat = torch.cat([one.detach().flatten() for one in parameters])
+    flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
     _broadcast(flat)
     if rank():
-        pieces = flat.split([one.numel() for one in parameters])
-        for one, piece in zip(parameters, pieces, strict=True):
-            one.copy_(piece.view_as(one))
+        pieces = flat.split([parameter.numel() for parameter in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.copy_(piece.view_as(parameter))

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -55,18 +56,26 @@ def bar_class() -> Any:  # noqa: ANN401  a subclass of tqdm; naming it would imp
     class Bar(tqdm):
         def __init__(self, *given: Any, **named: Any) -> None:  # noqa: ANN401  tqdm's
             stream = _Stderr()
-            terminal = stream.isatty()
-            often = TERMINAL_SECONDS if terminal else FILE_SECONDS
+            self.terminal = stream.isatty()
+            self.often = TERMINAL_SECONDS if self.terminal else FILE_SECONDS
+            self.next_line = time.monotonic() + SHOW_AFTER_SECONDS
             ours = {
                 "file": stream,
                 "delay": SHOW_AFTER_SECONDS,
-                "mininterval": often,
-                "maxinterval": max(often, 10.0),
-                "dynamic_ncols": terminal,
+                "mininterval": self.often,
+                "maxinterval": max(self.often, 10.0),
+                "dynamic_ncols": self.terminal,
                 "leave": False,
                 "unit_scale": True,
             }
             super().__init__(*given, **(named | ours))
+
+        def display(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401  tqdm's
+            # Libraries refresh a bar as they like, a moment after its start, too.
+            if time.monotonic() < self.next_line:
+                return True
+            self.next_line = 0.0 if self.terminal else time.monotonic() + self.often
+            return super().display(*given, **named)
 
     return Bar
 

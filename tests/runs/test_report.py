@@ -100,6 +100,8 @@ def test_a_log_gets_lines_and_a_terminal_a_bar(
         return capsys.readouterr().err
 
     monkeypatch.setattr(report, "SHOW_AFTER_SECONDS", 0.0)
+    assert states(terminal=False).count("\n") == 1  # a line now and then, however many states
+    monkeypatch.setattr(report, "FILE_SECONDS", 0.0)
     lines = states(terminal=False)
     assert "\r" not in lines
     assert lines.count("counting") == len(lines.splitlines()) >= 3

@@ -1,0 +1,159 @@
+"""The full recipes, unchanged, against a hub on this machine: what `make rehearse` runs.
+
+    PYTHONPATH=tests python -m rehearsal.rehearse
+    PYTHONPATH=tests python -m rehearsal.rehearse --recipes small_v2 --keep
+
+Each recipe's own shell script runs at its full size: real ids, shapes and flags. Two things differ:
+HF_ENDPOINT names the made hub (made_hub.py), and a training takes a step instead of its epochs.
+What it shows is that the path is whole, up to a model that sentence-transformers loads; the figures
+of the models mean nothing, their teachers are random.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rehearsal import made_hub
+from rehearsal.local_hub import LocalHub
+
+from small_modernbert.runs import report, settings, storage
+from small_modernbert.runs.references import ROOT, runs_folder
+
+MAX_STEPS = "1"
+# The static model's own recipe is an offline one; this is `make run-main` and its benchmark.
+STATIC = """set -e
+python distil_model2vec.py
+python benchmark_hotpotqa.py --recipe model2vec --models static=distil_model2vec \
+  --reduced-teacher "" --retrieval NanoMSMARCO
+"""
+RECIPES = {
+    "small_v1": "sts_fine_tuning",
+    "small_v2": "sts_fine_tuning",
+    "small_v2_guide": "post_train_distilled_model",
+    "model2vec": "distil_model2vec",
+}
+LOAD = """import sys
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer(sys.argv[1], device="cpu")
+print(model.encode(["how do tides work", "a text"]).shape)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Timed:
+    """How one stage ended: exit code, wall and processor seconds, largest resident MiB.
+
+    Tokens are those of a training's last step; none for what trains nothing.
+    """
+
+    stage: str
+    exit_code: int
+    seconds: float
+    cpu: float
+    peak: int
+    tokens: int | None
+
+
+def main() -> int:
+    """Make the hub, run the recipes, load what they made, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--keep", action="store_true", help="keep the hub and the runs: gigabytes")
+    chosen = parser.parse_args()
+    work = runs_folder() / "rehearsal"
+    begun = time.monotonic()
+    if not (work / "hub" / "made").is_file():
+        storage.remove(work / "hub")
+        made_hub.make_data(work / "hub")
+        made_hub.make_models(work / "hub")
+        storage.write_text(work / "hub" / "made", "")
+    print(f"hub: made in {report.minutes(time.monotonic() - begun)}", flush=True)
+    code = 0
+    with LocalHub(work / "hub", made_hub.COMMITS) as hub:
+        for recipe in chosen.recipes:
+            code = code or rehearse(recipe, work, hub.endpoint)
+    if not chosen.keep and not code:
+        storage.remove(work)
+    print(
+        f"rehearsal: {'failed' if code else 'whole'} in {report.minutes(time.monotonic() - begun)}"
+    )
+    return code
+
+
+def rehearse(recipe: str, work: Path, endpoint: str) -> int:
+    """Run one recipe, print its stages, load its model; return an exit code."""
+    log = work / f"{recipe}.jsonl"
+    storage.remove(log)
+    binaries = work / "bin"
+    binaries.mkdir(parents=True, exist_ok=True)
+    stub = binaries / "python"
+    stub.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).resolve()}" time "$@"\n')
+    stub.chmod(0o755)
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(work / "home"),
+        "RUNS": str(work / "runs"),
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "REHEARSAL_LOG": str(log),
+    }
+    command = ["bash", "-c", STATIC] if recipe == "model2vec" else ["bash", f"recipes/{recipe}.sh"]
+    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    stages = [Timed(**json.loads(line)) for line in lines]
+    rows = [
+        (timed.stage, round(timed.seconds), round(timed.cpu), timed.peak, timed.tokens)
+        for timed in stages
+    ]
+    sums = [round(sum(getattr(timed, name) for timed in stages)) for name in ("seconds", "cpu")]
+    rows.append(("in all", *sums, None, None))
+    headers = (recipe, "seconds", "of processors", "peak MiB", "tokens a step")
+    print(report.table(headers, rows), flush=True)
+    if code:
+        return code
+    final = work / "runs" / recipe / RECIPES[recipe] / "final"
+    return subprocess.run(
+        [sys.executable, "-c", LOAD, str(final)], env=environment, check=False
+    ).returncode
+
+
+def time_stage(command: list[str]) -> int:
+    """Run a script as the recipe wrote it, a training for a step; note seconds and memory."""
+    constants = {constant.name for constant in settings.read_constants(ROOT / command[0])}
+    limit = ["--max-steps", MAX_STEPS] if "MAX_STEPS" in constants else []
+    begun = time.monotonic()
+    process = subprocess.Popen([sys.executable, *command, *limit], cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    seconds = time.monotonic() - begun
+    cpu = usage.ru_utime + usage.ru_stime
+    timed = Timed(command[0], code, seconds, cpu, usage.ru_maxrss >> 10, last_tokens(command))
+    with open(os.environ["REHEARSAL_LOG"], "a", encoding="utf-8") as log:
+        log.write(json.dumps(dataclasses.asdict(timed)) + "\n")
+    return code
+
+
+def last_tokens(command: list[str]) -> int | None:
+    """Return the tokens of the last step that a stage noted."""
+    if "--recipe" not in command:
+        return None
+    variant = command[command.index("--variant") + 1] if "--variant" in command else ""
+    stage = command[0].removesuffix(".py") + (f"@{variant}" if variant else "")
+    path = runs_folder() / command[command.index("--recipe") + 1] / stage / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    tokens = [json.loads(line).get("tokens") for line in lines]
+    return next((number for number in reversed(tokens) if number), None)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["time"]:
+        sys.exit(time_stage(sys.argv[2:]))
+    assert shutil.which("bash"), "the recipes are shell scripts"
+    sys.exit(main())
