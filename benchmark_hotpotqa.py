@@ -115,6 +115,10 @@ def find_inputs() -> tuple[dict[str, Path | str], dict[str, Path | str]]:
         add("static twin", STATIC_TWIN)
     if not RETRIEVAL:
         raise UserError("RETRIEVAL is empty; name at least one set: --retrieval NanoMSMARCO")
+    if repeated := next((name for name in RETRIEVAL if RETRIEVAL.count(name) > 1), None):
+        raise UserError(f"RETRIEVAL: {repeated!r} stands twice; name each set once")
+    if not 0 <= BM25_WEIGHT <= 1:
+        raise UserError(f"BM25_WEIGHT is {BM25_WEIGHT}; from 0 to 1: --bm25-weight 0.5")
     inputs = {f"model {label}": reference for label, reference in models.items()}
     cure = "run: python get_offline_assets.py"
     if RETRIEVAL_FOLDER:

@@ -97,7 +97,7 @@ def main() -> None:
             tokens["train"],
             vectors["train"],
             distillation.loss_function(OBJECTIVE, TEMPERATURE),
-            lambda: watched.measure(encoder, backend),
+            lambda: watched.measure(encoder, backend, prompts=student.prompts),
             tokens_per_batch=TOKENS_PER_BATCH,
             rows_per_batch=ROWS_PER_BATCH,
             seed=SEED,

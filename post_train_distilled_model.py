@@ -98,7 +98,7 @@ def main() -> None:
             train,
             tokens,
             loss_function(),
-            lambda: watched.measure(encoder, backend, measured),
+            lambda: watched.measure(encoder, backend, measured, student.prompts),
             weight_by="negatives" if OBJECTIVE == "margin_mse" else "rows",
             mix="mixed",
             # Only where the others' texts are negatives does a text that stands twice do harm.

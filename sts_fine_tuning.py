@@ -107,7 +107,7 @@ def main() -> None:
             train_tokens,
             splits.train.scores,
             graded_similarity.loss_function(OBJECTIVE, SCALE),
-            lambda: watched.measure(encoder, backend),
+            lambda: watched.measure(encoder, backend, prompts=student.prompts),
             tokens_per_batch=TOKENS_PER_BATCH,
             rows_per_batch=ROWS_PER_BATCH,
             seed=SEED,

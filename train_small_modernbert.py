@@ -95,7 +95,7 @@ def main() -> None:
             train,
             tokens,
             contrastive.mnrl(scale=SCALE),
-            lambda: watched.measure(encoder, backend),
+            lambda: watched.measure(encoder, backend, prompts=student.prompts),
             mix=MIX,
             tokens_per_batch=TOKENS_PER_BATCH,
             rows_per_batch=ROWS_PER_BATCH,

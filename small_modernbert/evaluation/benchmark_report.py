@@ -52,7 +52,8 @@ def write(folder: Path, made: Benchmark, remarks: Sequence[str] = ()) -> None:
     """
     where, rows = machine(), list(made.rows.values())
     results: dict[str, Any] = {
-        "quality": "nDCG@10 averaged over the retrieval sets",
+        "quality": "nDCG@10 averaged over these sets",
+        "averaged": metrics.independent_sets(each.name for each in made.sets),
         "machine": where,
         "sets": {each.name: each.counts for each in made.sets},
         "pairs": {each.name: len(each.gold) for each in made.pairs},
@@ -99,9 +100,10 @@ def markdown(made: Benchmark, where: dict[str, Any], remarks: Sequence[str] = ()
     sizes = "; ".join(
         f"{each.name}: {len(each.queries):,} queries, {len(each.documents):,}" for each in made.sets
     )
+    averaged = ", ".join(metrics.independent_sets(each.name for each in made.sets))
     parts = [
         "# Benchmark",
-        f"Quality is nDCG@10 averaged over the retrieval sets ({sizes} documents).",
+        f"Quality is nDCG@10, the mean over {averaged}. Sets: {sizes} documents.",
         summary_table(made),
         f"Speed on {where['device']}, {where['processor']}, {where['threads']} threads: a fixed "
         f"sample, tokenising included, median of {SPEED_REPEATS}.",

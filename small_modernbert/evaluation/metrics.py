@@ -3,7 +3,7 @@
 numpy only; scipy and scikit-learn are imported by the functions that use them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -132,11 +132,22 @@ def collapse(vectors: np.ndarray) -> dict[str, float]:
 
 
 def mean_ndcg(per_set: Mapping[str, Mapping[str, float]]) -> float:
-    """Return the quality that tables rank by: nDCG@10, averaged over sets, each weighing the same.
+    """Return the quality that tables rank by: nDCG@10, averaged over `independent_sets`.
 
     Raises:
         ValueError: there is no set.
     """
     if not per_set:
         raise ValueError("no retrieval set to average")
-    return float(np.mean([metrics["ndcg@10"] for metrics in per_set.values()]))
+    return float(np.mean([per_set[name]["ndcg@10"] for name in independent_sets(per_set)]))
+
+
+def independent_sets(names: Iterable[str]) -> list[str]:
+    """Return the sets without NanoBEIR's samples of sets that are there themselves.
+
+    NanoHotpotQA asks 50 of hotpotqa's questions: averaging both would count it twice.
+    """
+    names = list(names)
+    whole = {name.lower() for name in names if not name.startswith("Nano")}
+    sampled = {name for name in names if name.removeprefix("Nano").lower() in whole}
+    return [name for name in names if not (name.startswith("Nano") and name in sampled)]

@@ -4,7 +4,7 @@ Vectors are made once at the full width; a shorter dimension is their beginning,
 again (Matryoshka: Kusupati et al., arXiv 2205.13147).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +18,10 @@ from small_modernbert.data.token_store import TokenStore
 from small_modernbert.evaluation import metrics, search
 from small_modernbert.evaluation.dimensions import at, is_headline
 from small_modernbert.models.packed_encoder import PackedEncoder
+from small_modernbert.models.prompts import Prompts, Role
 from small_modernbert.models.vectors import normalise, shorten
+
+NO_PROMPTS = Prompts()
 
 
 class HeldOut(Protocol):
@@ -148,7 +151,11 @@ class Watched:
         return texts
 
     def measure(
-        self, encoder: PackedEncoder, tokenizer: Tokenizer, dimensions: Sequence[int] = ()
+        self,
+        encoder: PackedEncoder,
+        tokenizer: Tokenizer,
+        dimensions: Sequence[int] = (),
+        prompts: Prompts = NO_PROMPTS,
     ) -> dict[str, float]:
         """Encode everything once and measure it, at the full width and at shorter ones.
 
@@ -156,6 +163,8 @@ class Watched:
             encoder: the student.
             tokenizer: its tokenizer.
             dimensions: those to measure beside the full width.
+            prompts: what the student's folder puts before a query, a document and other texts;
+                the held-out rows are encoded as they train.
 
         Returns:
             What `held_out.figures` says; <pairs>_spearman or <pairs>_average_precision;
@@ -163,7 +172,7 @@ class Watched:
             effective_rank of the vectors, see `metrics.collapse`; and at each shorter dimension d
             the headlines as name/d.
         """
-        vectors = self._encode(encoder, tokenizer)
+        vectors = self._encode(encoder, tokenizer, prompts)
         figures = self._figures(vectors)
         # Held-out texts are distinct; without any, those of a set are the most.
         most = vectors.get("held out", max(vectors.values(), key=len, default=np.zeros((0, 1))))
@@ -177,16 +186,21 @@ class Watched:
                 figures |= {at(name, dimension): short[name] for name in short if is_headline(name)}
         return figures
 
-    def _encode(self, encoder: PackedEncoder, tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    def _encode(
+        self, encoder: PackedEncoder, tokenizer: Tokenizer, prompts: Prompts
+    ) -> dict[str, np.ndarray]:
+        def encode(texts: Iterable[str], role: Role) -> np.ndarray:
+            prompt = prompts.of(role)
+            return encoder.encode_texts([prompt + text for text in texts], tokenizer)
+
         vectors = {}
         if len(self.held_out):
             vectors["held out"] = self.held_out.encode(encoder, tokenizer)
         if self.pairs is not None:
-            texts = [*self.pairs.first, *self.pairs.second]
-            vectors["pairs"] = encoder.encode_texts(texts, tokenizer)
+            vectors["pairs"] = encode([*self.pairs.first, *self.pairs.second], "text")
         for each in self.sets:
-            vectors[f"queries {each.name}"] = encoder.encode_texts(each.queries, tokenizer)
-            vectors[f"documents {each.name}"] = encoder.encode_texts(each.documents, tokenizer)
+            vectors[f"queries {each.name}"] = encode(each.queries, "query")
+            vectors[f"documents {each.name}"] = encode(each.documents, "document")
         return vectors
 
     def _figures(self, vectors: dict[str, np.ndarray]) -> dict[str, float]:

@@ -36,6 +36,7 @@ from small_modernbert.models.loading import (
     read_header,
 )
 from small_modernbert.models.packed_encoder import PackedEncoder, output_width
+from small_modernbert.models.prompts import Prompts, choose_prompts
 from small_modernbert.runs import hub, storage
 from small_modernbert.runs.errors import UserError
 
@@ -81,6 +82,11 @@ class Student:
     def positions(self) -> int:
         """The longest input that the transformer takes, tokens."""
         return folders.positions_of(self.body)
+
+    @property
+    def prompts(self) -> Prompts:
+        """What the folder puts before a query, a document and any other text."""
+        return choose_prompts(self.usage.prompts, self.usage.default_prompt_name)
 
     @property
     def device(self) -> torch.device:

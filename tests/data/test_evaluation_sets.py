@@ -1,5 +1,7 @@
 """Promises of small_modernbert.data.evaluation_sets."""
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,107 @@ def test_fewer_queries_keep_all_documents(tmp_path: Path) -> None:
     assert (made.query_ids, len(made.documents)) == (["q1"], 3)
     assert made.relevant == {"q1": {"d1": 1}}
     assert made.counts["queries_left_out"] == 1
+
+
+# What people's sets look like: tables, and what is counted of them.
+FOUND_IN_THE_WILD = {
+    "a column of floats": ({"qrels": {"query-id": [1.0, 2.0], "corpus-id": [1.0, 2.0]}}, {}),
+    "floats spelt out": ({"qrels": {"query-id": ["1.0", "2.0"], "corpus-id": ["1", "2.0"]}}, {}),
+    "scores spelt out": (
+        {"qrels": {"query-id": [1, 2, 2], "corpus-id": [1, 2, 3], "score": ["1", "2", "0"]}},
+        {"irrelevant_judgements": 1},
+    ),
+    "a query twice": (
+        {"queries": {"_id": [1, 1, 2], "text": ["wet?", "wet?", "white?"]}},
+        {"repeated_queries": 1},
+    ),
+    "a document twice": (
+        {"corpus": {"_id": [1, 2, 3, 2], "text": ["rain", "snow", "sun", "snow"]}},
+        {"repeated_documents": 1},
+    ),
+    "a judgement twice": (
+        {"qrels": {"query-id": [1, 2, 2], "corpus-id": [1, 2, 2]}},
+        {},
+    ),
+    "a query that is not there": (
+        {"qrels": {"query-id": [1, 2, 9], "corpus-id": [1, 2, 3]}},
+        {"judgements_of_missing_queries": 1},
+    ),
+    "a query that nobody judged": (
+        {"queries": {"_id": [1, 2, 3], "text": ["wet?", "white?", "warm?"]}},
+        {"unjudged_queries": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND_IN_THE_WILD)
+def test_sets_as_they_are_found_are_read_and_counted(tmp_path: Path, name: str) -> None:
+    """Ids of any type are one, what stands twice counts once, and what is left out is counted."""
+    tables, counted = FOUND_IN_THE_WILD[name]
+    plain = {
+        "corpus": CORPUS | {"_id": [1, 2, 3]},
+        "queries": QUERIES | {"_id": [1, 2]},
+        "qrels": {"query-id": [1, 2], "corpus-id": [1, 2]},
+    }
+    made = evaluation_sets.load_retrieval_set(write(tmp_path, **(plain | tables)), "made")
+    assert (made.query_ids, made.document_ids) == (["1", "2"], ["1", "2", "3"])
+    assert (made.queries, list(made.documents)) == (QUERIES["text"], CORPUS["text"])
+    relevant = {query: set(answers) for query, answers in made.relevant.items()}
+    assert relevant == {"1": {"1"}, "2": {"2"}}
+    sizes = {"queries": 2, "documents": 3, "judgements": 2}
+    assert {name: count for name, count in made.counts.items() if count} == sizes | counted
+
+
+def test_a_judged_document_that_is_not_there_counts_as_missed(tmp_path: Path) -> None:
+    """As trec_eval has it: it stays relevant, nothing returns it, and the count is said."""
+    qrels = {"query-id": ["q1", "q1", "q2"], "corpus-id": ["d1", "d9", "d9"], "score": [2, 1, 3]}
+    made = evaluation_sets.load_retrieval_set(write(tmp_path, qrels=qrels), "made")
+    assert made.relevant == {"q1": {"d1": 2, "d9": 1}, "q2": {"d9": 3}}
+    assert made.counts["judgements_of_missing_documents"] == 2
+    assert made.graded
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("header", [True, False])
+def test_the_layout_of_beir_is_read(tmp_path: Path, packed: bool, header: bool) -> None:
+    """corpus.jsonl, queries.jsonl and qrels/test.tsv, compressed or not, or TREC's own qrels."""
+    folder = tmp_path / "mine"
+    qrels = ["query-id\tcorpus-id\tscore", "q1\td1\t2"] if header else ["q1 0 d1 2"]
+    corpus = [
+        {"_id": "d1", "title": "Weather", "text": "rain", "metadata": {}},
+        {"_id": "d2", "title": "", "text": "snow"},
+    ]
+    files = {
+        "corpus.jsonl": [json.dumps(row) for row in corpus],
+        "queries.jsonl": [json.dumps({"_id": "q1", "text": "wet?"})],
+        "qrels/test.tsv": qrels,
+    }
+    for name, lines in files.items():
+        path = folder / (name + ".gz" * packed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = "\ufeff" + "\r\n".join(lines) + "\r\n"  # as spreadsheets save it
+        path.write_bytes(gzip.compress(content.encode()) if packed else content.encode())
+    for place in (tmp_path, folder):  # the folder of the set, and the folder of all sets
+        assert evaluation_sets.list_retrieval_sets(place) == ["mine"]
+        assert evaluation_sets.has_retrieval_set(place, "mine")
+        made = evaluation_sets.load_retrieval_set(place, "mine")
+        assert list(made.documents) == ["Weather rain", "snow"]
+        assert made.relevant == {"q1": {"d1": 2}}
+
+
+def test_broken_files_of_beirs_layout_are_named(tmp_path: Path) -> None:
+    """A line that is no JSON, a column that is not there, a missing file: each by its name."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "wet?"}\n{')
+    with pytest.raises(UserError, match=r"queries\.jsonl, line 2 is no JSON"):
+        evaluation_sets.load_retrieval_set(tmp_path, "mine")
+    (folder / "queries.jsonl").write_text('{"id": "q1", "text": "wet?"}')
+    with pytest.raises(UserError, match="has no column '_id'; it has: id, text"):
+        evaluation_sets.load_retrieval_set(tmp_path, "mine")
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "wet?"}')
+    with pytest.raises(UserError, match=r"corpus\.jsonl is not there"):
+        evaluation_sets.load_retrieval_set(tmp_path, "mine")
 
 
 @pytest.mark.parametrize(

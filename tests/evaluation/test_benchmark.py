@@ -395,6 +395,93 @@ def test_the_speed_sample_is_fixed_by_the_seed(world: Path) -> None:
     assert benchmark.speed_sample(sets, 7, 1000, seed=2) != (documents, queries)
 
 
+def test_a_search_that_finds_nothing_has_no_row(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no query shares a word with a document, the report says so instead of zeros."""
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    folder = tmp_path / "silent"
+    tables = {
+        "corpus": {"_id": ["d1", "d2"], "text": ["rain", "snow"]},
+        "queries": {"_id": ["q1"], "text": ["sun"]},
+        "qrels": {"query-id": ["q1"], "corpus-id": ["d1"]},
+    }
+    for part, columns in tables.items():
+        (folder / part).mkdir(parents=True)
+        pq.write_table(pa.table(columns), folder / part / "silent.parquet")
+    more = ["--retrieval", "silent", "--retrieval-folder", str(folder), "--static-twin", ""]
+    settings.run(load_script("benchmark_hotpotqa").__dict__, flags(world, *more))
+    final = tmp_path / "made" / "benchmark_hotpotqa" / "final"
+    results = json.loads((final / "results.json").read_text())
+    assert not any("BM25" in row["label"] for row in results["rows"])
+    assert "no query of silent shares a word" in results["remarks"][0]
+    assert "no row of BM25: no query of silent" in (final / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--top-k", "0"], "--top-k 5"),
+        (["--lines", "-1"], "--lines 6"),
+        (["--bm25-weight", "2"], "--bm25-weight 0.5"),
+        (["--question", " \t"], "QUESTION is blank"),
+        (["--passages", "nowhere.parquet"], "nowhere.parquet is not there"),
+    ],
+)
+def test_try_it_refuses_in_one_line(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: list[str],
+    message: str,
+) -> None:
+    """What cannot be obeyed is said before anything is loaded, with the flag that works."""
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    arguments = ["--model", str(world / "student"), "--question", "rain", *change]
+    with pytest.raises(SystemExit) as stop:
+        settings.run(load_script("try_it").__dict__, arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "question", ["\udcff", "\x00", "unheard of", "rain " * 50_000, "\u0000\ud800"]
+)
+def test_try_it_answers_whatever_is_asked(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    question: str,
+) -> None:
+    """Bytes that are no text, words nobody knows, and a book are answered with passages."""
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    arguments = ["--model", str(world / "student"), "--recipe", "made", "--top-k", "500"]
+    arguments += ["--passages", str(world / "retrieval" / "corpus"), "--question", question]
+    settings.run(load_script("try_it").__dict__, arguments)
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) >= 60 and max(map(len, shown.splitlines())) < 400
+
+
+def test_try_it_searches_by_words_too(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A word that the model has never seen still finds its passage, unless it is asked not to."""
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    texts = [" ".join(WORDS[row : row + 4]) for row in range(8)] + ["xylograph of a boat"]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "passages.parquet")
+    arguments = ["--model", str(world / "student"), "--recipe", "made", "--top-k", "1"]
+    arguments += ["--passages", str(tmp_path / "passages.parquet"), "--question", "xylograph hill"]
+    for weight, wanted in (("0.9", True), ("0", False)):
+        settings.run(load_script("try_it").__dict__, [*arguments, "--bm25-weight", weight])
+        assert ("xylograph of" in capsys.readouterr().out) == wanted
+
+
 def test_try_it_answers_a_question(
     world: Path,
     tmp_path: Path,

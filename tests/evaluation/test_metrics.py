@@ -1,5 +1,6 @@
 """Promises of small_modernbert.evaluation.metrics."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -83,6 +84,54 @@ def test_metrics_equal_trec_eval(
         assert ours[mine] == pytest.approx(oracle, abs=1e-9), mine
     oracle = np.mean([first[query]["recip_rank"] for query in made.query_ids])
     assert ours["mrr@10"] == pytest.approx(oracle, abs=1e-9)
+
+
+def test_missing_documents_and_own_ids_count_as_in_trec_eval() -> None:
+    """A judged document that the corpus lacks lowers the figures; an own id is never ranked."""
+    random = np.random.default_rng(7)
+    made = make_set(12, 40, seed=3)
+    relevant = {query: dict(grades) for query, grades in made.relevant.items()}
+    relevant["q0"]["d99"] = 3.0
+    relevant["q1"] = {"d98": 2.0}
+    ids = [f"q{row}" if row < 5 else f"d{row}" for row in range(40)]
+    for query in relevant:
+        relevant[query] = {d: g for d, g in relevant[query].items() if d not in ("d0", "d1")} or {
+            "d30": 1.0
+        }
+    made = dataclasses.replace(made, relevant=relevant, document_ids=ids)
+    query_vectors, document_vectors = unit(random, 12, 6), unit(random, 40, 6)
+    query_vectors[:5] = document_vectors[:5]  # each would find itself first
+    ours = metrics.ranking_metrics(search.rank(made, query_vectors, document_vectors).rows, made)
+    run = {
+        query: {d: float(s) for d, s in zip(ids, row, strict=True) if d != query}
+        for query, row in zip(made.query_ids, query_vectors @ document_vectors.T, strict=True)
+    }
+    qrels = {query: {d: int(g) for d, g in grades.items()} for query, grades in relevant.items()}
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut_10", "map_cut_100"}).evaluate(run)
+    for mine, name in (("ndcg@10", "ndcg_cut_10"), ("map@100", "map_cut_100")):
+        oracle = np.mean([theirs[query][name] for query in made.query_ids])
+        assert ours[mine] == pytest.approx(oracle, abs=1e-9), mine
+
+
+def test_quality_counts_no_set_twice() -> None:
+    """NanoBEIR's sample of a set that is there itself is shown, and not averaged."""
+    per_set = {
+        name: {"ndcg@10": value}
+        for name, value in (("NanoMSMARCO", 0.4), ("NanoHotpotQA", 0.9), ("hotpotqa", 0.6))
+    }
+    assert metrics.mean_ndcg(per_set) == pytest.approx(0.5)
+    assert metrics.independent_sets(["sciq", "NanoSciQ2", "boolq"]) == [
+        "sciq",
+        "NanoSciQ2",
+        "boolq",
+    ]
+
+
+def test_agreement_is_of_the_first_ten() -> None:
+    """The share of the teacher's documents that are found, whatever their order."""
+    teacher = np.array([[0, 1, 2, 3], [4, 5, -1, -1], [-1, -1, -1, -1]])
+    ours = np.array([[3, 9, 1, 8], [4, 7, 6, 0], [1, 2, 3, 4]])
+    assert metrics.ranking_agreement(ours, teacher) == pytest.approx((0.5 + 0.5 + 1) / 3)
 
 
 def test_spearman_and_average_precision() -> None:

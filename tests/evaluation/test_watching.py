@@ -1,0 +1,44 @@
+"""Promises of small_modernbert.evaluation.watching."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from miniature import Language
+from transformers import ModernBertModel, PreTrainedTokenizerFast
+
+from small_modernbert.data.token_store import TokenStore
+from small_modernbert.evaluation import metrics, search
+from small_modernbert.evaluation.watching import HeldOutTexts, Watched
+from small_modernbert.models import encoders
+from small_modernbert.models.folders import Usage
+from small_modernbert.models.students import Student
+
+NOTHING = HeldOutTexts(TokenStore(np.zeros(0, np.int32), np.zeros(1, np.int64)), np.zeros((0, 8)))
+
+
+@pytest.mark.parametrize("named", [(), ("query",), ("query", "document")])
+def test_figures_while_training_are_those_of_the_saved_folder(
+    tmp_path: Path,
+    make_student: Callable[..., ModernBertModel],
+    language: Language,
+    tokenizer: PreTrainedTokenizerFast,
+    named: tuple[str, ...],
+) -> None:
+    """What a run selects by is what the benchmark says of its folder, prompts included."""
+    usage = Usage(prompts={name: f"{language.words[40]} " for name in named})
+    student = Student(make_student(), tokenizer, 64, usage=usage)
+    made = language.retrieval_set("made")
+    watched = Watched(NOTHING, sets=[made])
+    figures = watched.measure(student.encoder(), student.backend, prompts=student.prompts)
+    student.save(tmp_path)
+    encoder = encoders.load_encoder(tmp_path)
+    hits = search.rank(
+        made, encoder.encode_queries(made.queries), encoder.encode_documents(made.documents)
+    )
+    wanted = metrics.ranking_metrics(hits.rows, made)["ndcg@10"]
+    assert figures["made_ndcg@10"] == pytest.approx(wanted, abs=1e-6)
+    plain = watched.measure(student.encoder(), student.backend)
+    unlike = plain["effective_rank"] != pytest.approx(figures["effective_rank"])
+    assert unlike == ("document" in named)  # it is of the documents

@@ -1,0 +1,138 @@
+"""Promises of small_modernbert.models.encoders: whose vectors, and which models are one."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from miniature import Language, make_teacher
+
+from small_modernbert.evaluation import metrics, search
+from small_modernbert.models import encoders
+from small_modernbert.models.vectors import normalise
+
+PROMPTS = {"query": "what is the ", "document": "this has a "}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT of sentence-transformers, without prompts."""
+    language = Language()
+    return make_teacher(tmp_path_factory.mktemp("plain"), language.words, language.topics)
+
+
+def change(folder: Path, name: str, **values: Any) -> None:  # noqa: ANN401  JSON
+    """Change values of a JSON file, which may not be there yet."""
+    path = folder / name
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(stored | values))
+
+
+def with_prompts(plain: Path, folder: Path, **values: Any) -> Path:  # noqa: ANN401  JSON
+    """Copy a model and give it prompts, or other values of config_sentence_transformers.json."""
+    shutil.copytree(plain, folder)
+    change(folder, "config_sentence_transformers.json", **values)
+    return folder
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "length": lambda folder: change(folder, "sentence_bert_config.json", max_seq_length=16),
+    "prompt": lambda folder: change(
+        folder, "config_sentence_transformers.json", prompts={"query": "q: "}
+    ),
+    "pooling": lambda folder: change(folder, "1_Pooling/config.json", include_prompt=False),
+    "special tokens": lambda folder: change(folder, "special_tokens_map.json", mask_token="[X]"),
+    "tokenizer": lambda folder: change(folder, "tokenizer_config.json", do_lower_case=False),
+    "added tokens": lambda folder: change(folder, "added_tokens.json", new=999),
+    "vocabulary": lambda folder: (folder / "vocab.txt").write_text("other\n"),
+    "weights": lambda folder: (folder / "model.safetensors").write_bytes(b"other"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_whatever_encode_uses_makes_another_model(plain: Path, tmp_path: Path, name: str) -> None:
+    """Two copies that encode unlike in any way never share a vector on disk."""
+    copy = tmp_path / "copy"
+    shutil.copytree(plain, copy)
+    assert encoders.digest_model(copy) == encoders.digest_model(plain)
+    CHANGES[name](copy)
+    assert encoders.digest_model(copy) != encoders.digest_model(plain)
+
+
+def test_what_encode_does_not_use_makes_none(plain: Path, tmp_path: Path) -> None:
+    """A card, the record of a run, another export and mined pairs leave the model what it is."""
+    copy = tmp_path / "copy"
+    shutil.copytree(plain, copy)
+    for name in ("README.md", "run.json", "onnx/model.json", "pairs/pairs.json", "plot.png"):
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text("{}")
+    assert encoders.digest_model(copy) == encoders.digest_model(plain)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prompts": PROMPTS},
+        {"prompts": PROMPTS | {"all": "they are "}, "default_prompt_name": "all"},
+        {"prompts": {"passage": "this has a "}},  # E5's name for it
+        {"prompts": {"s": "they are "}, "default_prompt_name": "s"},
+    ],
+)
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_prompts_are_those_of_sentence_transformers(
+    plain: Path, tmp_path: Path, values: dict[str, Any], include_prompt: bool
+) -> None:
+    """Queries, documents and other texts get the vectors of the model's own three functions."""
+    from sentence_transformers import SentenceTransformer
+
+    folder = with_prompts(plain, tmp_path / "model", **values)
+    if not include_prompt:
+        change(folder, "1_Pooling/config.json", include_prompt=False)
+    language = Language(3)
+    texts = [language.passage().text for _ in range(12)] + ["", "rain"]
+    encoder = encoders.load_encoder(folder)
+    model = SentenceTransformer(str(folder), device="cpu")
+    for ours, theirs in (
+        (encoder.encode_queries, model.encode_query),
+        (encoder.encode_documents, model.encode_document),
+        (encoder.encode, model.encode),
+    ):
+        np.testing.assert_allclose(ours(texts), normalise(theirs(texts)), atol=1e-4)
+
+
+@pytest.mark.parametrize("in_folder", [True, False])
+def test_figures_are_those_of_sentence_transformers(
+    plain: Path, tmp_path: Path, in_folder: bool
+) -> None:
+    """A model with prompts, in its folder or given, scores what its own evaluator says."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.evaluation import (
+        InformationRetrievalEvaluator,
+    )
+
+    folder = with_prompts(plain, tmp_path / "model", **({"prompts": PROMPTS} if in_folder else {}))
+    made = Language(5).retrieval_set("made")
+    given = () if in_folder else (PROMPTS["query"], PROMPTS["document"])
+    encoder = encoders.load_encoder(folder, "model", *given)
+    hits = search.rank(
+        made, encoder.encode_queries(made.queries), encoder.encode_documents(made.documents)
+    )
+    ours = metrics.ranking_metrics(hits.rows, made)
+    evaluator = InformationRetrievalEvaluator(
+        dict(zip(made.query_ids, made.queries, strict=True)),
+        dict(zip(made.document_ids, made.documents, strict=True)),
+        {query: set(answers) for query, answers in made.relevant.items()},
+        accuracy_at_k=[10],
+        query_prompt=None if in_folder else PROMPTS["query"],
+        corpus_prompt=None if in_folder else PROMPTS["document"],
+    )
+    theirs = evaluator(SentenceTransformer(str(folder), device="cpu"))
+    for name in ("ndcg@10", "map@100", "recall@10", "mrr@10"):
+        assert ours[name] == pytest.approx(theirs[f"cosine_{name}"], abs=1e-4), name
+    without = encoders.load_encoder(plain)
+    assert not np.allclose(
+        without.encode_queries(made.queries), encoder.encode_queries(made.queries), atol=1e-3
+    )
