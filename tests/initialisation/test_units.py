@@ -1,0 +1,72 @@
+"""Promises of units.py: what says nothing goes unnoticed, and the mean of the rest stays."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertModel, ModernBertModel
+
+from small_modernbert.initialisation import units
+from small_modernbert.runs.errors import UserError
+
+
+def sequences() -> list[np.ndarray]:
+    """Return token ids of some texts."""
+    random = np.random.default_rng(2)
+    return [random.integers(5, 60, size=3 + row % 7).astype(np.int32) for row in range(20)]
+
+
+def load(folder: Path) -> BertModel:
+    """Load the tiny teacher's transformer."""
+    return BertModel.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def states(model: BertModel) -> torch.Tensor:
+    """Return the last hidden states of all the texts' tokens."""
+    return torch.cat(
+        [
+            model(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).last_hidden_state[0]
+            for ids in sequences()
+        ]
+    )
+
+
+def test_constant_units_go_unnoticed(teacher_folder: Path) -> None:
+    """Units that give one number on every token are taken out first, and nothing changes."""
+    model = load(teacher_folder)
+    width = model.config.intermediate_size
+    with torch.no_grad():
+        for layer in model.encoder.layer:
+            layer.intermediate.dense.weight[::3] = 0
+            layer.intermediate.dense.bias[::3] = 1.5
+    wanted = states(model)
+    kept = width - len(range(0, width, 3))
+    share = units.keep_units(model, sequences(), kept)
+    assert share == pytest.approx(1, abs=1e-6)
+    assert model.config.intermediate_size == kept
+    torch.testing.assert_close(states(model), wanted, atol=1e-4, rtol=0)
+
+
+def test_a_cut_model_reloads(teacher_folder: Path, tmp_path: Path) -> None:
+    """Fewer units than say something change the states a little, and are saved as they are."""
+    model = load(teacher_folder)
+    wanted = states(model)
+    share = units.keep_units(model, sequences(), model.config.intermediate_size // 2)
+    assert 0.5 < share < 1
+    cut = states(model)
+    assert 0 < (cut - wanted).abs().mean() < wanted.abs().mean()
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(states(load(tmp_path)), cut, atol=1e-5, rtol=0)
+
+
+def test_what_cannot_be_cut(
+    teacher_folder: Path, make_student: Callable[..., ModernBertModel]
+) -> None:
+    """Another family, or more units than there are, is refused by name."""
+    with pytest.raises(UserError, match="not out of a modernbert"):
+        units.keep_units(make_student(), sequences(), 8)
+    with pytest.raises(UserError, match="FFN_UNITS is 9999"):
+        units.keep_units(load(teacher_folder), sequences(), 9_999)
