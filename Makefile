@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup assets run run-main recipes bench test faults rehearse smoke search lint clean
+.PHONY: setup assets run run-main recipes bench gpu-check test faults rehearse smoke search lint clean
 
 setup: $(VENV)/.ready
 
@@ -28,6 +28,9 @@ recipes: assets
 
 bench: assets
 	$(BIN)/python bench/run_all.py $(ARGS)
+
+gpu-check: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" python bench/gpu_check.py $(ARGS)
 
 search: setup
 	$(BIN)/python try_it.py $(ARGS)

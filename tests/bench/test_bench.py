@@ -459,7 +459,7 @@ def test_growth_is_judged_against_the_cheapest_size() -> None:
     assert [each["verdict"] for each in script.judge("mlm/pre_train", flat)] == ["met", "met"]
 
 
-@pytest.mark.parametrize("name", [*SCRIPTS, "run_all"])
+@pytest.mark.parametrize("name", [*SCRIPTS, "run_all", "gpu_check"])
 def test_help_shows_every_constant(name: str) -> None:
     """--help needs nothing heavy, and shows each constant with its comment."""
     finished = run_process(["-X", "importtime", f"bench/{name}.py", "--help"]).check()
@@ -471,6 +471,44 @@ def test_help_shows_every_constant(name: str) -> None:
         assert constant.help, f"{constant.name} has no comment"
         assert f"--{constant.name.lower().replace('_', '-')}" in finished.output
     assert finished.output.split("╭")[0].count(f"python bench/{name}.py") >= 2
+
+
+def test_without_a_gpu_there_is_nothing_to_check() -> None:
+    """`make gpu-check` says that there is no GPU, and ends well."""
+    command = ["-c", "import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''; import runpy, sys;"]
+    command[1] += "sys.argv = ['gpu_check.py']; sys.path.insert(0, 'bench');"
+    command[1] += "runpy.run_path('bench/gpu_check.py', run_name='__main__')"
+    finished = run_process(command).check()
+    assert finished.output.startswith("no GPU here") and not finished.errors
+
+
+def test_attention_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any device half precision is held against single precision, and what differs is said."""
+    script = load("gpu_check")
+    assert [row[-1] for row in script.check_attention()] == ["equal", "equal"]
+    monkeypatch.setattr(script, "TOLERANCE", 0.0)
+    assert [row[-1] for row in script.check_attention()] == ["NOT EQUAL", "NOT EQUAL"]
+
+
+def test_gpu_check_times_every_stage(
+    source: Path, wordpiece_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each stage has its rate and its share of the peak; what went wrong stands in the report."""
+    script = load("gpu_check")
+    kernels = [["attention", "flash-attn", 0.5, "NOT EQUAL"]]
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    places = {inputs.TEXT: source, inputs.TEACHER: wordpiece_folder}
+    monkeypatch.setattr(inputs, "locate", places.get)
+    small = {"PRESET": "offline", "TOKENS": 32, "TEXTS": 40, "STEPS": 2}
+    for name, value in (small | {"SEQUENCES": 2, "ROWS_PER_BATCH": 8}).items():
+        monkeypatch.setattr(script, name, value)
+    stages = script.run_stages(tmp_path)
+    assert set(stages) == {"MLM pre-training", "labelling", "distillation", "encoding"}
+    rates = {"fp32": 1e12, "bf16": 2e12}
+    rows = [script.line(name, stage, rates) for name, stage in stages.items()]
+    assert all(tokens > 60 and pace > 0 for _, tokens, pace, *_ in rows)
+    text = script.markdown(kernels, rows, "finished after 1 s", rates, 1.0)
+    assert "| distillation" in text and "NOT EQUAL" in text and "finished after 1 s" in text
 
 
 def test_all_scripts_are_run() -> None:
