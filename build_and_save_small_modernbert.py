@@ -18,7 +18,7 @@ from small_modernbert.runs import references, settings, stages
 
 # Shape: a 0 keeps the preset's value
 PRESET: Literal[  # where the shape starts; architecture.py has them with their sources
-    "small-v1", "small-v1-384", "small-v2", "small-v2-wide", "offline"
+    "small-v1", "small-v1-384", "small-v2", "small-v2-8k", "small-v2-wide", "offline"
 ] = "small-v2"
 NUM_LAYERS: int = 0  # depth
 HIDDEN_SIZE: int = 0  # width of the residual stream and of the embedding

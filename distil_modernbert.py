@@ -24,8 +24,12 @@ STUDENT: list[str] = ["mlm/pre_train", "train_small_modernbert"]  # the first st
 LABELS: str = "create_distil_dataset"  # the label shards, likewise
 
 # Objective
-OBJECTIVE: Literal["mse", "cosine", "kl"] = "mse"  # vectors, their directions, or their ranking
+OBJECTIVE: Literal["mse", "cosine", "kl"] = (
+    "mse"  # raw vectors up to one scale, their directions alone, or their ranking in the batch
+)
 TEMPERATURE: float = 0.05  # of the in-batch similarities; kl only
+TRAIN_WITH_PROMPTS: bool = True  # the teacher's, by each text's role; the saved student keeps them
+CUT_ALIKE: bool = False  # training texts to what the teacher read of them at most
 
 # Training
 EPOCHS: int = 2  # passes over the labels
@@ -72,7 +76,7 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.data import evaluation_sets, labels, token_store
+        from small_modernbert.data import evaluation_sets, labels
         from small_modernbert.evaluation import watching
         from small_modernbert.models import precision, students
         from small_modernbert.training import distillation, loop
@@ -82,9 +86,9 @@ def main() -> None:
         student.to(precision.default_device())
         found.check_width(student.width)
         encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
-        backend = student.backend
+        student.prompts = distillation.choose_prompts(found, student, TRAIN_WITH_PROMPTS)
+        tokens = distillation.tokenise(stage, found, student, CUT_ALIKE)
         held_out_rows = min(HELD_OUT_ROWS, found.counts["held_out"])
-        tokens = token_store.store_splits(stage, "labels", found.texts, backend)
         with stage.shared("labels", "vectors") as cache:
             vectors = {split: found.vectors(split, cache / f"{split}.f16") for split in tokens}
         sets = evaluation_sets.load_named(VALIDATION_SETS, set_folder or None)
@@ -97,7 +101,7 @@ def main() -> None:
             tokens["train"],
             vectors["train"],
             distillation.loss_function(OBJECTIVE, TEMPERATURE),
-            lambda: watched.measure(encoder, backend, prompts=student.prompts),
+            lambda: watched.measure(encoder, student.backend, prompts=student.prompts),
             tokens_per_batch=TOKENS_PER_BATCH,
             rows_per_batch=ROWS_PER_BATCH,
             seed=SEED,

@@ -34,7 +34,11 @@ NEGATIVES: int = 0  # of a row at most, those that the judge scores highest; 0 =
 # Objective
 OBJECTIVE: Literal["margin_mse", "mnrl", "kl"] = "margin_mse"  # margins, the positive, the ranking
 DIMENSIONS: list[int] = [384, 256, 128, 64]  # trained at once; none = the full width alone
-MARGIN_SCALE: float = 1.0  # cosine margin for a margin of 1 of the judge, who says 0 to 1
+MARGINS: Literal["auto", "scores", "logits"] = (
+    "auto"  # of the judge's scores from 0 to 1, or of the logits under them; auto: logits of a
+    # cross-encoder, whose sigmoid makes 9 and 7 one thing; scores of a bi-encoder, its cosines
+)
+MARGIN_SCALE: float = 0.0  # cosine margin for one of 1; 0 = 1 of scores, 0.05 of logits
 SCALE: float = 20.0  # inverse temperature of the cosines; mnrl only
 TEMPERATURE: float = 0.05  # of the student's cosines; kl only
 JUDGE_TEMPERATURE: float = 0.1  # of the judge's scores; kl only, 0.05 suits a bi-encoder's cosines
@@ -97,7 +101,7 @@ def main() -> None:
             encoder,
             train,
             tokens,
-            loss_function(),
+            loss_function(stage.record.facts["judge"]["margin_scale"]),
             lambda: watched.measure(encoder, backend, measured, student.prompts),
             weight_by="negatives" if OBJECTIVE == "margin_mse" else "rows",
             mix="mixed",
@@ -140,17 +144,20 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
     from small_modernbert.data import evaluation_sets, examples, triplets
     from small_modernbert.evaluation import watching
     from small_modernbert.runs.errors import UserError
+    from small_modernbert.training import contrastive
 
     place = inputs.get("sentence pairs")
     path = place if isinstance(place, Path) else None
     pairs = evaluation_sets.load_sentence_pairs(STS, path, "validation") if STS else None
     sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
     found = triplets.open_triplets(inputs["triplets"])
+    logits = OBJECTIVE == "margin_mse" and contrastive.takes_logits(MARGINS, found.scale)
     dev, _ = examples.collect(examples.from_judged(found.rows("dev")))
+    dev = contrastive.with_logits(dev) if logits else dev
     watched = watching.Watched(watching.HeldOutTriplets(dev.with_negatives()), pairs, sets)
     rows = examples.from_judged(found.rows("train"))
     train, dropped = examples.collect(rows, watched.texts())
-    read = len(train)
+    train, read = contrastive.with_logits(train) if logits else train, len(train)
     if NEGATIVES:
         train = train.hardest(NEGATIVES)
     if OBJECTIVE != "mnrl":
@@ -161,7 +168,12 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
             f"{found.folder} has no row to train on (dropped: {dropped or 'none'}; without a "
             f"negative: {read:,}); {found.cure}"
         )
-    stage.record.facts["judge"] = {"name": found.judge, "scale": found.scale}
+    stage.record.facts["judge"] = {
+        "name": found.judge,
+        "scale": found.scale,
+        "margins": "logits" if logits else "scores",
+        "margin_scale": MARGIN_SCALE or (contrastive.LOGIT_MARGIN if logits else 1.0),
+    }
     stage.record.rows = {
         "train": len(train),
         "negatives": len(train.negatives),
@@ -173,12 +185,12 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
     return train, watched
 
 
-def loss_function() -> "Loss":
-    """Return the objective, at every dimension."""
+def loss_function(margin_scale: float) -> "Loss":
+    """Return the objective, at every dimension; `margin_scale` is what MARGIN_SCALE stands for."""
     from small_modernbert.training import contrastive
 
     if OBJECTIVE == "margin_mse":
-        loss = contrastive.margin_mse(scale=MARGIN_SCALE)
+        loss = contrastive.margin_mse(scale=margin_scale)
     elif OBJECTIVE == "kl":
         loss = contrastive.score_kl(temperature=TEMPERATURE, judge_temperature=JUDGE_TEMPERATURE)
     else:

@@ -90,12 +90,17 @@ def main() -> None:
         backend = student.backend
         key = f"{stage.record.inputs}{student.max_tokens}"
         tokens = store(train.texts, backend, stage.scratch / "tokens", key)
+
+        def measure() -> dict[str, float]:
+            figures = watched.measure(encoder, backend, prompts=student.prompts)
+            return figures | {"sequential_score": watched.sequential_score(figures)}
+
         task = contrastive.ContrastiveTask(
             encoder,
             train,
             tokens,
             contrastive.mnrl(scale=SCALE),
-            lambda: watched.measure(encoder, backend, prompts=student.prompts),
+            measure,
             mix=MIX,
             tokens_per_batch=TOKENS_PER_BATCH,
             rows_per_batch=ROWS_PER_BATCH,

@@ -6,11 +6,14 @@ Writes: final/, the model with its head (best by held-out loss); checkpoints/, m
     python mlm/pre_train.py
     python mlm/pre_train.py --recipe offline --max-steps 100 --sequence-tokens 512
     torchrun --nproc-per-node 2 mlm/pre_train.py --accumulate 2
-    python mlm/pre_train.py --variant long --student mlm/pre_train --sequence-tokens 8192 \
-        --global-rope-theta 160000 --learning-rate 3e-4 --mixture finewiki=2 msmarco=0.2
+    python mlm/pre_train.py --variant long --student mlm/pre_train \
+        --corpus mlm/create_dataset@long --sequence-tokens 8192 --sequences-per-batch 2 \
+        --learning-rate 3e-4 --mixture finewiki=2 msmarco=0.2
 
-The last line is context extension, a second phase: longer sequences, a slower global rope, a rate,
-a decay and a mixture of sources of its own.
+The last one is context extension, a second phase: a corpus cut at the new length (made by
+mlm/create_dataset.py --variant long --max-tokens 8192), longer sequences, a rate, a decay and a
+mixture of sources of its own, and, for a student that was made with a rotary base of 10,000,
+--global-rope-theta 160000.
 Under torchrun, as any training script, it deals a step's ACCUMULATE batches out to the processes.
 The recipe is the ModernBERT paper's (arXiv 2412.13663, section 2.2). Predictions are computed at
 masked positions only; the decoder is the embedding table.
@@ -74,11 +77,14 @@ def main() -> None:
 
         torch.manual_seed(SEED)  # a bare student gets a fresh head
         student = students.load_student(student_folder, masked_lm=True)
+        taken = student.max_tokens
         student.extend_context(SEQUENCE_TOKENS, GLOBAL_ROPE_THETA)
         student.to(precision.default_device())
         backend = student.cut_at(SEQUENCE_TOKENS)
         texts = open_corpus(corpus)
         tokens = token_store.store_splits(stage, "corpus", texts.texts, backend)
+        weights = masked_lm.mixture_weights(MIXTURE, texts.sources()) if MIXTURE else None
+        masked_lm.check_extension(tokens["train"].lengths, weights, taken, SEQUENCE_TOKENS)
         task = masked_lm.MaskedTask(
             student.transformer,
             student.tokenizer,
@@ -89,7 +95,7 @@ def main() -> None:
             probability=MASKING,
             precision=precision.settle(stage, PRECISION, student.device),
             seed=SEED,
-            weights=masked_lm.mixture_weights(MIXTURE, texts.sources()) if MIXTURE else None,
+            weights=weights,
         )
         optimizer, plan = loop.prepare(
             globals(),

@@ -24,10 +24,12 @@ class TokenStore:
     Attributes:
         ids: `(tokens,)` int32, memory-mapped.
         offsets: `(texts + 1,)` int64; text i is `ids[offsets[i]:offsets[i + 1]]`.
+        cut: texts that were longer than the tokenizer keeps.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
+    cut: int = 0
 
     @property
     def lengths(self) -> np.ndarray:
@@ -47,9 +49,15 @@ class TokenStore:
 
 def tokenise(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """Yield each text's token ids, int32, special tokens included."""
+    for ids, _ in _encode(texts, tokenizer):
+        yield ids
+
+
+def _encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, bool]]:
+    """Yield each text's token ids, and whether it is longer than they are."""
     for group in _groups(texts):
         for encoding in tokenizer.encode_batch_fast(group):
-            yield np.asarray(encoding.ids, dtype=np.int32)
+            yield np.asarray(encoding.ids, dtype=np.int32), bool(encoding.overflowing)
 
 
 def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -59,7 +67,7 @@ def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def store_splits(
-    stage: Stage, name: str, texts: Callable[[str], Iterable[str]], tokenizer: Tokenizer
+    stage: Stage, name: str, texts: Callable[[str], Iterable[str]], tokenizer: Tokenizer, *more: str
 ) -> dict[str, TokenStore]:
     """Tokenise an input of a stage, once for all the stages of its recipe.
 
@@ -68,9 +76,9 @@ def store_splits(
         name: of the input.
         texts: split -> its texts.
         tokenizer: from `load_backend`; its own JSON, the length included, is part of the key.
+        more: what else decides the texts.
     """
-    own = tokenizer.to_str()
-    with stage.shared(name, "tokens", own) as folder:
+    with stage.shared(name, "tokens", tokenizer.to_str(), *more) as folder:
         return {
             split: store(texts(split), tokenizer, folder / split, "by the folder's name")
             for split in ("train", "held_out")
@@ -90,14 +98,15 @@ def store(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, key: str) ->
     if opened is None:
         storage.remove(folder)
         folder.mkdir(parents=True)
-        offsets = [0]
+        offsets, number = [0], 0
         with (folder / "ids.int32").open("wb") as stream:
-            for ids in tokenise(texts, tokenizer):
+            for ids, is_cut in _encode(texts, tokenizer):
                 stream.write(ids.tobytes())
                 offsets.append(offsets[-1] + len(ids))
+                number += is_cut
         np.save(folder / "offsets.npy", np.asarray(offsets, dtype=np.int64))
         storage.fsync_tree(folder)
-        facts = {"key": key, "texts": len(offsets) - 1, "tokens": offsets[-1]}
+        facts = {"key": key, "texts": len(offsets) - 1, "tokens": offsets[-1], "cut": number}
         storage.write_json(folder / READY, facts)
         opened = _reopen(folder, key)
     if opened is None:
@@ -126,7 +135,7 @@ def _reopen(folder: Path, key: str) -> TokenStore | None:
         return None
     plausible = (
         offsets.dtype == np.int64
-        and type(facts.get("texts")) is int
+        and type(facts.get("texts")) is type(facts.get("cut")) is int
         and offsets.shape == (facts["texts"] + 1,)
         and offsets[0] == 0
         and 4 * int(offsets[-1]) == size
@@ -137,4 +146,4 @@ def _reopen(folder: Path, key: str) -> TokenStore | None:
         return None
     if size == 0:
         return TokenStore(np.zeros(0, dtype=np.int32), offsets)
-    return TokenStore(np.memmap(path, dtype=np.int32, mode="r"), offsets)
+    return TokenStore(np.memmap(path, dtype=np.int32, mode="r"), offsets, facts["cut"])

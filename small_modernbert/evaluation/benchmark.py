@@ -204,7 +204,7 @@ class Benchmark:
         self._score(row, store, store)
         for pairs in self.pairs:
             halves = np.split(store.read(pairs.name, "pairs"), 2)
-            row.pairs[pairs.name] = metrics.pair_figure(*halves, pairs)[1]
+            row.pairs[pairs.name] = [*metrics.pair_figures(*halves, pairs).values()][-1]
         self._teacher = encoder if label == TEACHER else None
         del encoder
         gc.collect()

@@ -17,7 +17,7 @@ def at(name: str, dimension: int) -> str:
 
 def is_headline(name: str) -> bool:
     """Say whether a figure is worth a column: a quality, and not a single set's."""
-    others = ("ndcg@10", "judge_scale", "mean_cosine", "effective_rank")
+    others = ("ndcg@10", "judge_scale", "_pearson", "mean_cosine", "effective_rank")
     return name == "retrieval_ndcg@10" or not name.endswith(others)
 
 

@@ -3,6 +3,7 @@
 numpy only; scipy and scikit-learn are imported by the functions that use them.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -68,6 +69,14 @@ def ranking_agreement(ranking: np.ndarray, wanted: np.ndarray, depth: int = 10) 
     return float(np.mean(shares))
 
 
+def pearson(scores: Sequence[float] | np.ndarray, gold: Sequence[float] | np.ndarray) -> float:
+    """Return the linear correlation with gold scores; NaN where one side has one value alone."""
+    sides = np.stack([np.asarray(scores, dtype=np.float64), np.asarray(gold, dtype=np.float64)])
+    sides -= sides.mean(axis=1, keepdims=True)
+    lengths = np.linalg.norm(sides, axis=1)
+    return float(sides[0] @ sides[1] / lengths.prod()) if lengths.all() else math.nan
+
+
 def spearman(scores: Sequence[float] | np.ndarray, gold: Sequence[float] | np.ndarray) -> float:
     """Return the rank correlation of a model's scores with people's, from -1 to 1."""
     from scipy.stats import spearmanr
@@ -89,18 +98,24 @@ def pair_scores(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->i", first, second, dtype=np.float32)
 
 
-def pair_figure(first: np.ndarray, second: np.ndarray, pairs: SentencePairs) -> tuple[str, float]:
-    """Return the figure of a set of sentence pairs, by its name: of scores, or of labels.
+def pair_figures(first: np.ndarray, second: np.ndarray, pairs: SentencePairs) -> dict[str, float]:
+    """Return the figures of a set of sentence pairs by name, the one that counts last.
 
     Args:
         first: `(pairs, width)` unit vectors of one side.
         second: of the other.
         pairs: the set.
+
+    Returns:
+        pearson and spearman of scores; average_precision of labels.
     """
     cosines = pair_scores(first, second)
-    if pairs.graded:
-        return "spearman", spearman(cosines, pairs.gold)
-    return "average_precision", average_precision(cosines, pairs.gold)
+    if not pairs.graded:
+        return {"average_precision": average_precision(cosines, pairs.gold)}
+    return {
+        "pearson": pearson(cosines, pairs.gold),
+        "spearman": spearman(cosines, pairs.gold),
+    }
 
 
 def collapse(vectors: np.ndarray) -> dict[str, float]:

@@ -167,7 +167,8 @@ class Watched:
                 the held-out rows are encoded as they train.
 
         Returns:
-            What `held_out.figures` says; <pairs>_spearman or <pairs>_average_precision;
+            What `held_out.figures` says; <pairs>_pearson and <pairs>_spearman, or
+            <pairs>_average_precision;
             <set>_ndcg@10 for each set, and retrieval_ndcg@10, their mean; mean_cosine and
             effective_rank of the vectors, see `metrics.collapse`; and at each shorter dimension d
             the headlines as name/d.
@@ -185,6 +186,17 @@ class Watched:
                 short = self._figures(cut)
                 figures |= {at(name, dimension): short[name] for name in short if is_headline(name)}
         return figures
+
+    def sequential_score(self, figures: dict[str, float]) -> float:
+        """Return what sentence-transformers' SequentialEvaluator calls the score: the last part's.
+
+        The parts are the held-out rows, the sentence pairs and the retrieval sets, in this order.
+
+        Args:
+            figures: from `measure`.
+        """
+        names = [name for name in figures if "/" not in name and is_headline(name)]
+        return figures[names[-1]] if names else float("nan")
 
     def _encode(
         self, encoder: PackedEncoder, tokenizer: Tokenizer, prompts: Prompts
@@ -208,8 +220,8 @@ class Watched:
         if len(self.held_out):
             figures |= self.held_out.figures(vectors["held out"])
         if self.pairs is not None:
-            name, value = metrics.pair_figure(*np.split(vectors["pairs"], 2), self.pairs)
-            figures[f"{self.pairs.name}_{name}"] = value
+            of_pairs = metrics.pair_figures(*np.split(vectors["pairs"], 2), self.pairs)
+            figures |= {f"{self.pairs.name}_{name}": value for name, value in of_pairs.items()}
         scores = []
         for each in self.sets:
             sides = (vectors[f"{side} {each.name}"] for side in ("queries", "documents"))

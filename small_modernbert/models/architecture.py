@@ -71,6 +71,8 @@ PRESETS = {
     "small-v1-384": Shape(6, 384, 576),
     # Deep and narrow, the second generation: 6 heads.
     "small-v2": Shape(12, 384, 768),
+    # The same for whole documents: mlm/pre_train.py extends a small-v2 to as much, too.
+    "small-v2-8k": Shape(12, 384, 768, max_position_embeddings=8192),
     # Granite R2's ablation: wide FFN, 12 heads of 32, better on long documents.
     "small-v2-wide": Shape(12, 384, 1536, head_dim=32),
     # Minutes on two CPU cores, narrower than a 384-d teacher, and with heads as wide as that

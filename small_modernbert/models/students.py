@@ -6,7 +6,7 @@ trains `encoder(...).model`, and saves it; what it does not train goes through u
 it cannot carry is refused by name.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,12 @@ class Student:
     def prompts(self) -> Prompts:
         """What the folder puts before a query, a document and any other text."""
         return choose_prompts(self.usage.prompts, self.usage.default_prompt_name)
+
+    @prompts.setter
+    def prompts(self, prompts: Prompts) -> None:
+        named = {name: prompt for name, prompt in vars(prompts).items() if prompt}
+        default = "text" if prompts.text else None
+        self.usage = replace(self.usage, prompts=named, default_prompt_name=default)
 
     @property
     def device(self) -> torch.device:

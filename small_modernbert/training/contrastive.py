@@ -7,7 +7,7 @@ one packed pass, or, cached, in several small ones with the same gradient.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, get_args
 
@@ -22,6 +22,9 @@ from small_modernbert.models.packing import cut_by_tokens, pack
 from small_modernbert.training import losses
 from small_modernbert.training.batches import Epoch, Mix, plan_epoch
 
+# Cosine margin for a margin of one logit: rerankers answer with some -10 to 10, so the widest
+# margin asks for 1 and the student's cosines have room for all of them.
+LOGIT_MARGIN = 0.05
 logger = logging.getLogger(__name__)
 
 
@@ -53,6 +56,34 @@ def mnrl(*, scale: float) -> Loss:
         return losses.multiple_negatives(anchors, positives, negatives, scale)
 
     return loss
+
+
+def takes_logits(margins: Literal["auto", "scores", "logits"], scale: str) -> bool:
+    """Say whether margins are taken of the logits under a judge's scores.
+
+    A cross-encoder's answer is a logit, and its sigmoid is flat at both ends: of logits 9 and 7 it
+    leaves a margin of 0.001, of 8 and -8 one of 0.999. A bi-encoder's score is a cosine, which is
+    what the student's is.
+
+    Args:
+        margins: "auto" takes logits of a cross-encoder.
+        scale: what a score is, see `triplets.Triplets`.
+    """
+    return margins == "logits" or (margins == "auto" and scale == "sigmoid")
+
+
+def with_logits(examples: Examples) -> Examples:
+    """Return examples whose judge's scores are logits again; a score of 0 or 1 becomes +-13.8."""
+
+    def logits(scores: np.ndarray) -> np.ndarray:
+        inside = np.clip(scores.astype(np.float64), 1e-6, 1 - 1e-6)
+        return np.log(inside / (1 - inside)).astype(np.float32)
+
+    return replace(
+        examples,
+        positive_scores=logits(examples.positive_scores),
+        negative_scores=logits(examples.negative_scores),
+    )
 
 
 def margin_mse(*, scale: float) -> Loss:

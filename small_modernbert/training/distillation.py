@@ -1,18 +1,22 @@
 """Distillation into a student from stored vectors: batches, losses, held-out measures."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
-from small_modernbert.data.token_store import TokenStore
+from small_modernbert.data.labels import Labels
+from small_modernbert.data.token_store import TokenStore, store_splits
 from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.packing import pack
 from small_modernbert.models.packing import plan_batches as plan
+from small_modernbert.models.prompts import Prompts
+from small_modernbert.models.students import Student
+from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.stages import Stage
 from small_modernbert.training import losses
 
 logger = logging.getLogger(__name__)
@@ -31,11 +35,105 @@ def loss_function(
             return losses.kl(student, teacher, temperature)
 
         return ranking
-    if objective == "mse":
-        # Student and reduced teacher are saved with a Normalize module: what they give is compared.
-        # Without it a fresh student spends its steps on coming down from a length of 16 to 1.
-        return lambda student, teacher: losses.mse(nn.functional.normalize(student), teacher)
-    return losses.cosine
+    return losses.mse if objective == "mse" else losses.cosine
+
+
+def choose_prompts(found: Labels, student: Student, wanted: bool) -> Prompts:
+    """Return the prompts that the student is trained with, and is to be used with.
+
+    Args:
+        found: the labels; the teacher's prompts by role are kept with them.
+        student: its own prompts count where the teacher had none.
+        wanted: whether to train with prompts at all.
+
+    Raises:
+        UserError: the student leaves prompts out of its pooling, which is not trained here.
+    """
+    if not wanted:
+        return Prompts()
+    prompts = Prompts(**found.index.get("prompts", {})) or student.prompts
+    if prompts and not student.usage.include_prompt:
+        raise UserError(
+            "the student's pooling leaves prompts out, which can't be trained here; train it "
+            "without: --no-train-with-prompts"
+        )
+    return prompts
+
+
+def prompted(found: Labels, split: str, prompts: Prompts) -> Iterator[str]:
+    """Yield the texts of a split with the prompt of each one's role in front."""
+    if not prompts:
+        yield from found.texts(split)
+        return
+    for text, role in zip(found.texts(split), found.column(split, "role"), strict=True):
+        yield prompts.of(role) + text
+
+
+def tokenise(stage: Stage, found: Labels, student: Student, alike: bool) -> dict[str, TokenStore]:
+    """Tokenise the labelled texts for the student, prompts in front; say what is cut.
+
+    Args:
+        stage: that trains.
+        found: its input "labels".
+        student: with the prompts to train with.
+        alike: whether texts are cut to what the teacher read at most.
+    """
+    limit = student.max_tokens
+    if alike:
+        limit = min(limit, found.index.get("max_tokens", limit))
+    prompts = student.prompts
+    tokens = store_splits(
+        stage,
+        "labels",
+        lambda split: prompted(found, split, prompts),
+        student.cut_at(limit),
+        *([str(prompts)] if prompts else []),
+    )
+    stage.record.facts["prompts"] = vars(prompts)
+    stage.record.facts["lengths"] = compare_lengths(found, tokens["train"], limit)
+    return tokens
+
+
+def compare_lengths(found: Labels, tokens: TokenStore, student_tokens: int) -> dict[str, Any]:
+    """Say how many texts the student cuts where the teacher read on, and the other way round.
+
+    Lengths are counted by the student's tokenizer, limits are each model's own; where these have
+    different tokenizers the second figure is near, not exact.
+
+    Args:
+        found: the labels, with what the teacher read at most.
+        tokens: of the training texts, as the student reads them.
+        student_tokens: that the student reads at most.
+
+    Returns:
+        The figures, for run.json.
+    """
+    teacher_tokens = found.index.get("max_tokens")
+    figures = {
+        "teacher_tokens": teacher_tokens,
+        "student_tokens": student_tokens,
+        "cut_by_student": tokens.cut,
+    }
+    if teacher_tokens is None:
+        return figures
+    texts = f"of {len(tokens):,} texts"
+    if student_tokens > teacher_tokens:
+        longer = int((tokens.lengths > teacher_tokens).sum()) if found.index.get("cut") else 0
+        figures["longer_than_teacher"] = longer
+        if longer:
+            logger.warning(
+                "%s %s are longer than the %s tokens that their teacher read: the student reads on "
+                "where the label says nothing; cut them for both with: --cut-alike",
+                *(f"{longer:,}", texts, f"{teacher_tokens:,}"),
+            )
+    elif tokens.cut and student_tokens < teacher_tokens:
+        logger.warning(
+            "%s %s are cut to the %s tokens that the student reads, and their teacher read up to "
+            "%s; label what both read: python create_distil_dataset.py --max-tokens %s --overwrite",
+            *(f"{tokens.cut:,}", texts, f"{student_tokens:,}", f"{teacher_tokens:,}"),
+            student_tokens,
+        )
+    return figures
 
 
 class DistillationTask:

@@ -324,9 +324,10 @@ class _Run:
 
     def evaluate(self) -> None:
         """Measure the model, note the figures, and keep the weights if they are the best."""
-        plan, progress = self.plan, self.progress
+        plan, progress, begin = self.plan, self.progress, time.perf_counter()
         with _undone_if_interrupted():
             figures = self.task.evaluate()
+        seconds = time.perf_counter() - begin
         with signals.deferred():
             if plan.select_by and plan.select_by not in figures:
                 raise UserError(
@@ -335,7 +336,12 @@ class _Run:
                 )
             self.stage.write_metrics(step=progress.step, **figures)
             text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-            logger.info("step %s: %s", f"{progress.step:,}", text)
+            epoch = progress.epoch + progress.position / max(
+                len(self.task.epoch(progress.epoch)), 1
+            )
+            logger.info(
+                "step %s, epoch %.2f: %s (%.1f s)", f"{progress.step:,}", epoch, text, seconds
+            )
             if progress.step:
                 guards.check_collapse(progress, figures)
             else:

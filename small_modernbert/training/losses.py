@@ -14,12 +14,17 @@ FEWEST_ROWS = 3  # that a ranking of each one's others needs
 
 
 def mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Squared distance to the teacher's vector, the student's length included.
+    """Squared distance of the student's raw vectors to the teacher's, up to one common scale.
 
-    Summed over dimensions, not averaged as torch's MSELoss does: the value then does not shrink
-    with the width, and 2 - 2 cos is its value for a unit-length student.
+    What a student pools is some sixteen times longer than a unit vector, and its model ends with a
+    normalisation, so the length itself is nothing to learn: the batch is brought to the teacher's
+    root mean square length first. What is left beside the direction is that the student's vectors
+    must be equally long, as the teacher's are; on vectors of unit length this is 2 - 2 cos, twice
+    `cosine`. Summed over dimensions, not averaged as torch's MSELoss does: the value then does not
+    shrink with the width.
     """
-    return (student - teacher).square().sum(dim=1).mean()
+    scale = (teacher.square().sum() / student.square().sum().clamp_min(1e-12)).sqrt()
+    return (scale * student - teacher).square().sum(dim=1).mean()
 
 
 def cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

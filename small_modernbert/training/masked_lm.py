@@ -1,5 +1,6 @@
 """Masked-language modelling over packed batches, with predictions at masked positions only."""
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -16,6 +17,7 @@ from small_modernbert.runs.errors import UserError
 from small_modernbert.training.cross_entropy import linear_cross_entropy
 from small_modernbert.training.masking import IGNORED, mask_tokens
 
+logger = logging.getLogger(__name__)
 HELD_OUT_EPOCH = 2**31  # masks of the held-out texts: one fixed draw that no training pass uses
 
 
@@ -134,6 +136,40 @@ class MaskedTask:
             count += len(wanted)
         count = max(count, 1)
         return {"held_out_loss": loss / count, "masked_accuracy": right / count}
+
+
+def check_extension(lengths: np.ndarray, weights: np.ndarray | None, before: int, now: int) -> None:
+    """Refuse to teach a student longer sequences with texts that are none.
+
+    A packed sequence is many texts, each from position 0: without a text longer than those that the
+    student has read, no position beyond them ever occurs.
+
+    Args:
+        lengths: `(texts,)` tokens of each training text, cut at `now`.
+        weights: `(texts,)` how often it comes in a pass; None = once.
+        before: tokens that the student takes.
+        now: those of a sequence, and what it shall take.
+
+    Raises:
+        UserError: no text that is trained on is longer than `before`, and `now` is.
+    """
+    if now <= before:
+        return
+    longer = lengths > before
+    if weights is not None:
+        longer &= weights > 0
+    if not longer.any():
+        raise UserError(
+            f"SEQUENCE_TOKENS is {now:,} and the student takes {before:,}, but no training text is "
+            f"longer than that (the longest has {int(lengths.max(initial=0)):,}): no position "
+            "beyond would be learnt. Cut a corpus for it: python mlm/create_dataset.py --variant "
+            f"long --max-tokens {now}, and give it: --corpus mlm/create_dataset@long; or keep "
+            f"--sequence-tokens {before}"
+        )
+    logger.info(
+        "%s of %s training texts are longer than the %s tokens that the student has read so far",
+        *(f"{int(longer.sum()):,}", f"{len(lengths):,}", f"{before:,}"),
+    )
 
 
 def mixture_weights(mixture: Sequence[str], sources: Sequence[str]) -> np.ndarray:

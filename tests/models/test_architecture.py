@@ -21,6 +21,7 @@ from small_modernbert.runs.errors import UserError
         ("small-v1", 6, 256, 1024, 4),
         ("small-v1-384", 6, 384, 576, 6),
         ("small-v2", 12, 384, 768, 6),
+        ("small-v2-8k", 12, 384, 768, 6),
         ("small-v2-wide", 12, 384, 1536, 12),
         ("offline", 4, 256, 384, 8),
     ],
@@ -30,7 +31,7 @@ def test_presets(name: str, layers: int, width: int, units: int, heads: int) -> 
     shape = PRESETS[name]
     assert (shape.num_hidden_layers, shape.hidden_size, shape.geglu_units) == (layers, width, units)
     assert shape.num_attention_heads == heads
-    assert len(PRESETS) == 5
+    assert len(PRESETS) == 6
 
 
 def test_heads_must_fill_the_width() -> None:

@@ -127,7 +127,10 @@ def test_margins_at_every_dimension(
     record = record_of(stage)
     before, after = record["metrics"]["before"], record["metrics"]["after"]
     assert after["judge_spearman"] > before["judge_spearman"] + 0.1
-    assert record["facts"]["judge"] == {"name": "words", "scale": "cosine"}
+    assert record["facts"]["judge"] == {
+        **{"name": "words", "scale": "cosine"},
+        **{"margins": "scores", "margin_scale": 1.0},
+    }
     assert record["rows"]["without_negatives"] == BARE
     assert record["rows"]["train"] == TRAIN
     table = storage.read_json(stage / "final" / "dimensions.json", "")

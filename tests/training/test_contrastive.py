@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 import torch
 from miniature import Language
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.evaluation import SequentialEvaluator
+from sentence_transformers.sentence_transformer.evaluation import (
+    EmbeddingSimilarityEvaluator,
+    TripletEvaluator,
+)
 from tokenizers import Tokenizer
 from torch.nn import functional
-from transformers import ModernBertModel
+from transformers import ModernBertModel, PreTrainedTokenizerFast
 
 from small_modernbert.data import examples
 from small_modernbert.data.evaluation_sets import SentencePairs
@@ -19,7 +25,7 @@ from small_modernbert.data.pairs import Pair
 from small_modernbert.data.token_store import TokenStore, tokenise
 from small_modernbert.evaluation import watching
 from small_modernbert.evaluation.dimensions import check_dimensions
-from small_modernbert.models import vectors
+from small_modernbert.models import students, vectors
 from small_modernbert.models.loading import load_backend
 from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.runs.errors import UserError
@@ -506,3 +512,78 @@ def test_tokens_must_be_those_of_the_texts(
         ContrastiveTask(
             PackedEncoder(make_student()), data, tokens, OBJECTIVES["mnrl"], dict, seed=0, **BUDGET
         )
+
+
+def test_margins_of_a_cross_encoder_are_of_its_logits() -> None:
+    """Logits come back out of the sigmoid, so 9 and 7 stay apart; a bi-encoder's cosines stay."""
+
+    def sigmoid(*logits: float) -> list[float]:
+        return [1 / (1 + np.exp(-logit)) for logit in logits]
+
+    assert contrastive.takes_logits("auto", "sigmoid")
+    assert not contrastive.takes_logits("auto", "cosine")
+    assert not contrastive.takes_logits("scores", "sigmoid")
+    judged = [Row("a", "b", ["c", "d"], "s", *sigmoid(9), sigmoid(7, -8))]
+    scored = examples.collect(judged)[0]
+    found = contrastive.with_logits(scored)
+    assert found.positive_scores == pytest.approx([9], abs=1e-2)
+    assert found.negative_scores == pytest.approx([7, -8], abs=1e-2)
+    ends = contrastive.with_logits(examples.collect([Row("a", "b", ["c"], "s", 1.0, [0.0])])[0])
+    assert np.isfinite([*ends.positive_scores, *ends.negative_scores]).all()
+    # What each asks of a student whose cosines are 0.6, 0.5 and -0.2.
+    vectors = {"a": (1.0, 0.0), "b": (0.6, 0.8), "c": (0.5, 0.75**0.5), "d": (-0.2, 0.96**0.5)}
+    anchors, positives = (torch.tensor([vectors[name]]) for name in "ab")
+    negatives = torch.tensor([vectors["c"], vectors["d"]])
+
+    def loss(rows: Examples, scale: float) -> float:
+        owners = torch.tensor([0, 0])
+        scores = (torch.from_numpy(rows.positive_scores), torch.from_numpy(rows.negative_scores))
+        judge = contrastive.Judged(owners, *scores)
+        return float(contrastive.margin_mse(scale=scale)(anchors, positives, negatives, judge))
+
+    by_logits = (0.1 - 0.05 * 2) ** 2 + (0.8 - 0.05 * 17) ** 2
+    assert loss(found, contrastive.LOGIT_MARGIN) == pytest.approx(by_logits / 2, abs=1e-3)
+    by_scores = (0.1 - 0.00079) ** 2 + (0.8 - 0.99954) ** 2
+    assert loss(scored, 1.0) == pytest.approx(by_scores / 2, abs=1e-4)
+
+
+def test_graded_pairs_are_measured_as_by_their_evaluators(
+    make_student: Make,
+    language: Language,
+    backend: Tokenizer,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Accuracy, Pearson, Spearman and the sequential score are those of sentence-transformers."""
+    rows = [
+        row._replace(negatives=row.negatives[:1], negative_scores=row.negative_scores[:1])
+        for row in make_rows(language)
+        if row.negatives
+    ]
+    sentences = language.sentence_pairs(20)
+    gold = [float(place % 7) / 7 for place in range(len(sentences))]
+    first, second = [pair[0] for pair in sentences], [pair[1] for pair in sentences]
+    student = students.Student(make_student(), tokenizer, 64)
+    student.save(tmp_path / "student")
+    theirs = SequentialEvaluator(
+        [
+            TripletEvaluator(
+                *([row.anchor for row in rows], [row.positive for row in rows]),
+                [row.negatives[0] for row in rows],
+                name="all-nli-dev",
+            ),
+            EmbeddingSimilarityEvaluator(first, second, gold, name="sts-dev"),
+        ]
+    )(SentenceTransformer(str(tmp_path / "student"), device="cpu"))
+    watched = watching.Watched(
+        watching.HeldOutTriplets(examples.collect(rows)[0]),
+        SentencePairs("sts-dev", first, second, gold, graded=True),
+    )
+    figures = watched.measure(student.encoder(), student.backend)
+    for mine, its in (
+        ("triplet_accuracy", "all-nli-dev_cosine_accuracy"),
+        ("sts-dev_pearson", "sts-dev_pearson_cosine"),
+        ("sts-dev_spearman", "sts-dev_spearman_cosine"),
+    ):
+        assert figures[mine] == pytest.approx(theirs[its], abs=1e-5), mine
+    assert watched.sequential_score(figures) == pytest.approx(theirs["sequential_score"], abs=1e-5)

@@ -1,21 +1,26 @@
 """Promises of distillation.py: a packed encoder, a task that learns, figures that warn."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from miniature import Language
+from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
-from transformers import ModernBertModel
+from transformers import ModernBertModel, PreTrainedTokenizerFast
 
+from small_modernbert.data import labels
 from small_modernbert.data.retrieval_sets import RetrievalSet
 from small_modernbert.data.token_store import TokenStore, tokenise
 from small_modernbert.evaluation.watching import HeldOutTexts, Watched
-from small_modernbert.models import forward
+from small_modernbert.models import forward, students
 from small_modernbert.models.loading import load_backend
 from small_modernbert.models.packed_encoder import PackedEncoder
+from small_modernbert.models.prompts import Prompts
+from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 from small_modernbert.training import distillation, loop, losses
 from small_modernbert.training.distillation import DistillationTask
@@ -113,7 +118,7 @@ def test_loss_is_the_objective_over_the_batch(
     student = one_by_one(reference, tokens, batch)
     teacher = torch.from_numpy(vectors[batch].astype(np.float32))
     wanted = {
-        "mse": lambda: losses.mse(torch.nn.functional.normalize(student), teacher),
+        "mse": lambda: losses.mse(student, teacher),
         "cosine": lambda: losses.cosine(student, teacher),
         "kl": lambda: losses.kl(student, teacher, 0.1),
     }[objective]()
@@ -206,3 +211,104 @@ def test_held_out_figures(
     assert all(0 < score <= 1 for score in both)
     nothing = watch(tokens.head(0), own[:0]).measure(encoder, backend)
     assert nothing == {}
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, texts: list[str]) -> Callable[..., labels.Labels]:
+    """Return what writes labels of the texts, of which every third is a query."""
+
+    def write(**facts: object) -> labels.Labels:
+        roles = ["query" if row % 3 == 0 else "document" for row in range(len(texts))]
+        for split, part in (("train", slice(5, None)), ("held_out", slice(0, 5))):
+            given = texts[part]
+            shard = labels.shard_path(tmp_path / "labels", split, 0)
+            labels.write_shard(shard, given, np.ones((len(given), WIDTH)), roles[part])
+        labels.write_index(tmp_path / "labels", WIDTH, dict.fromkeys(labels.SPLITS, 1), facts)
+        return labels.open_labels(tmp_path / "labels")
+
+    return write
+
+
+@pytest.fixture
+def student(make_student: Make, tokenizer: PreTrainedTokenizerFast) -> students.Student:
+    """Return a student that reads 64 tokens."""
+    return students.Student(make_student(), tokenizer, 64)
+
+
+QUERY, DOCUMENT = "query: ", "passage: "
+
+
+def test_prompts_are_trained_with_by_role(
+    open_stage: Callable[..., Stage],
+    labelled: Callable[..., labels.Labels],
+    student: students.Student,
+    tmp_path: Path,
+) -> None:
+    """A text is tokenised behind the prompt of its role; the saved student names the prompts."""
+    found = labelled(prompts={"text": "", "query": QUERY, "document": DOCUMENT})
+    student.prompts = distillation.choose_prompts(found, student, True)
+    with open_stage({"labels": found.folder}) as stage:
+        tokens = distillation.tokenise(stage, found, student, alike=False)
+    roles = list(found.column("train", "role"))
+    for row, text in enumerate(found.texts("train")):
+        prompt = {"query": QUERY, "document": DOCUMENT}[roles[row]]
+        assert tokens["train"][row].tolist() == student.backend.encode(prompt + text).ids
+    student.save(tmp_path / "saved")
+    again = students.load_student(tmp_path / "saved")
+    assert again.prompts == Prompts(query=QUERY, document=DOCUMENT)
+    model = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    wanted = PackedEncoder(student.transformer).encode_texts([QUERY + "sun"], student.backend)
+    assert model.encode_query(["sun"]) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_without_prompts_none_is_kept(
+    labelled: Callable[..., labels.Labels], student: students.Student
+) -> None:
+    """Trained without, a student has none, not even those that it came with."""
+    found = labelled(prompts={"text": "", "query": QUERY, "document": ""})
+    student.prompts = Prompts(query="its own: ")
+    assert distillation.choose_prompts(found, student, False) == Prompts()
+    assert distillation.choose_prompts(found, student, True) == Prompts(query=QUERY)
+    bare = labelled(prompts={"text": "", "query": "", "document": ""})
+    assert distillation.choose_prompts(bare, student, True) == Prompts(query="its own: ")
+    student.usage = replace(student.usage, include_prompt=False)
+    with pytest.raises(UserError, match="--no-train-with-prompts"):
+        distillation.choose_prompts(found, student, True)
+
+
+@pytest.mark.parametrize(
+    ("teacher_tokens", "cut", "student_tokens", "alike", "said"),
+    [
+        (8, 30, 64, False, "are longer than the 8 tokens that their teacher read"),
+        (8, 30, 64, True, ""),  # cut for both
+        (8, 0, 64, False, ""),  # the teacher cut nothing: the texts are short to its tokenizer
+        (64, 0, 8, False, "python create_distil_dataset.py --max-tokens 8 --overwrite"),
+        (64, 0, 64, False, ""),
+    ],
+)
+def test_lengths_of_teacher_and_student(
+    open_stage: Callable[..., Stage],
+    labelled: Callable[..., labels.Labels],
+    student: students.Student,
+    capsys: pytest.CaptureFixture[str],
+    teacher_tokens: int,
+    cut: int,
+    student_tokens: int,
+    alike: bool,
+    said: str,
+) -> None:
+    """What one of them cuts and the other reads is counted and said; a constant cuts for both."""
+    found = labelled(max_tokens=teacher_tokens, cut=cut)
+    student.max_tokens = student_tokens
+    whole = [len(student.cut_at(4_096).encode(text).ids) for text in found.texts("train")]
+    with open_stage({"labels": found.folder}) as stage:
+        tokens = distillation.tokenise(stage, found, student, alike)["train"]
+        figures = stage.record.facts["lengths"]
+    limit = min(student_tokens, teacher_tokens) if alike else student_tokens
+    assert tokens.lengths.tolist() == [min(length, limit) for length in whole]
+    assert figures["cut_by_student"] == sum(length > limit for length in whole)
+    if "longer_than_teacher" in figures:
+        longer = sum(min(length, limit) > teacher_tokens for length in whole)
+        assert figures["longer_than_teacher"] == (longer if cut else 0)
+    warnings = capsys.readouterr().out
+    assert said in warnings and ("cut" in warnings) == bool(said)

@@ -31,13 +31,26 @@ def cosine_of(one: torch.Tensor, two: torch.Tensor) -> float:
     return dot / math.sqrt(float((one**2).sum()) * float((two**2).sum()))
 
 
-def test_mse_is_the_squared_distance() -> None:
-    """Summed over dimensions, averaged over rows."""
+def test_mse_is_the_squared_distance_up_to_one_scale() -> None:
+    """Of raw vectors, at the teacher's mean length: summed over dimensions, averaged over rows."""
     student, teacher = vectors(0), vectors(1)
+    sizes = [math.sqrt(sum(float(x) ** 2 for x in side.flatten())) for side in (student, teacher)]
+    scale = sizes[1] / sizes[0]
     wanted = sum(
-        float(student[i, j] - teacher[i, j]) ** 2 for i in range(ROWS) for j in range(WIDTH)
+        float(scale * student[i, j] - teacher[i, j]) ** 2 for i in range(ROWS) for j in range(WIDTH)
     )
     assert float(losses.mse(student, teacher)) == pytest.approx(wanted / ROWS, rel=1e-5)
+    assert float(losses.mse(16 * student, teacher)) == pytest.approx(wanted / ROWS, rel=1e-5)
+
+
+def test_mse_is_not_the_cosine_loss() -> None:
+    """Equal directions of unequal lengths still have an error, and a gradient that evens them."""
+    teacher = torch.nn.functional.normalize(vectors(0))
+    student = (teacher * torch.linspace(0.5, 2, ROWS)[:, None]).requires_grad_()
+    assert float(losses.cosine(student, teacher).detach()) == pytest.approx(0, abs=1e-6)
+    losses.mse(student, teacher).backward()
+    along = (student.grad * teacher).sum(dim=1)
+    assert along[0] < 0 < along[-1]  # the shortest grows, the longest shrinks
 
 
 def test_mse_of_unit_vectors_is_twice_the_cosine_loss() -> None:

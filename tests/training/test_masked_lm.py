@@ -287,6 +287,31 @@ def test_mixture_that_does_not_read_is_refused(entry: str) -> None:
         masked_lm.mixture_weights([entry], ["news", "web"])
 
 
+@pytest.mark.parametrize(
+    ("lengths", "weights", "now", "refused"),
+    [
+        ([40, 128, 90], None, 512, True),  # texts of the first phase, packed
+        ([40, 129, 90], None, 512, False),
+        ([40, 400, 90], [1.0, 0.0, 1.0], 512, True),  # the long one is never drawn
+        ([40, 128, 90], None, 128, False),  # nothing is extended
+        ([], None, 512, True),
+    ],
+)
+def test_extension_wants_longer_texts(
+    lengths: list[int], weights: list[float] | None, now: int, refused: bool
+) -> None:
+    """Longer sequences without a longer text are refused, with the command that cuts a corpus."""
+    given = np.asarray(lengths, dtype=np.int64)
+    drawn = None if weights is None else np.asarray(weights)
+    if not refused:
+        masked_lm.check_extension(given, drawn, 128, now)
+        return
+    with pytest.raises(
+        UserError, match=r"create_dataset.py --variant long --max-tokens 512, .*@long"
+    ):
+        masked_lm.check_extension(given, drawn, 128, now)
+
+
 def test_context_extension(
     open_stage: Callable[..., Stage],
     make_task: Callable[..., MaskedTask],
