@@ -1,7 +1,7 @@
 """Type a question, see the best real passages, by the model just trained and by their words.
 
-Reads:  a model (the recipe's result), passages (Parquet files with a `text` column), questions
-        (standard input, one a line, until its end or "quit")
+Reads:  a model (the recipe's result), passages (files of any common kind with a column `text`),
+        questions (standard input, one a line, until its end or "quit")
 Writes: runs/<recipe>/try_it/ with the passages' vectors, so that the next start is quick
 
     python try_it.py
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MODEL: str = (
     ""  # a stage, folder or hub id; "" is the recipe's result: the last stage that is there
 )
-PASSAGES: str = "assets/retrieval/corpus"  # a Parquet file, a folder of them, or mlm/create_dataset
+PASSAGES: str = "assets/retrieval/corpus"  # a file, a folder of them, or mlm/create_dataset
 QUESTION: str = ""  # answer this one and stop; "" reads questions from the terminal
 RECIPE: str = "offline"  # the run whose model answers
 QUERY_PROMPT: str = ""  # for a model whose folder names none (E5, BGE, DenseOn: "query: ")
@@ -108,19 +108,17 @@ def find_model() -> Path | str:
 
 
 def find_passages() -> list[Path]:
-    """Return the Parquet files that hold the passages, sorted.
+    """Return the files that hold the passages, sorted.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or one is of no kind that is read.
     """
+    from small_modernbert.data import records
+
     cure = "run: python get_offline_assets.py"
-    if file := references.find_file(PASSAGES, "PASSAGES", cure):
-        return [file]
-    folder = references.need(PASSAGES, RECIPE, "PASSAGES", cure)
-    files = sorted(folder.rglob("*.parquet"))
-    if not files:
-        raise UserError(f"PASSAGES: no Parquet file below {folder}")
-    return files
+    place = references.find_file(PASSAGES, "PASSAGES", cure)
+    place = place or references.need(PASSAGES, RECIPE, "PASSAGES", cure)
+    return [file.path for file in records.find_files(place, cure=f"PASSAGES: {cure}")]
 
 
 def load_into(future: "Future[Searcher]", model: Path | str, passages: list[Path]) -> None:

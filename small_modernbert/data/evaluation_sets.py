@@ -1,7 +1,7 @@
 """Where evaluation sets come from: folders, files, the hub; retrieval sets and sentence pairs.
 
-A retrieval set is read from a folder in one of two layouts, each of whose files may be compressed
-(.gz), or from the hub. Imports nothing heavy; `datasets` is imported only for the hub.
+A retrieval set is read from a folder in one of two layouts, whose files may be of any kind that
+`records` reads, or from the hub. Imports nothing heavy; `datasets` is imported only for the hub.
 
     <folder>/corpus/<set>.parquet    _id, text, title (may be missing)      NanoBEIR's layout
     <folder>/queries/<set>.parquet   _id, text
@@ -9,20 +9,20 @@ A retrieval set is read from a folder in one of two layouts, each of whose files
 
     <folder>/<set>/corpus.jsonl      the same columns                       BEIR's layout
     <folder>/<set>/queries.jsonl
-    <folder>/<set>/qrels/test.tsv
+    <folder>/<set>/qrels/test.tsv    or TREC's four columns without a header
 """
 
-import csv
 import gzip
-import json
 import logging
 import random
+import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from small_modernbert.data import parquet
+from small_modernbert.data import parquet, records
 from small_modernbert.data.retrieval_sets import RetrievalSet, assemble, check_numbers, check_texts
 from small_modernbert.runs import hub
 from small_modernbert.runs.errors import UserError
@@ -35,6 +35,12 @@ KINDS: dict[str, parquet.Kind] = {
     "score": "any",
     "label": "number",
 }
+COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # those that must be there, others
+    "queries": (("_id", "text"), ()),
+    "corpus": (("_id", "text"), ("title",)),
+    "qrels": (("query-id", "corpus-id"), ("score",)),
+}
+_ENDING = r"\.(parquet|pq|jsonl|ndjson|json|csv|tsv)(\.gz)?"
 NANOBEIR = "sentence-transformers/NanoBEIR-en"
 QRELS_SPLITS = ("test", "dev", "validation", "train")  # of the BEIR layout; the first that is there
 STS_DEV = "sts-dev"  # what a hub dataset's validation split is called in figures
@@ -66,38 +72,35 @@ def load_retrieval_set(folder: Path, name: str) -> RetrievalSet:
     Raises:
         UserError: a file or column is missing, or `assemble` refuses the set.
     """
-    columns = {
-        "queries": (("_id", "text"), ()),
-        "corpus": (("_id", "text"), ("title",)),
-        "qrels": (("query-id", "corpus-id"), ("score",)),
-    }
-    beir = _beir_folder(folder, name)
-    if beir is None and not _table_files(folder, "queries", name):
+    files = {part: _files_of(folder, part, name) for part in COLUMNS}
+    if not files["queries"]:
         known = ", ".join(list_retrieval_sets(folder)) or "none"
         raise UserError(
             f"{folder} holds no set {name!r}, neither queries/{name}.parquet nor "
             f"{name}/queries.jsonl (sets in this folder: {known}); name one of them, or for the "
             f"offline sets run: {ASSETS}"
         )
-    tables = [
-        _read_table(folder, part, name, *wanted)
-        if beir is None
-        else _read_beir(beir, part, *wanted)
-        for part, wanted in columns.items()
-    ]
+    for part, paths in files.items():
+        if not paths:
+            raise UserError(
+                f"{folder}: the set {name!r} has queries ({files['queries'][0].name}), and no "
+                f"{part}; put it beside them, or for the offline sets run: {ASSETS}"
+            )
+    tables = [_read(files[part], *wanted) for part, wanted in COLUMNS.items()]
     return assemble(name, *tables, where=str(folder))
 
 
 def list_retrieval_sets(folder: Path) -> list[str]:
     """Return the names of the sets in a folder, sorted; a folder that is a BEIR set holds one."""
-    names = {path.stem for path in (folder / "queries").glob("*.parquet")}
-    inside = {path.name for path in folder.iterdir() if _file(path, "queries.jsonl")}
-    return sorted(names | inside | ({folder.name} if _file(folder, "queries.jsonl") else set()))
+    tables = _matching(folder / "queries", ".+?")
+    names = {re.split(rf"(-\d+-of-\d+)?{_ENDING}$", path.name)[0] for path in tables}
+    inside = {path.name for path in folder.iterdir() if _matching(path, "queries")}
+    return sorted(names | inside | ({folder.name} if _matching(folder, "queries") else set()))
 
 
 def has_retrieval_set(folder: Path, name: str) -> bool:
     """Say whether a folder holds a set, in either layout."""
-    return bool(_table_files(folder, "queries", name)) or _beir_folder(folder, name) is not None
+    return bool(_files_of(folder, "queries", name))
 
 
 def load_nanobeir(name: str, revision: str | None = None) -> RetrievalSet:
@@ -188,7 +191,7 @@ def load_sentence_pairs(reference: str, path: Path | None, split: str = "test") 
     wanted, optional = ("sentence1", "sentence2"), ("score", "label")
     if path is not None:
         name = path.stem
-        columns = _read_parquet([path], wanted, optional)
+        columns = _read([path], wanted, optional)
     else:
         repository, revision = hub.split_revision(reference)
         name = STS_DEV if split == "validation" else repository.rpartition("/")[2]
@@ -206,18 +209,18 @@ def load_sentence_pairs(reference: str, path: Path | None, split: str = "test") 
 
 
 def read_texts(paths: list[Path]) -> list[str]:
-    """Return the distinct texts of Parquet files with a `text` column, in their order.
+    """Return the distinct texts of files with a `text` column, in their order.
 
     Raises:
         UserError: a file can't be read or has no such column, or nothing is left.
     """
-    found = _read_parquet(paths, ("text",), ())["text"]
-    good = [text for text in found if isinstance(text, str) and text.strip()]
+    texts = _read(paths, ("text",), ())["text"]
+    good = [text for text in texts if isinstance(text, str) and text.strip()]
     if not good:
         raise UserError(f"{paths[0]} and its like hold no text")
-    if len(good) < len(found):
+    if len(good) < len(texts):
         logger.info(
-            "%s: %s rows left out: blank or not text", paths[0], f"{len(found) - len(good):,}"
+            "%s: %s rows left out: blank or not text", paths[0], f"{len(texts) - len(good):,}"
         )
     return list(dict.fromkeys(good))
 
@@ -238,109 +241,73 @@ def load_hub_split(repository: str, config: str | None, split: str, revision: st
         raise hub.explain(error, f"dataset {repository}", split) from error
 
 
-def _table_files(folder: Path, part: str, name: str) -> list[Path]:
-    # One file, or shards as the hub names them: <set>-00000-of-00002.parquet.
-    path = folder / part / f"{name}.parquet"
-    return [path] if path.is_file() else sorted((folder / part).glob(f"{name}-*-of-*.parquet"))
+def _matching(folder: Path, stem: str) -> list[Path]:
+    """Return the files of a folder with a stem (a pattern), or its shards as the hub names them."""
+    pattern = re.compile(rf"{stem}(-\d+-of-\d+)?{_ENDING}", re.IGNORECASE)
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in paths if path.is_file() and pattern.fullmatch(path.name))
 
 
-def _read_table(
-    folder: Path,
-    part: str,
-    name: str,
-    columns: tuple[str, ...],
-    optional: tuple[str, ...] = (),
+def _files_of(folder: Path, part: str, name: str) -> list[Path]:
+    """Return the files of one table of a set, in either layout; none where there are none."""
+    if tables := _matching(folder / part, re.escape(name)):
+        return tables
+    for place in (folder / name, folder):
+        if place == folder and folder.name != name:
+            continue
+        if part != "qrels":
+            tables = _matching(place, part)
+        else:
+            splits = (_matching(place / part, split) for split in QRELS_SPLITS)
+            tables = next(filter(None, splits), [])
+        if tables:
+            return tables
+    return []
+
+
+def _read(
+    paths: Sequence[Path], columns: tuple[str, ...], optional: tuple[str, ...]
 ) -> dict[str, list[Any]]:
-    paths = _table_files(folder, part, name)
-    if not paths:
-        raise UserError(
-            f"{folder / part / name}.parquet is not there, but queries/{name}.parquet is; put it "
-            f"there, or for the offline sets run: {ASSETS}"
-        )
-    return _read_parquet(paths, columns, optional)
-
-
-def _file(folder: Path, name: str) -> Path | None:
-    """Return a file of a folder, or its compressed form; None if neither is there."""
-    return next((folder / n for n in (name, f"{name}.gz") if (folder / n).is_file()), None)
-
-
-def _beir_folder(folder: Path, name: str) -> Path | None:
-    """Return the folder of a set in the BEIR layout: below `folder`, or `folder` itself."""
-    if _file(folder / name, "queries.jsonl"):
-        return folder / name
-    return folder if folder.name == name and _file(folder, "queries.jsonl") else None
-
-
-def _read_beir(
-    folder: Path, part: str, columns: tuple[str, ...], optional: tuple[str, ...]
-) -> dict[str, list[Any]]:
-    if part == "qrels":
-        return _read_qrels(folder / "qrels", (*columns, *optional))
-    path = _file(folder, f"{part}.jsonl")
-    if path is None:
-        raise UserError(f"{folder / part}.jsonl is not there; a set of the BEIR layout needs it")
-    rows: list[dict[str, Any]] = []
-    with _open(path) as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                row = json.loads(line) if line.strip() else None
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number:,} is no JSON ({error}); mend it") from None
-            if isinstance(row, dict):
-                rows.append(row)
-    for column in columns:
-        if not any(column in row for row in rows):
-            there = ", ".join(rows[0]) if rows else "no row"
-            raise UserError(f"{path} has no column {column!r}; it has: {there}")
-    return {
-        column: [row.get(column) for row in rows]
-        for column in (*columns, *optional)
-        if column in columns or any(column in row for row in rows)
-    }
-
-
-def _read_qrels(folder: Path, columns: tuple[str, ...]) -> dict[str, list[Any]]:
-    """Read judgements: BEIR's three columns with a header, or TREC's four without one."""
-    paths = [path for split in QRELS_SPLITS if (path := _file(folder, f"{split}.tsv"))]
-    if not paths:
-        raise UserError(f"{folder / 'test.tsv'} is not there; a set of the BEIR layout needs it")
-    with _open(paths[0]) as stream:
-        rows = [row for row in csv.reader(stream, delimiter="\t") if row]
-    if rows and len(rows[0]) == 1:
-        rows = [row[0].split() for row in rows]
-    if rows and rows[0][-1] == "score":
-        rows = rows[1:]
-    if rows and len(rows[0]) == 4:
-        rows = [[row[0], *row[2:]] for row in rows]
-    if wrong := next((place for place, row in enumerate(rows) if len(row) != len(columns)), None):
-        raise UserError(f"{paths[0]}, judgement {wrong + 1:,}: {len(columns)} columns are wanted")
-    return {column: [row[place] for row in rows] for place, column in enumerate(columns)}
-
-
-def _open(path: Path) -> IO[str]:
-    """Open a text file, compressed or not, whatever its line ends and byte order mark."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    return opened(path, "rt", encoding="utf-8-sig", errors="replace")
-
-
-def _read_parquet(
-    paths: list[Path], columns: tuple[str, ...], optional: tuple[str, ...]
-) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = {}
+    table: dict[str, list[Any]] = {}
+    cure = f"mend it, or remove it and run: {ASSETS}"
+    kinds = {name: KINDS.get(name, "text") for name in columns}
     for path in paths:
-        kinds = {name: KINDS.get(name, "text") for name in (*columns, *optional)}
-        rows = parquet.read_columns(
-            path,
-            {name: kinds[name] for name in columns},
-            f"mend it, or remove it and run: {ASSETS}",
-            optional={name: kinds[name] for name in optional},
-        )
-        if found and rows.keys() != found.keys():
+        rows: dict[str, list[Any]] = {}
+        if columns == COLUMNS["qrels"][0] and (judgements := _read_trec(path)):
+            rows = judgements
+        else:
+            for batch in records.read_rows(path, kinds, cure, optional=optional):
+                for column, values in batch.items():
+                    rows.setdefault(column, []).extend(values)
+        if table and rows.keys() != table.keys():
             raise UserError(
                 f"{path} has other columns than the shards before it: {', '.join(rows)}, not "
-                f"{', '.join(found)}; mend it, or remove it and run: {ASSETS}"
+                f"{', '.join(table)}; {cure}"
             )
         for column, values in rows.items():
-            found.setdefault(column, []).extend(values)
-    return found
+            table.setdefault(column, []).extend(values)
+    if not table:  # no rows; the columns may be there
+        there = records.read_columns(paths[0], cure)
+        table = {name: [] for name in (*columns, *optional) if name in there}
+    return table
+
+
+def _read_trec(path: Path) -> dict[str, list[Any]] | None:
+    """Read judgements without a header: query, document, grade, or TREC's four columns.
+
+    Returns:
+        The columns; None where the file is another one.
+    """
+    if not re.search(r"\.tsv(\.gz)?$", path.name, re.IGNORECASE):
+        return None
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig") as stream:
+            rows = [line.split() for line in stream if line.strip()]
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error):
+        return None  # whoever reads it next says what is wrong
+    widths = {len(row) for row in rows}
+    if widths not in ({3}, {4}) or not re.fullmatch(r"-?\d+(\.\d+)?", rows[0][-1]):
+        return None
+    queries, *_, documents, grades = (list(column) for column in zip(*rows, strict=True))
+    return {"query-id": queries, "corpus-id": documents, "score": grades}

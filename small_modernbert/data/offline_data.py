@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from small_modernbert.data import further_texts, offline_tasks
+from small_modernbert.data import further_texts, offline_tasks, parquet
 from small_modernbert.data.asset_files import (
     TrainingFiles,
     write_retrieval_card,
@@ -121,13 +121,14 @@ def _texts_of(
     sentence_pairs: Mapping[str, Sequence[tuple[str, str, int]]],
 ) -> Iterator[str]:
     """Yield every text that trains, as it was written, and those of sets and sentence pairs."""
-    import pyarrow.parquet as pq
-
-    for name, columns in (("text", ["text"]), ("pairs", ["anchor", "positive", "negative"])):
-        with pq.ParquetFile(folder / name / "train.parquet") as file:
-            for batch in file.iter_batches(columns=columns):
-                for column in batch.columns:
-                    yield from filter(None, column.to_pylist())
+    kinds: dict[str, dict[str, parquet.Kind]] = {
+        "text": {"text": "text"},
+        "pairs": {"anchor": "text", "positive": "text", "negative": "text"},
+    }
+    for name, columns in kinds.items():
+        for batch in parquet.read_batches(folder / name / "train.parquet", columns, "redo it"):
+            for column in batch.columns:
+                yield from filter(None, parquet.to_list(column))
     for made in sets:
         yield from made.queries
         yield from made.documents

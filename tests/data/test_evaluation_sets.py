@@ -145,18 +145,37 @@ def test_the_layout_of_beir_is_read(tmp_path: Path, packed: bool, header: bool) 
         assert made.relevant == {"q1": {"d1": 2}}
 
 
+def test_tables_may_be_of_any_kind(tmp_path: Path) -> None:
+    """A set in the NanoBEIR layout out of CSV, JSON lines and Parquet is the same set."""
+    write(tmp_path)
+    for part, ending, content in (
+        ("queries", "csv", "_id,text\nq1,wet?\nq2,white?\n"),
+        ("qrels", "jsonl", "\n".join(json.dumps(row) for row in pa.table(QRELS).to_pylist())),
+    ):
+        (tmp_path / part / "made.parquet").unlink()
+        (tmp_path / part / f"made.{ending}").write_text(content)
+    assert evaluation_sets.list_retrieval_sets(tmp_path) == ["made"]
+    made = evaluation_sets.load_retrieval_set(tmp_path, "made")
+    assert made.relevant == {"q1": {"d1": 1}, "q2": {"d2": 1}}
+
+
 def test_broken_files_of_beirs_layout_are_named(tmp_path: Path) -> None:
     """A line that is no JSON, a column that is not there, a missing file: each by its name."""
     folder = tmp_path / "mine"
     folder.mkdir()
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text("q1\td1\t1")
+    (folder / "corpus.jsonl").write_text('{"_id": "d1", "text": "rain"}')
     (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "wet?"}\n{')
-    with pytest.raises(UserError, match=r"queries\.jsonl, line 2 is no JSON"):
+    with pytest.raises(UserError, match=r"queries\.jsonl cannot be read \(row 2 is no JSON"):
         evaluation_sets.load_retrieval_set(tmp_path, "mine")
     (folder / "queries.jsonl").write_text('{"id": "q1", "text": "wet?"}')
     with pytest.raises(UserError, match="has no column '_id'; it has: id, text"):
         evaluation_sets.load_retrieval_set(tmp_path, "mine")
     (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "wet?"}')
-    with pytest.raises(UserError, match=r"corpus\.jsonl is not there"):
+    assert evaluation_sets.load_retrieval_set(tmp_path, "mine").relevant == {"q1": {"d1": 1}}
+    (folder / "corpus.jsonl").unlink()
+    with pytest.raises(UserError, match=r"has queries \(queries\.jsonl\), and no corpus"):
         evaluation_sets.load_retrieval_set(tmp_path, "mine")
 
 

@@ -1,5 +1,6 @@
 """Promises of benchmark_hotpotqa.py, try_it.py and the modules that serve only them."""
 
+import gzip
 import io
 import json
 from pathlib import Path
@@ -463,6 +464,41 @@ def test_try_it_answers_whatever_is_asked(
     settings.run(load_script("try_it").__dict__, arguments)
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) >= 60 and max(map(len, shown.splitlines())) < 400
+
+
+@pytest.mark.parametrize(
+    "kind", ["txt", "md", "csv", "tsv", "jsonl", "json", "PARQUET", "jsonl.gz"]
+)
+def test_try_it_reads_passages_of_any_kind(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+) -> None:
+    """Whatever kind of file the passages are in, and in a folder of them."""
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    text = "rain on the bridge"
+    content = {
+        "txt": text,
+        "md": text,
+        "csv": f"id,text\n1,{text}\n",
+        "tsv": f"id\ttext\n1\t{text}\n",
+        "jsonl": json.dumps({"text": text}),
+        "json": json.dumps([{"text": text, "id": 1}]),
+        "jsonl.gz": json.dumps({"text": text}),
+    }
+    path = tmp_path / "mine" / f"passages.{kind}"
+    path.parent.mkdir()
+    if kind == "PARQUET":
+        pq.write_table(pa.table({"text": [text]}), path)
+    else:
+        packed = gzip.compress if kind.endswith("gz") else bytes
+        path.write_bytes(packed(content[kind].encode()))
+    arguments = ["--model", str(world / "student"), "--recipe", "made", "--question", "bridge"]
+    for place in (path, path.parent):
+        settings.run(load_script("try_it").__dict__, [*arguments, "--passages", str(place)])
+        assert text in capsys.readouterr().out
 
 
 def test_try_it_searches_by_words_too(
