@@ -16,7 +16,7 @@ layers: some of the donor's layers, whole, with all else that it has, at its own
     FFN_UNITS without the feed-forward units that say least.
 guide: GUIDE (arXiv 2510.06502): PCA of the donor's embedding table, folded through its layers.
 static: the teacher's vector of each vocabulary entry, fitted to the labels, as the embedding.
-tile: a smaller ModernBERT, the donor, repeated from the middle (ModernBERT paper, section 2.2.2).
+tile: a smaller ModernBERT, the donor, repeated (ModernBERT paper, section 2.2.2).
 random: the blank student with a language-modelling head.
 """
 
@@ -30,7 +30,7 @@ from small_modernbert.runs.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from small_modernbert.initialisation.layer_selection import Transfer
+    from small_modernbert.initialisation.filling import Transfer
     from small_modernbert.models.students import Student
 
 # Inputs
@@ -186,92 +186,32 @@ def fit_to_labels(
 
 def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> tuple[Student, Transfer]:
     """Carve the student out of the donor."""
-    import torch
+    from small_modernbert.initialisation import filling
 
-    from small_modernbert.initialisation import donors, guide, vocabulary
-    from small_modernbert.models import students
-
-    place, revision = inputs["donor"], DONOR_REVISION or None
-    loaded = students.load_donor(place, revision, pooling="mean")
-    donor = donors.read_donor(loaded.transformer)
-    student = students.load_student(inputs["student"], masked_lm=True)
-    model = student.transformer
-    config = model.config
-    rows = vocabulary.match(
-        student.tokenizer,
-        loaded.tokenizer,
-        config.vocab_size,
+    student, donor = load_both(inputs)
+    layers, transfer = filling.carve(
+        student, donor, str(inputs["donor"]), LAYER_SELECTION, TRANSFER_LAYERS
     )
-    layers = guide.choose_layers(LAYER_SELECTION, config.num_hidden_layers, len(donor.blocks))
-    if TRANSFER_LAYERS:
-        layers = layers[:TRANSFER_LAYERS]
-    stages.logger.info("donor layers %s feed student layers 0 to %d", layers, len(layers) - 1)
-    for index, source in enumerate(layers):
-        theirs, ours = donor.blocks[source].attention_type, config.layer_types[index]
-        if theirs != ours:
-            stages.logger.info("layer %d: %s in the donor, %s here", index, theirs, ours)
-    for reason in donor.left_behind:
-        stages.logger.info("not transferred: %s", reason)
-    try:
-        carved = guide.carve(
-            donor,
-            model.state_dict(),
-            heads=config.num_attention_heads,
-            layer_types=config.layer_types,
-            donor_layers=layers,
-            token_rows=torch.from_numpy(rows),
-        )
-    except ValueError as error:
-        raise UserError(
-            f"{place} is too small for this student ({error}); choose another donor, or build a "
-            "narrower student: python build_and_save_small_modernbert.py --help"
-        ) from error
-    first = "model.layers.0.attn.Wo.weight"
-    if carved.how[first][0] == "fresh":
-        stages.logger.info("not transferred: attention: %s", carved.how[first][1])
-    model.load_state_dict(carved.tensors, strict=False)
     stage.record.facts["donor_layers"] = layers
-    stage.record.facts["left_behind"] = donor.left_behind
-    return student, carved.how
+    return student, transfer
 
 
 def start_tiled(stage: stages.Stage, inputs: dict[str, Path | str]) -> tuple[Student, Transfer]:
-    """Fill the student with a smaller donor, repeated from the middle."""
-    import torch
+    """Fill the student with a smaller donor."""
+    from small_modernbert.initialisation import filling
 
-    from small_modernbert.initialisation import tiling
+    student, donor = load_both(inputs)
+    layers, transfer = filling.tile(student, donor, str(inputs["donor"]))
+    stage.record.facts["donor_layers"] = layers
+    return student, transfer
+
+
+def load_both(inputs: dict[str, Path | str]) -> tuple[Student, Student]:
+    """Load the blank student, with a language-modelling head, and the donor."""
     from small_modernbert.models import students
 
-    place = inputs["donor"]
-    loaded = students.load_donor(place, DONOR_REVISION or None, pooling="mean")
-    donor = loaded.transformer
-    student = students.load_student(inputs["student"], masked_lm=True)
-    model = student.transformer
-    cure = "build a larger student: python build_and_save_small_modernbert.py --help"
-    if donor.config.model_type != "modernbert":
-        raise UserError(f"{place} is a {donor.config.model_type} model; only ModernBERT is tiled")
-    if student.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
-        raise UserError(f"{place} has another vocabulary than the student; {cure}")
-    try:
-        tensors, sources = tiling.tile_model(donor.state_dict(), donor.config, model.config)
-    except ValueError as error:
-        raise UserError(f"{place} cannot be tiled to this student ({error}); {cure}") from None
-    stages.logger.info("donor layers %s fill student layers 0 to %d", sources, len(sources) - 1)
-    for index, source in enumerate(sources):
-        theirs, ours = donor.config.layer_types[source], model.config.layer_types[index]
-        if theirs != ours:
-            stages.logger.info("layer %d: %s in the donor, %s here", index, theirs, ours)
-    state = model.state_dict()
-    how = {}
-    for name, tensor in state.items():
-        kind = "fresh"
-        if name in tensors:
-            same = torch.equal(tensors[name], donor.state_dict().get(name, tensor.new_empty(0)))
-            kind = "copied" if same else "tiled"
-        how[name] = (kind, str(place) if name in tensors else "the donor has none")
-    model.load_state_dict(tensors, strict=False)
-    stage.record.facts["donor_layers"] = sources
-    return student, how
+    donor = students.load_donor(inputs["donor"], DONOR_REVISION or None, pooling="mean")
+    return students.load_student(inputs["student"], masked_lm=True), donor
 
 
 def start_from_table(

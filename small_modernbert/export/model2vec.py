@@ -124,16 +124,25 @@ def distil(
         model.embedding[model.unk_token_id] = 0
     model.config["tokenizer_name"] = name
     model.base_model_name = name
-    before = set(teacher.tokenizer.get_vocab())
     told = _read_card(card)
     return Distilled(
         model,
         name,
         width,
-        words_added=sum(token not in before for token in model.tokens),
+        words_added=_count_own(vocabulary, model, set(teacher.tokenizer.get_vocab())),
         licence=told.get("license"),
         language=told.get("language"),
     )
+
+
+def _count_own(words: Sequence[str], model: StaticModel, before: set[str]) -> int:
+    """Count the words that are one entry now, and one that the teacher's tokenizer has not.
+
+    A word that is added to a tokenizer of merges brings its pieces along; those are nobody's words.
+    """
+    encoded = model.tokenizer.encode_batch(list(words), add_special_tokens=False)
+    rows = [each.tokens for each in encoded]
+    return sum(len(tokens) == 1 and tokens[0] not in before for tokens in rows)
 
 
 @contextmanager
@@ -173,7 +182,7 @@ def read_vocabulary(path: Path) -> list[str]:
         UserError: it is no text, or empty.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason}); convert it") from None
     words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))

@@ -1,6 +1,7 @@
 """Reading donors: ModernBERT, BERT and MPNet weights in the one notation of `guide`."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -23,6 +24,36 @@ def read_donor(model: PreTrainedModel) -> Donor:
         )
     with torch.no_grad():
         return READERS[kind](model)
+
+
+# Why a donor's tensor has no place in a student; the first pattern that a name has.
+_LEFT = (
+    (r"(^|\.)decoder\.weight$", "untied: the student's decoder is its embedding table"),
+    (r"position_embeddings", "ModernBERT turns queries and keys instead (RoPE)"),
+    (r"relative_attention_bias", "ModernBERT turns queries and keys instead (RoPE)"),
+    (r"token_type_embeddings", "ModernBERT has no token types"),
+    (r"(^|\.)(pooler|classifier)\.", "the student has none"),
+    (r"bias$", "the student has no biases but the decoder's"),
+)
+
+
+def left_tensors(model: PreTrainedModel, layers: Sequence[int]) -> dict[str, str]:
+    """Return why each of a donor's tensors that nothing is made of is left behind, by its name.
+
+    Args:
+        model: the donor.
+        layers: those that something is made of.
+    """
+    shared = model.get_input_embeddings().weight.data_ptr()
+    left = {}
+    for name, tensor in model.state_dict().items():
+        number = re.search(r"layers?\.(\d+)\.", name)
+        why = next((reason for pattern, reason in _LEFT if re.search(pattern, name)), "")
+        if number and int(number[1]) not in layers:
+            left[name] = "of a layer that nothing is made of"
+        elif why and tensor.data_ptr() != shared and name != "decoder.bias":
+            left[name] = why
+    return left
 
 
 def _split_heads(weight: torch.Tensor, heads: int) -> torch.Tensor:

@@ -15,13 +15,11 @@ from typing import Literal
 from torch import nn
 from transformers import PreTrainedModel
 
+from small_modernbert.initialisation.filling import LEFT, Transfer
 from small_modernbert.initialisation.guide import choose_layers
 from small_modernbert.models.architecture import layer_types
 from small_modernbert.models.students import Student
 from small_modernbert.runs.errors import UserError
-
-Transfer = dict[str, tuple[str, str]]
-LEFT = "donor: "  # what stands before the name of a tensor that the student does not have
 
 
 def choose(

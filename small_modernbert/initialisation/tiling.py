@@ -1,15 +1,14 @@
 """Tiling initialisation: a larger ModernBERT filled with the weights of a smaller one.
 
-The small tensor stands in the middle of the large one and repeats to all sides; deeper models
-repeat layers in the same way, from the middle. What a layer writes to the residual stream is
-scaled by sqrt(small depth / large depth), as Megatron's initialisation scales with depth (centre
-tiling with Gopher's layer scaling: ModernBERT, arXiv 2412.13663, section 2.2.2). Whole heads and
-whole GeGLU units are repeated, and queries, keys and values, or the two GeGLU halves, never mix.
+The small tensor stands in the middle of the large one and repeats to all sides. A deeper model
+takes the small one's layers at a rounded even spacing, first to last, so that neighbours repeat:
+0, 1, 2, 2, 3, ... (centre tiling with Gopher's layer scaling: ModernBERT, arXiv 2412.13663, section
+2.2.2). Weights are not rescaled. Whole heads and whole GeGLU units are repeated, and queries, keys
+and values, or the two GeGLU halves, never mix.
 
 Pure functions over tensors.
 """
 
-import math
 import re
 from collections.abc import Mapping
 
@@ -28,6 +27,17 @@ def tiled_rows(large: int, small: int) -> torch.Tensor:
     if small > large:
         raise ValueError(f"{small} does not fit into {large}: tiling makes models larger")
     return (torch.arange(large) - (large - small) // 2) % small
+
+
+def spaced_layers(large: int, small: int) -> list[int]:
+    """Return for each of `large` layers the small model's that fills it, at a rounded spacing.
+
+    Raises:
+        ValueError: there are more small layers than large ones.
+    """
+    if small > large:
+        raise ValueError(f"{small} layers do not fit into {large}: tiling makes models larger")
+    return [round(index * (small - 1) / max(large - 1, 1)) for index in range(large)]
 
 
 def tile(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
@@ -66,8 +76,7 @@ def tile_model(
     width, units = large_config.hidden_size, large_config.intermediate_size
     heads, small_heads = large_config.num_attention_heads, small_config.num_attention_heads
     depth, small_depth = large_config.num_hidden_layers, small_config.num_hidden_layers
-    sources = tiled_rows(depth, small_depth).tolist()
-    quieter = math.sqrt(small_depth / depth)
+    sources = spaced_layers(depth, small_depth)
 
     def fill(kind: str, tensor: torch.Tensor) -> torch.Tensor:
         if kind == "attn.Wqkv.weight":
@@ -75,11 +84,11 @@ def tile_model(
             return tile(parts, (3, heads, parts.shape[2], width)).flatten(0, 2)
         if kind == "attn.Wo.weight":
             parts = tensor.unflatten(1, (small_heads, -1))
-            return tile(parts, (width, heads, parts.shape[2])).flatten(1) * quieter
+            return tile(parts, (width, heads, parts.shape[2])).flatten(1)
         if kind == "mlp.Wi.weight":
             return tile(tensor.unflatten(0, (2, -1)), (2, units, width)).flatten(0, 1)
         if kind == "mlp.Wo.weight":
-            return tile(tensor, (width, units)) * quieter
+            return tile(tensor, (width, units))
         return tile(tensor, (width,))
 
     found: Tensors = {}

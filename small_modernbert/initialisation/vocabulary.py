@@ -6,6 +6,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from transformers import PreTrainedTokenizerFast
 
+from small_modernbert.models.architecture import vocabulary_size
 from small_modernbert.models.inference import load_engine
 from small_modernbert.models.teachers import token_ids
 from small_modernbert.runs import report
@@ -48,7 +49,9 @@ def teacher_table(teacher: SentenceTransformer, student: PreTrainedTokenizerFast
     Returns:
         `(entries, dimension)` float32.
     """
-    entries = student.convert_ids_to_tokens(range(len(student)))
+    # A hole in the vocabulary has no spelling; no text has its id either.
+    named = {row: entry for entry, row in student.get_vocab().items()}
+    entries = [named.get(row, "") for row in range(vocabulary_size(student))]
     if student.get_vocab() == teacher.tokenizer.get_vocab():
         before, after = teacher.tokenizer.cls_token_id, teacher.tokenizer.sep_token_id
         sequences = [[before, row, after] for row in range(len(entries))]

@@ -118,7 +118,7 @@ def configure(shape: Shape, tokenizer: Any) -> "ModernBertConfig":  # noqa: ANN4
             "choose one in BERT's or ModernBERT's style with --tokenizer"
         )
     return ModernBertConfig(
-        vocab_size=round_up(len(tokenizer), VOCABULARY_MULTIPLE),
+        vocab_size=round_up(vocabulary_size(tokenizer), VOCABULARY_MULTIPLE),
         hidden_size=shape.hidden_size,
         intermediate_size=shape.geglu_units,
         num_hidden_layers=shape.num_hidden_layers,
@@ -138,6 +138,14 @@ def configure(shape: Shape, tokenizer: Any) -> "ModernBertConfig":  # noqa: ANN4
         sparse_prediction=True,
         classifier_pooling="mean",
     )
+
+
+def vocabulary_size(tokenizer: Any) -> int:  # noqa: ANN401  a fast tokenizer
+    """Return the rows that a tokenizer's embedding table needs: its largest id + 1.
+
+    A vocabulary may have holes, so that this is more than its entries.
+    """
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def layer_types(layers: int, global_every: int) -> list[str]:

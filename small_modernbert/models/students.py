@@ -202,11 +202,18 @@ def load_student(
 def _open(folder: Path, pooling: str, max_tokens: int, masked_lm: bool) -> Student:
     parts = folders.read_modules(folder)
     usage = folders.read_usage(folder, parts)
+    tokenizer = _lower_casing(load_tokenizer(parts.transformer), usage.lower_case)
+    needed = ("pad_token", "mask_token") if masked_lm else ("pad_token",)
+    if missing := [name for name in needed if getattr(tokenizer, name) is None]:
+        raise UserError(
+            f"the tokenizer of {folder} has no {' and no '.join(missing)}: name one in its "
+            "tokenizer_config.json (any entry of its vocabulary that no text holds)"
+        )
     transformer = _load_transformer(parts.transformer, masked_lm)
     check_weights(parts.head, folder)
     student = Student(
         transformer,
-        _lower_casing(load_tokenizer(parts.transformer), usage.lower_case),
+        tokenizer,
         max_tokens,
         folders.read_pooling(parts.pooling) if pooling == "student" else pooling,
         parts.head,

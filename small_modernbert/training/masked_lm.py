@@ -47,7 +47,7 @@ class MaskedTask:
         self.probability = probability
         self.mask_id = tokenizer.mask_token_id
         self.special = np.asarray(sorted(tokenizer.all_special_ids))
-        self.ordinary = np.setdiff1d(np.arange(len(tokenizer)), self.special)
+        self.ordinary = np.setdiff1d(list(tokenizer.get_vocab().values()), self.special)
         attention.use_packed_attention(model)
 
         def cut(

@@ -391,3 +391,35 @@ def test_unusable_donor_is_a_user_error(tmp_path: Path) -> None:
         donors.read_donor(other)
     with pytest.raises(UserError, match=str(tmp_path)):
         students.load_donor(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "why"),
+    [
+        ({"tie_word_embeddings": False}, "decoder.weight", "untied"),
+        ({"attention_bias": True}, "model.layers.0.attn.Wqkv.bias", "no biases"),
+        ({"mlp_bias": True}, "model.layers.1.mlp.Wi.bias", "no biases"),
+        ({"norm_bias": True}, "model.final_norm.bias", "no biases"),
+    ],
+)
+def test_what_no_student_has_is_listed_as_left(
+    make_student: Make, changes: dict[str, bool], name: str, why: str
+) -> None:
+    """An untied decoder and biases have their lines; so has every layer that feeds nothing."""
+    model = make_student(masked_lm=True)
+    assert set(donors.left_tensors(model, [0, 1, 2, 3])) == set()
+    donor = type(model)(type(model.config)(**{**model.config.to_dict(), **changes}))
+    left = donors.left_tensors(donor, [0, 1])
+    assert why in left[name]
+    assert left["model.layers.3.mlp.Wo.weight"] == "of a layer that nothing is made of"
+    assert "decoder.bias" not in left and "model.layers.0.mlp.Wo.weight" not in left
+
+
+def test_what_a_bert_leaves(teacher_folder: Path) -> None:
+    """Positions, token types, pooler and biases of a BERT are left, its matrices are not."""
+    left = donors.left_tensors(students.load_donor(teacher_folder).transformer, [0])
+    assert "RoPE" in left["embeddings.position_embeddings.weight"]
+    assert {"embeddings.token_type_embeddings.weight", "pooler.dense.weight"} <= left.keys()
+    assert "encoder.layer.0.attention.self.query.bias" in left
+    assert "encoder.layer.0.attention.self.query.weight" not in left
+    assert "encoder.layer.1.attention.self.query.weight" in left

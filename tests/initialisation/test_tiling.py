@@ -1,10 +1,13 @@
 """Promises of tiling.py: its own size is the identity, larger sizes repeat from the middle."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from transformers import ModernBertConfig, ModernBertForMaskedLM
+from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
 
-from small_modernbert.initialisation import tiling
+from small_modernbert.initialisation import filling, tiling
+from small_modernbert.models.students import Student
 
 IDS = torch.tensor([[1, 7, 9, 30, 2, 8]])
 
@@ -50,10 +53,10 @@ def test_own_size_is_the_identity() -> None:
 
 
 def test_middle_stays_and_repeats() -> None:
-    """Width and depth grow: the middle is the small tensor, whole heads and halves repeat."""
+    """Width grows from the middle, whole heads and halves repeat; layers repeat as neighbours."""
     small, large = make(3, 32, 48, 4), make(6, 64, 80, 8)
     sources = fill(small, large)
-    assert sources == [2, 0, 1, 2, 0, 1]
+    assert sources == [0, 0, 1, 1, 2, 2]
     ours, theirs = large.state_dict(), small.state_dict()
     table = ours["model.embeddings.tok_embeddings.weight"]
     assert torch.equal(table[:, 16:48], theirs["model.embeddings.tok_embeddings.weight"])
@@ -66,8 +69,7 @@ def test_middle_stays_and_repeats() -> None:
     wanted = theirs["model.layers.1.mlp.Wi.weight"].view(2, 48, 32)
     assert torch.equal(both[:, 16:64, 16:48], wanted)
     written = ours["model.layers.2.mlp.Wo.weight"][16:48, 16:64]
-    wanted = theirs["model.layers.1.mlp.Wo.weight"] * 0.5**0.5
-    torch.testing.assert_close(written, wanted)
+    assert torch.equal(written, theirs["model.layers.1.mlp.Wo.weight"])
     assert torch.isfinite(large(IDS).logits).all()
 
 
@@ -95,3 +97,31 @@ def test_middle_is_the_middle() -> None:
     assert tiling.tiled_rows(6, 2).tolist() == [0, 1, 0, 1, 0, 1]
     assert tiling.tiled_rows(7, 3).tolist() == [1, 2, 0, 1, 2, 0, 1]
     assert tiling.tiled_rows(3, 3).tolist() == [0, 1, 2]
+
+
+def test_layers_are_spaced_evenly() -> None:
+    """Base into large, 22 layers into 28: the first stays first, the last last, some come twice."""
+    spaced = tiling.spaced_layers(28, 22)
+    assert spaced[:6] == [0, 1, 2, 2, 3, 4] and spaced[-1] == 21
+    assert sorted(set(spaced)) == list(range(22)) and spaced == sorted(spaced)
+
+
+def test_an_untied_decoder_does_not_become_the_table(
+    tokenizer: PreTrainedTokenizerFast, make_student: Callable[..., ModernBertForMaskedLM]
+) -> None:
+    """A donor's own decoder is listed as left; the student's decoder is still its table."""
+    model = make_student(masked_lm=True, num_hidden_layers=2)
+    untied = ModernBertForMaskedLM(
+        ModernBertConfig(**{**model.config.to_dict(), "tie_word_embeddings": False})
+    ).eval()
+    blank = make_student(masked_lm=True, seed=1, hidden_size=64)
+    student, donor = Student(blank, tokenizer, 64), Student(untied, tokenizer, 64)
+    layers, transfer = filling.tile(student, donor, "small")
+    assert layers == [0, 0, 1, 1]
+    assert transfer["donor: decoder.weight"] == (
+        "left",
+        "untied: the student's decoder is its embedding table",
+    )
+    table = untied.get_input_embeddings().weight
+    assert torch.equal(blank.decoder.weight[:, 16:48], table)
+    assert transfer["decoder.weight"][0] == "tiled"

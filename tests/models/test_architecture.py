@@ -1,17 +1,20 @@
 """Promises of architecture.py: the student's shape and what follows from it."""
 
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import NormalDist
 
+import numpy as np
 import pytest
 import torch
 from transformers import ModernBertForMaskedLM, ModernBertModel, PreTrainedTokenizerFast
 
 from small_modernbert.models import architecture
-from small_modernbert.models.architecture import PRESETS, Shape
-from small_modernbert.models.students import load_tokenizer
+from small_modernbert.models.architecture import PRESETS, Shape, configure, vocabulary_size
+from small_modernbert.models.students import Student, load_student, load_tokenizer
 from small_modernbert.runs.errors import UserError
 
 
@@ -166,3 +169,45 @@ def test_same_seed_same_weights(make_student: Callable[..., ModernBertModel]) ->
     one, two, other = (make_student(seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["layers.0.mlp.Wi.weight"], other["layers.0.mlp.Wi.weight"])
+
+
+def test_vocabulary_with_holes_fits(wordpiece_folder: Path, tmp_path: Path) -> None:
+    """Ids beyond the number of entries have an embedding: the table ends at the largest id."""
+    shutil.copytree(wordpiece_folder, tmp_path / "holes")
+    path = tmp_path / "holes" / "tokenizer.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored["model"]["vocab"]["zebra"] = 900
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    tokenizer = load_tokenizer(tmp_path / "holes")
+    assert vocabulary_size(tokenizer) == 901 > len(tokenizer)
+    config = configure(Shape(num_hidden_layers=1, hidden_size=32, head_dim=8), tokenizer)
+    assert config.vocab_size == 960
+    Student(ModernBertModel(config), tokenizer, 32).save(tmp_path / "student")
+    student = load_student(tmp_path / "student")
+    ids = student.backend.encode("zebra").ids
+    assert 900 in ids
+    assert np.isfinite(student.encoder().encode([np.asarray(ids)])).all()
+
+
+@pytest.mark.parametrize(
+    ("token", "masked_lm", "message"),
+    [("mask_token", True, "no mask_token"), ("pad_token", False, "no pad_token")],
+)
+def test_special_tokens_are_demanded_where_they_are_needed(
+    make_student: Callable[..., ModernBertModel],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    token: str,
+    masked_lm: bool,
+    message: str,
+) -> None:
+    """Without [MASK] no masked-language modelling, without [PAD] no batches: said when it loads."""
+    Student(make_student(), tokenizer, 32).save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    del stored[token]
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(UserError, match=f"{message}: name one in its tokenizer_config.json"):
+        load_student(tmp_path, masked_lm=masked_lm)
+    if token == "mask_token":
+        load_student(tmp_path)

@@ -20,6 +20,7 @@ from transformers import ModernBertModel
 from small_modernbert.export import model2vec
 from small_modernbert.export.model2vec import Distilled
 from small_modernbert.models import encoders, folders, students, vectors
+from small_modernbert.models.architecture import Shape, configure
 from small_modernbert.models.teachers import load_teacher
 from small_modernbert.runs import settings, storage
 from small_modernbert.runs.errors import UserError
@@ -165,6 +166,8 @@ def test_added_words_are_entries(
     assert words == ["xylophone", first, f"{first} {second}"]
     made = distil(vocabulary=words)
     assert made.words_added == 2  # one was known
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert model2vec.read_vocabulary(file) == words  # a BOM is no part of the first word
     ids = made.model.tokenize(["xylophone", f"{first} {second}", f"{second} {first}"])
     assert [len(row) for row in ids] == [1, 1, 2]
     assert np.linalg.norm(made.model.embedding[ids[0][0]]) > 0
@@ -177,7 +180,6 @@ def test_modernbert_with_bpe_and_padded_table(
     """A ModernBERT teacher works: byte-level tokens, a table padded beyond them, no pooling."""
     make_bpe_tokenizer(tmp_path / "tokenizer", texts, entries=400)
     tokenizer = students.load_tokenizer(tmp_path / "tokenizer")
-    from small_modernbert.models.architecture import Shape, configure
 
     shape = Shape(
         **{"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48},
@@ -448,3 +450,18 @@ def test_make_target_passes_the_arguments_on() -> None:
     command = ["make", "--dry-run", "--silent", "run-main", f"ARGS={arguments}"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert f"distil_model2vec.py {arguments}" in shown
+
+
+def test_pieces_of_own_words_do_not_count(
+    tmp_path: Path, language: Language, texts: list[str]
+) -> None:
+    """Words that a tokenizer of merges takes in with their pieces count once each."""
+    tokenizer = students.load_tokenizer(make_bpe_tokenizer(tmp_path / "bpe", texts, entries=400))
+    shape = Shape(num_hidden_layers=1, hidden_size=32, intermediate_size=48, head_dim=8)
+    torch.manual_seed(0)
+    model = ModernBertModel(configure(shape, tokenizer)).eval()
+    folders.write_transformer(tmp_path / "teacher", model, tokenizer, 64)
+    words = ["xylophone", "two words", language.words[0]]
+    made = model2vec.distil(load_teacher(tmp_path / "teacher"), "bpe", vocabulary=words, pca_dims=8)
+    assert len(made.model.tokens) > 400 + len(words)
+    assert made.words_added == 2  # the last one is the teacher's own
