@@ -17,6 +17,9 @@ ENVIRONMENT = {
     # The libraries' bars would be written over ours; what takes long has a bar of our own.
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    # And its tables of weights that it did not need; whether all that are needed are there, and
+    # sound, is checked by `models.loading`.
+    "TRANSFORMERS_VERBOSITY": "error",
 }
 
 
