@@ -10,7 +10,7 @@ register a function of our own, which gets the lengths with each call:
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import util
 from itertools import groupby
 from typing import Any
@@ -95,9 +95,14 @@ def packed_attention(
     return torch.cat(outputs, dim=1).transpose(0, 1)[None], None
 
 
+@cache
 def flash_attention_available() -> bool:
-    """Say whether flash-attn is installed; it is an optional extra for GPU machines."""
-    return util.find_spec("flash_attn") is not None
+    """Say whether flash-attn, an optional extra for GPU machines, is there and has a kernel here.
+
+    FlashAttention-2 runs from Ampere on (compute capability 8.0).
+    """
+    installed = util.find_spec("flash_attn") is not None
+    return installed and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def flash_attention(

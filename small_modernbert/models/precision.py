@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 
 logger = logging.getLogger(__name__)
@@ -16,20 +17,54 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def decide(wanted: Precision, device: torch.device) -> tuple[str, str]:
-    """Return "fp32" or "bf16", and why.
+    """Return "fp32" or "bf16", and why: by what the device has, never by what it emulates.
 
     On a CPU "auto" times one matrix product in both formats: with AMX bf16 wins threefold,
-    without it bf16 can be half as fast as fp32.
+    without it bf16 can be half as fast as fp32. fp16 is no choice: its range wants the loss scaled,
+    and every GPU that gains from it in training has bf16 as well, but for those of 2017 to 2019.
+
+    Raises:
+        UserError: bf16 is wanted of a GPU that has none.
     """
+    if device.type != "cpu":
+        has = has_bf16(device)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        if wanted == "bf16" and not has:
+            raise UserError(
+                f"PRECISION: {name} only emulates bf16, which is slower than fp32; run with "
+                "--precision fp32"
+            )
+        if wanted == "auto":
+            return ("bf16", f"{name} has it") if has else ("fp32", f"{name} has no bf16")
+    if wanted == "bf16" and device.type == "cpu" and not has_bf16(device):
+        return wanted, "as set, though the processor only emulates it"
     if wanted != "auto":
         return wanted, "as set"
-    if device.type != "cpu":
-        supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return ("bf16", "the GPU has it") if supported else ("fp32", f"no bf16 on {device.type}")
     single, half = _seconds(torch.float32), _seconds(torch.bfloat16)
     reason = f"a bf16 matrix product takes {half / single:.2f} x the time of an fp32 one here"
     # Autocast adds casts around each product; a narrow win would be lost to them.
     return ("bf16" if half < 0.7 * single else "fp32"), reason
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Say whether a device multiplies in bf16 itself: GPUs from Ampere on, CPUs with its units."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    units = ("avx512_bf16", "amx_bf16")
+    return device.type == "cpu" and any(capabilities.get(unit, False) for unit in units)
+
+
+def allow_tf32(precision: str, device: torch.device) -> bool:
+    """Let a GPU's fp32 products run on its TF32 units, if it has them; say whether it does.
+
+    Ten bits of the mantissa are kept, three more than in bf16, and sums are fp32.
+    """
+    has = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if has and precision == "fp32":
+        torch.set_float32_matmul_precision("high")
+        return True
+    return False
 
 
 def settle(stage: Stage, wanted: Precision, device: torch.device) -> str:
@@ -38,6 +73,8 @@ def settle(stage: Stage, wanted: Precision, device: torch.device) -> str:
         stage.record.device = str(device)
         stage.record.dtype, stage.record.dtype_reason = decide(wanted, device)
         stage.save_record()
+    if allow_tf32(stage.record.dtype, device):
+        logger.info("fp32 products run in TF32")
     logger.info("%s on %s: %s", stage.record.dtype, stage.record.device, stage.record.dtype_reason)
     return stage.record.dtype
 
