@@ -50,6 +50,7 @@ DOCUMENT_PROMPT: str = ""  # in front of positives and negatives, likewise
 
 # Pairs
 SOURCES: list[str] = []  # only rows of these sources, as the rows name them; empty = all
+CLEANING: Literal["none", "web"] = "none"  # "web" takes markup and tokenisation out of prose
 MAX_LOST_SHARE: float = 0.5  # of a source's rows that may be no use; beyond it the run is refused
 MAX_TRIPLETS: int = 200_000  # rows to judge, sources by turns, dev rows included; 0 = all, see top
 DEV_ROWS: int = 1_000  # of them, held out: no text of theirs stands on the training side
@@ -103,6 +104,7 @@ def main() -> None:
             pool_texts=POOL,
             seed=SEED,
             max_lost=MAX_LOST_SHARE,
+            cleaning=CLEANING,
         )
         half = PRECISION == "auto"
         relabeller = relabelling.prepare(judge, miner, gathered, rules(), stage.scratch, half=half)

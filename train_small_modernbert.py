@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 STUDENT: str = "build_and_save_small_modernbert"  # a stage of this recipe, or a folder
 PAIRS: list[str] = ["all-nli"]  # names in the table of pairs, Parquet files, folders
 SOURCES: list[str] = []  # only rows of these sources, as the rows name them; empty = all
+CLEANING: Literal["none", "web"] = "none"  # "web" takes markup and tokenisation out of prose
 MAX_LOST_SHARE: float = 0.5  # of a source's rows that may be no use; beyond it the run is refused
 ROWS: int = 50_000  # drawn from all the pairs; 0 = all of them
 MIX: Literal["mixed", "proportional", "round_robin"] = (
@@ -152,7 +153,8 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
     if not (folder / examples.LAYOUT.index).exists():
         counts = pairs.PairCounts()
         given = [inputs[f"PAIRS {reference}"] for reference in PAIRS]
-        found = list(pairs.read_pairs(*given, seed=SEED, counts=counts, max_lost=MAX_LOST_SHARE))
+        rules = {"seed": SEED, "cleaning": CLEANING}
+        found = list(pairs.read_pairs(*given, counts=counts, max_lost=MAX_LOST_SHARE, **rules))
         pairs.check_sources(SOURCES, counts)
         for source in set(counts.kept) - set(SOURCES or counts.kept):
             counts.move(source, pairs.NOT_ASKED_FOR, counts.kept[source])
@@ -160,7 +162,7 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
         dev = []
         if DEV:
             place = inputs[f"DEV {DEV}"]
-            dev = list(pairs.read_pairs(place, seed=SEED, split="dev", cap=DEV_ROWS))
+            dev = list(pairs.read_pairs(place, split="dev", cap=DEV_ROWS, **rules))
         parted = examples.part(found, dev, DEV_ROWS, SEED)
         sources = [pair.source for pair in parted[0]]
         chosen = examples.draw(sources, ROWS, SEED, evenly=MIX == "round_robin")

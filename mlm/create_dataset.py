@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from small_modernbert.runs import references, report, settings, stages, storage
 from small_modernbert.runs.errors import UserError
@@ -31,6 +31,7 @@ TOKENIZER: str = "answerdotai/ModernBERT-base"  # counts tokens: a stage, a fold
 TOKENIZER_REVISION: str = ""  # of a hub id; empty takes the newest
 
 # Texts
+CLEANING: Literal["none", "web"] = "none"  # "web" takes markup and tokenisation out of prose
 MAX_TOKENS: int = 1024  # longer documents are cut between sentences; special tokens included
 MIN_CHARACTERS: int = 12  # shorter texts are fragments ("divide it."), not queries
 MAX_TEXTS: int = 0  # kept in all, held-out ones included: passages first; 0 keeps everything
@@ -194,7 +195,7 @@ def spill_sources(
         for source in chosen:
             begun = time.monotonic()
             preparation = corpus_building.Preparation(
-                source, tokenizer_file, MAX_TOKENS, minhash, MIN_CHARACTERS
+                source, tokenizer_file, MAX_TOKENS, minhash, MIN_CHARACTERS, CLEANING
             )
             spill = corpus_building.write_spill(folder / source.name, preparation, SEED, executor)
             counts = spill.source_counts.values()

@@ -42,7 +42,7 @@ begin=$SECONDS
 stage build_and_save_small_modernbert.py --preset offline --tokenizer "$teacher"
 
 # 2  One corpus: passages first, no duplicates, a held-out part. [0.3]
-stage mlm/create_dataset.py --sources offline --offline-text "$assets/text/train.parquet" \
+stage mlm/create_dataset.py --cleaning web --sources offline --offline-text "$assets/text/train.parquet" \
   --tokenizer "$teacher" --max-tokens 256 --max-texts "$texts" --held-out-rows "$held_out" \
   --min-characters 20 --passage-share 0.45
 

@@ -18,13 +18,13 @@ done_in() {
 
 # The offline assets stand in for the hub, in minutes. Every stage keeps what is best on boolq-dev,
 # the model that came in among it; SciQ and BoolQ are for the tables alone.
-offline_corpus=(--sources offline --offline-text "$assets/text/train.parquet" --tokenizer "$teacher"
+offline_corpus=(--cleaning web --sources offline --offline-text "$assets/text/train.parquet" --tokenizer "$teacher"
   --max-tokens 256 --max-texts 6000 --held-out-rows 400 --min-characters 20 --passage-share 0.45)
 offline_sets=(--retrieval-folder "$assets/retrieval" --validation-sets boolq-dev)
 offline_select=("${offline_sets[@]}" --select-by "retrieval_ndcg@10" --optimizer adamw)
 # BoolQ alone: the others' wrong choices are decided by common sense, which a bi-encoder's cosine
 # does not have (it agrees with 48 to 50 % of their labels).
-offline_triplets=(--pairs "$assets/pairs/train.parquet" --judge "$teacher" --miner ""
+offline_triplets=(--cleaning web --pairs "$assets/pairs/train.parquet" --judge "$teacher" --miner ""
   --sources boolq --max-triplets 600 --dev-rows 100 --pool 1500)
 # The teacher's vectors of SciQ and BoolQ are made once, for the tables of all recipes.
 offline_benchmark=(--teacher "$teacher" --retrieval sciq boolq --vectors vectors

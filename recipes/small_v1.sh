@@ -28,7 +28,7 @@ case $size in
     shape=(--preset small-v1 --intermediate-size 384 --tokenizer "$teacher")
     corpus=("${offline_corpus[@]}")
     # BoolQ's questions and passages: the other pairs' answers are single words or common sense.
-    contrast=(--pairs "$assets/pairs/train.parquet" --sources boolq --rows 0
+    contrast=(--cleaning web --pairs "$assets/pairs/train.parquet" --sources boolq --rows 0
       --dev relabel_triplets/dev --sts "$assets/sentence_pairs/mrpc.parquet" --rows-per-batch 64
       --max-tokens 96 --learning-rate 2e-3 --evaluate-every 0 "${offline_select[@]}")
     labels=(--teacher "$teacher" --pca-texts 0)

@@ -7,8 +7,10 @@ kind is not read off its settings but checked against it: on the first texts, an
 cutting words for good, and after the last the tokenizer itself.
 """
 
+import json
 import logging
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -30,12 +32,28 @@ _WORDS = re.compile(r"[A-Za-z0-9]+|[!-/:-@\[-`{-~]")
 # Byte-level BPE, and BERT's for other alphabets: nothing reaches back over white space.
 _SPACED = re.compile(r"\s*\S+|\s+")
 
-_SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\Wa-z_])|\n+")
+# A full stop ends a sentence where white space and a capital follow. The marks of other scripts
+# (Han, Devanagari, Ethiopic, Arabic, Urdu, Armenian, Khmer, Burmese, Tibetan) end it wherever they
+# stand, with the brackets and quotes that close after them.
+_ENDS = "。！？｡।॥።፧፨؟۔։។៕။།"
+_CLOSERS = "」』”’）)】》〉\"'"
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\Wa-z_])|\n+"
+    rf"|(?<=[{_ENDS}])[{_CLOSERS}]*[^\S\n]*(?![{_ENDS}{_CLOSERS}\s])(?=.)"
+)
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|No|Fig|cf|ca|[A-Za-z]|e\.g|i\.e)\.$"
 )
 
 logger = logging.getLogger(__name__)
+
+
+def unknown_id(tokenizer: "Tokenizer") -> int | None:
+    """Return the id that stands for what a tokenizer does not know; None if it knows every byte."""
+    name = getattr(tokenizer.model, "unk_token", None)
+    if name is None and type(tokenizer.model).__name__ == "Unigram":
+        return json.loads(tokenizer.to_str())["model"].get("unk_id")
+    return None if name is None else tokenizer.token_to_id(name)
 
 
 class WordMemo:
@@ -151,6 +169,7 @@ class Chunker:
         self._count = self.words.counts if memo else self._count_anew
         self.max_tokens = max_tokens
         self.budget = max_tokens - tokenizer.num_special_tokens_to_add(False)
+        self.unknown = unknown_id(tokenizer)
         self._surely_long = SURELY_LONG_CHARACTERS_PER_TOKEN * max_tokens
         if self.budget < MIN_BUDGET:
             raise UserError(
@@ -173,6 +192,11 @@ class Chunker:
             if not pieces[i]:
                 pieces[i] = list(self._fit(self._pack(text)))
         return pieces
+
+    def knows(self, ids: list[int]) -> bool:
+        """Say of a text's ids, special ones included, whether at least half of them are known."""
+        special = self.max_tokens - self.budget
+        return self.unknown is None or 2 * ids.count(self.unknown) <= len(ids) - special
 
     def _count_anew(self, texts: list[str], special: bool = True) -> list[int]:
         tokenizer = self.words.tokenizer
@@ -217,7 +241,8 @@ class Chunker:
     def _fit(self, packed: list[str]) -> Iterator[tuple[str, int]]:
         # The tokens of a whole can differ by a few from the sum of its parts': count, and halve
         # what is over.
-        packed = [piece.strip() for piece in packed if not piece.isspace()]
+        # The indentation of a piece's first line stays.
+        packed = [piece.rstrip().lstrip("\n") for piece in packed if not piece.isspace()]
         for piece, tokens in zip(packed, self._count(packed), strict=True):
             if tokens <= self.max_tokens:
                 yield piece, tokens
@@ -231,4 +256,7 @@ def _halves(text: str) -> list[str]:
     behind, ahead = text.rfind(" ", 1, middle), text.find(" ", middle, len(text) - 1)
     places = [place + 1 for place in (behind, ahead) if place > 0]
     cut = min(places, key=lambda place: abs(place - middle), default=max(1, middle))
+    # A vowel sign stays with its letter.
+    while cut < len(text) - 1 and unicodedata.category(text[cut]).startswith("M"):
+        cut += 1
     return [text[:cut], text[cut:]]

@@ -1,19 +1,26 @@
-"""Texts made fit for a tokenizer: what breaks or misleads a model is taken out."""
+"""Texts made fit for a tokenizer: what would break it is taken out, the rest is left as it is.
+
+Beyond that, "web" cleans what is scraped or tokenised: markup, spaces before marks, doubled marks,
+white space. Code, tables and poems would lose by it, so nobody gets it who has not asked.
+"""
 
 import re
 import unicodedata
 from enum import StrEnum
+from typing import Literal
 
 # A row longer than this is a dump, not a document; it also bounds the memory one row can take.
 MAX_ROW_CHARACTERS = 5_000_000
 # No word of any language; base64, minified code and the like stall a tokenizer (10 MB: minutes).
 MAX_WORD_CHARACTERS = 1_000
 LETTER_SHARE = 0.5
+Cleaning = Literal["none", "web"]
 
 _CONTROLS = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufff9-\uffff\ud800-\udfff]+"
 )
 _LINE_BREAKS = re.compile("\r\n?|[\u2028\u2029]")
+_LEADING_LINES = re.compile(r"^(?:[^\S\n]*\n)+")
 _SPACES = re.compile(r"[^\S\n]+")
 _BLANK_LINES = re.compile(r"\s*\n\s*\n\s*|[^\S\n]*\n[^\S\n]*")
 # wikiHow's structure, as HellaSwag spells it; a title is a sentence of its own.
@@ -40,20 +47,35 @@ class Reason(StrEnum):
     NO_WORDS = "no words"
     OVER_LONG = "over-long"
     EXACT = "exact duplicate"
+    UNKNOWN = "script unknown to the tokenizer"
     NEAR = "near duplicate"
     CAP = "over the cap"
 
 
 # A text dropped for one of these was no use in itself; the others repeat one, or came too late.
-USELESS = (Reason.NOT_TEXT, Reason.BLANK, Reason.TOO_SHORT, Reason.NO_WORDS, Reason.OVER_LONG)
+USELESS = (
+    Reason.NOT_TEXT,
+    Reason.BLANK,
+    Reason.TOO_SHORT,
+    Reason.NO_WORDS,
+    Reason.OVER_LONG,
+    Reason.UNKNOWN,
+)
 
 
-def clean(value: object, min_characters: int) -> str | Reason:
-    """Return the text of one cell without what breaks or misleads a model, or why it is dropped.
+def clean(value: object, min_characters: int, cleaning: Cleaning = "none") -> str | Reason:
+    """Return the text of one cell, or why it is dropped.
 
-    Control characters, NUL and lone surrogates become spaces; words of more than
-    `MAX_WORD_CHARACTERS` are taken out; markup left by the usual sources is removed; white space
-    is collapsed, paragraphs stay. What remains may be too short to teach anything.
+    Control characters, NUL and lone surrogates become spaces, words of more than
+    `MAX_WORD_CHARACTERS` are taken out, line ends are the same everywhere, and white space at the
+    end and blank lines at the beginning go. What remains may be too short to teach anything.
+
+    Args:
+        value: of the cell.
+        min_characters: of a text.
+        cleaning: "web" also removes markup left by the usual sources, puts tokenised text back as
+            it was written, collapses white space within paragraphs, and drops texts that are half
+            digits and marks.
     """
     if not isinstance(value, str):
         return Reason.NOT_TEXT
@@ -69,16 +91,25 @@ def clean(value: object, min_characters: int) -> str | Reason:
             text = text.replace(dump, " ")
         if dumps and text.isspace():
             return Reason.OVER_LONG
-    text = _tidy(text)
+    text = _tidy(text) if cleaning == "web" else _trim(text)
     if not text:
         return Reason.BLANK
     if len(text) < min_characters:
         return Reason.TOO_SHORT
+    return text if _has_words(text, cleaning) else Reason.NO_WORDS
+
+
+def _has_words(text: str, cleaning: Cleaning) -> bool:
+    if cleaning == "none":
+        return any(map(str.isalpha, text))
     # In bytes, for speed; those of other scripts count as letters.
     encoded = text.encode()
-    if len(encoded.translate(None, _NO_LETTERS)) < LETTER_SHARE * len(encoded):
-        return Reason.NO_WORDS
-    return text
+    return len(encoded.translate(None, _NO_LETTERS)) >= LETTER_SHARE * len(encoded)
+
+
+def _trim(text: str) -> str:
+    """Return a text with all its inner white space, and the indentation of its first line."""
+    return _LEADING_LINES.sub("", _LINE_BREAKS.sub("\n", text)).rstrip()
 
 
 def _is_dump(word: str) -> bool:

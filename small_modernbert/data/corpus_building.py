@@ -14,6 +14,8 @@ import functools
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,8 @@ from numpy.typing import NDArray
 
 from small_modernbert.data import corpus, parquet, shards, sources, workers
 from small_modernbert.data.chunking import Chunker
-from small_modernbert.data.cleaning import Reason, clean
-from small_modernbert.data.duplicates import MinHash
+from small_modernbert.data.cleaning import Cleaning, Reason, clean
+from small_modernbert.data.duplicates import MinHash, word_ids
 from small_modernbert.data.keys import text_key
 from small_modernbert.runs import report, storage
 
@@ -93,6 +95,7 @@ class Preparation:
         max_tokens: of a text.
         minhash: None for no fingerprints for near duplicates.
         min_characters: see `cleaning.clean`.
+        cleaning: likewise.
     """
 
     source: sources.TextSource
@@ -100,6 +103,7 @@ class Preparation:
     max_tokens: int
     minhash: MinHash | None
     min_characters: int
+    cleaning: Cleaning = "none"
 
     @property
     def schema(self) -> pa.Schema:
@@ -123,7 +127,7 @@ class Preparation:
         for cell in sources.flatten(self.source, batch):
             counter = counts.setdefault(cell.label, Counter())
             counter["read"] += 1
-            text = clean(cell.value, self.min_characters)
+            text = clean(cell.value, self.min_characters, self.cleaning)
             if isinstance(text, Reason):
                 counter[text] += 1
             else:
@@ -134,20 +138,32 @@ class Preparation:
         for pieces, cell in zip(chunker.chunk(texts), kept, strict=True):
             counts[cell.label]["extra chunks"] += len(pieces) - 1
             rows.extend((text, cell.label, cell.role, tokens) for text, tokens in pieces)
+        ids = chunker.words.ids([row[0] for row in rows])
+        known = [chunker.knows(tokens) for tokens in ids]
+        for row in compress(rows, map(not_, known)):
+            counts[row[1]][Reason.UNKNOWN] += 1
+        rows, ids = list(compress(rows, known)), list(compress(ids, known))
         columns = zip(*rows, strict=True) if rows else [[] for _ in corpus.SCHEMA]
         arrays = [
             pa.array(cells, field.type) for cells, field in zip(columns, corpus.SCHEMA, strict=True)
         ]
-        arrays += self._fingerprints([row[0] for row in rows], chunker)
+        arrays += self._fingerprints([row[0] for row in rows], ids, chunker.unknown)
         read = len(batch[self.source.columns[0]])
         return read, pa.RecordBatch.from_arrays(arrays, schema=self.schema), counts
 
-    def _fingerprints(self, texts: list[str], chunker: Chunker) -> list[pa.Array]:
+    def _fingerprints(
+        self, texts: list[str], ids: list[list[int]], unknown: int | None
+    ) -> list[pa.Array]:
         """Return the columns by which duplicates are known."""
         keys = pa.array([text_key(text) for text in texts], pa.uint64())
         if self.minhash is None:
             return [keys]
-        signatures = self.minhash.signatures(chunker.words.ids(texts))
+        # What the tokenizer does not know would look alike in every text: then words are compared.
+        shingled = [
+            word_ids(text) if unknown in tokens else tokens
+            for text, tokens in zip(texts, ids, strict=True)
+        ]
+        signatures = self.minhash.signatures(shingled)
         stored = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(2 * self.minhash.permutations),
             len(texts),

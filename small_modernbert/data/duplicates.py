@@ -5,13 +5,14 @@ memory that grows by a few dozen bytes a row: see `near_duplicates`.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
-from small_modernbert.data.keys import Keys, mix
+from small_modernbert.data.keys import Keys, mix, words_of
 
 SHINGLE_TOKENS = 3
 # Token ids below this are packed into 60 bits of a shingle without loss.
@@ -20,6 +21,17 @@ _ID_BITS = 20
 _WINDOW = 16
 # At the threshold, this share of the near duplicates must meet in at least one band.
 _RECALL = 0.99
+
+
+def word_ids(text: str) -> list[int]:
+    """Return a number for each word of a text (each letter, in a script without spaces).
+
+    As small as token ids, so that two words share one with a chance of one in a million.
+    """
+    return [
+        int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest()) >> (64 - _ID_BITS)
+        for word in words_of(text)
+    ]
 
 
 def exact_duplicates(keys: Keys) -> NDArray[np.bool_]:

@@ -1,15 +1,16 @@
 """No text of an evaluation set may stand in a training file: the rule, and the counting.
 
-Two texts are the same when their normalised words are (case, Unicode form, punctuation and white
-space folded). A training text of 13 words or more also leaks when any 13 of its words in a row
-stand in an evaluation text. What leaks leaves training, never evaluation.
+Two texts are the same when their normalised words and signs are (case, Unicode form, punctuation
+and white space folded, see `keys.tokens_of`): a question about C is none about C++. A training text
+of 13 words or more also leaks when any 13 of its words in a row stand in an evaluation text,
+whatever is written between them. What leaks leaves training, never evaluation.
 """
 
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from small_modernbert.data.keys import words_of
+from small_modernbert.data.keys import tokens_of, words_of
 
 NGRAM_WORDS = 13
 SAME_TEXT = "same text"
@@ -50,14 +51,14 @@ class LeakFilter:
             words = words_of(text)
             if not words:
                 continue
-            self._texts.setdefault(" ".join(words), evaluation_set)
+            self._texts.setdefault(" ".join(tokens_of(text)), evaluation_set)
             for ngram in ngrams_of(words):
                 self._ngrams.setdefault(ngram, evaluation_set)
 
     def find(self, text: str) -> Leak | None:
         """Return why a training text must go, or None when it may stay."""
         words = words_of(text)
-        if (name := self._texts.get(" ".join(words))) is not None:
+        if (name := self._texts.get(" ".join(tokens_of(text)))) is not None:
             return Leak(SAME_TEXT, name)
         for ngram in ngrams_of(words):
             if (name := self._ngrams.get(ngram)) is not None:

@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from small_modernbert.data import parquet, shards
+from small_modernbert.data.cleaning import Cleaning
 from small_modernbert.data.corpus_selection import rank_for_cap
 from small_modernbert.data.keys import Keys, mix, words_key
 from small_modernbert.data.pairs import (
@@ -124,6 +125,7 @@ def gather(
     pool_texts: int,
     seed: int,
     max_lost: float = 1.0,
+    cleaning: Cleaning = "none",
 ) -> Gathered:
     """Read, clean and sort pairs into `folder`, or take up what is done there.
 
@@ -140,6 +142,7 @@ def gather(
         pool_texts: positives that training rows are searched among, drawn likewise; 0 = all.
         seed: of every draw.
         max_lost: share of a source's rows that may be no use, see `sources.check_lost`.
+        cleaning: see `cleaning.clean`.
 
     Raises:
         UserError: a source can't be read, or nothing usable is left.
@@ -148,7 +151,9 @@ def gather(
         storage.remove(folder)
         folder.mkdir(parents=True)
         counts = PairCounts()
-        rows = read_pairs(*references, seed=seed, counts=counts, max_lost=max_lost)
+        rows = read_pairs(
+            *references, seed=seed, counts=counts, max_lost=max_lost, cleaning=cleaning
+        )
         cleaned = shards.shard_path(folder, "cleaned", 0)
         keys, label, sources = _clean(cleaned, rows, only, counts)
         check_sources(only, counts)

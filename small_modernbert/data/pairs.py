@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from small_modernbert.data import records, sources
-from small_modernbert.data.cleaning import Reason, clean
+from small_modernbert.data.cleaning import Cleaning, Reason, clean
 from small_modernbert.data.keys import text_key, words_key
 from small_modernbert.data.leaks import RowCounts
 from small_modernbert.data.source_tables import PAIR_SOURCES
@@ -132,6 +132,7 @@ def read_pairs(
     cap: int | None = None,
     counts: PairCounts | None = None,
     max_lost: float = 1.0,
+    cleaning: Cleaning = "none",
 ) -> Iterator[Pair]:
     """Yield the cleaned pairs of some sources, one after the other, in their order.
 
@@ -147,6 +148,7 @@ def read_pairs(
         cap: rows to read of every source, instead of the table's; 0 = all.
         counts: what was read, kept and dropped is added here.
         max_lost: share of a source's rows that may be no use, see `sources.check_lost`.
+        cleaning: see `cleaning.clean`.
 
     Raises:
         UserError: a source is not there, can't be reached, has other columns, or too many rows
@@ -162,7 +164,7 @@ def read_pairs(
     ]
     seen: set[int] = set()
     for source in chosen:
-        for pair in _clean_source(source, seed, counts):
+        for pair in _clean_source(source, seed, counts, cleaning):
             key = pair_key(pair)
             if key in seen:
                 counts.drop(pair.source, REPEATED)
@@ -173,13 +175,15 @@ def read_pairs(
         counts.check_lost(f"pairs of {source.id}", max_lost)
 
 
-def _clean_source(source: PairSource, seed: int, counts: PairCounts) -> Iterator[Pair]:
+def _clean_source(
+    source: PairSource, seed: int, counts: PairCounts, cleaning: Cleaning
+) -> Iterator[Pair]:
     for batch in sources.read_source(source, seed):
         columns = [batch[name] for name in source.columns]
         labels = batch[source.label] if source.label else [source.name] * len(columns[0])
         for label, anchor, positive, *negatives in zip(labels, *columns, strict=True):
             label = label if isinstance(label, str) and label else source.name
-            pair = clean_pair(anchor, positive, _flat(negatives), label, counts)
+            pair = clean_pair(anchor, positive, _flat(negatives), label, counts, cleaning)
             if pair is not None:
                 yield pair
 
@@ -193,13 +197,18 @@ def _flat(cells: Iterable[Any]) -> Iterator[Any]:
 
 
 def clean_pair(
-    anchor: object, positive: object, negatives: Iterable[object], source: str, counts: PairCounts
+    anchor: object,
+    positive: object,
+    negatives: Iterable[object],
+    source: str,
+    counts: PairCounts,
+    cleaning: Cleaning = "none",
 ) -> Pair | None:
     """Return one row cleaned, or None after counting why it is dropped; see `read_pairs`."""
     counts.read[source] += 1
     texts = []
     for column, cell in (("anchor", anchor), ("positive", positive)):
-        text = clean(cell, 1)
+        text = clean(cell, 1, cleaning)
         if isinstance(text, Reason):
             counts.drop(source, f"{column} {text}")
             return None
@@ -208,17 +217,21 @@ def clean_pair(
     if len(known) == 1:
         counts.drop(source, "positive repeats the anchor")
         return None
-    kept = _clean_negatives(negatives, known, source, counts)
+    kept = _clean_negatives(negatives, known, source, counts, cleaning)
     return Pair(texts[0], texts[1], tuple(kept), source)
 
 
 def _clean_negatives(
-    cells: Iterable[object], known: set[int], source: str, counts: PairCounts
+    cells: Iterable[object],
+    known: set[int],
+    source: str,
+    counts: PairCounts,
+    cleaning: Cleaning,
 ) -> Iterator[str]:
     for cell in cells:
         if cell is None:
             continue
-        text = clean(cell, 1)
+        text = clean(cell, 1, cleaning)
         if isinstance(text, Reason):
             counts.drop_negatives(source, str(text))
         elif (key := words_key(text)) in known:

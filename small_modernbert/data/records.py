@@ -56,8 +56,8 @@ class DataFile:
         path: where it lies.
         name: what its rows are called where they do not say it: the path below the place that was
             named, without endings.
-        split: "train", "held_out" or "test"; "train" where its path names none, empty for a file
-            that was named itself.
+        split: "train", "held_out" or "test"; empty where there are no splits: for a file that was
+            named itself, and in a folder where no path names one.
     """
 
     path: Path
@@ -84,9 +84,12 @@ def find_files(*places: Path, cure: str) -> list[DataFile]:
             data = [path for path in inside if not _BESIDE.match(path.name)] or inside
             if not data:
                 raise UserError(f"{place} holds no file that is read ({kinds()}); {cure}")
+            splits = [_split_of(path.relative_to(place)) for path in data]
+            # Beside files of other splits, one that names none is for training.
+            rest = "train" if any(splits) else ""
             files += [
-                DataFile(path, _name(path, below), _split_of(path.relative_to(place)))
-                for path in data
+                DataFile(path, _name(path, below), split or rest)
+                for path, split in zip(data, splits, strict=True)
             ]
         elif place.is_file():
             _reader(place, cure)
@@ -239,10 +242,10 @@ def _shared_folder(places: tuple[Path, ...]) -> Path:
 
 def _split_of(path: Path) -> str:
     # Whatever says that it is not for training is believed: test/train.csv is not trained on.
-    for split in ("test", "held_out"):
+    for split in ("test", "held_out", "train"):
         if any(_WORDS[split].search(part) for part in path.parts):
             return split
-    return "train"
+    return ""
 
 
 def _reader(path: Path, cure: str) -> Callable[[Path], Iterator[Row]]:

@@ -187,3 +187,53 @@ def test_refuses_a_limit_without_room(tokenizer: Tokenizer) -> None:
     """A limit that leaves no room for text is the user's to mend."""
     with pytest.raises(UserError, match="--max-tokens"):
         Chunker(tokenizer, 5)
+
+
+SENTENCES = {
+    "Chinese": [
+        "这座桥是谁在什么时候修建的？",
+        "“雾很大！”",
+        "渔民们都没有出船。",
+        "他把旧自行车修好了……",
+    ],
+    "Japanese": ["今日は晴れ。", "「そうですか？」", "はい！"],
+    "Hindi": ["राम बाजार जाता है। ", "क्या वह घर पर थी? ", "हाँ॥ ", "ठीक"],
+    "Amharic": ["ፀሐይ ወጣች። ", "ልጅ መጣ። ", "ማን ነው፧ ", "ቤት"],
+    "Arabic": ["كيف حالك؟ ", "بخير"],
+    "Urdu": ["یہ کتاب ہے۔ ", "وہ گھر ہے۔"],
+    "Burmese": ["မင်္ဂလာပါ။ ", "ကောင်းပါတယ်။"],
+    "Armenian": ["Սա տուն է։ ", "Այո։"],
+}
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_sentences_end_where_the_script_ends_them(language: str) -> None:
+    """Each script has its own marks; a closing quote is its sentence's; no space is needed."""
+    sentences = SENTENCES[language]
+    assert list(split_sentences("".join(sentences))) == sentences
+
+
+def test_chinese_is_cut_between_sentences(wordpiece_folder: Path) -> None:
+    """Pieces of a text without spaces end with a sentence, and a letter keeps its marks."""
+    text = "这座桥是谁在什么时候修建的？今天早上河边的雾很大，渔民们都没有出船。" * 30
+    pieces = [piece for piece, _ in Chunker(load(wordpiece_folder), 64).chunk([text])[0]]
+    assert len(pieces) > 5 and "".join(pieces) == text
+    assert all(piece.endswith(("？", "。")) for piece in pieces)
+    marked = "के" * 400
+    for piece, _ in Chunker(load(wordpiece_folder), 16).chunk([marked])[0]:
+        assert not piece.startswith("\u0947")
+
+
+def test_code_keeps_its_indentation_when_it_is_cut(wordpiece_folder: Path) -> None:
+    """A piece begins with the white space of its first line."""
+    text = "\n".join(f"    call_{number}(a, b)" for number in range(60))
+    pieces = [piece for piece, _ in Chunker(load(wordpiece_folder), 64).chunk([text])[0]]
+    assert len(pieces) > 3 and "\n".join(pieces) == text
+
+
+@pytest.mark.parametrize("kind", ["wordpiece_folder", "bpe_folder"])
+def test_the_unknown_token_is_known(kind: str, request: pytest.FixtureRequest) -> None:
+    """A WordPiece does not know other scripts; bytes know everything."""
+    chunker = Chunker(load(request.getfixturevalue(kind)), 64)
+    ids = chunker.words.ids(["ፀሐይ ልጅ ጨረቃ ሰላም", "a b c"])
+    assert [chunker.knows(tokens) for tokens in ids] == [kind == "bpe_folder", True]

@@ -44,7 +44,7 @@ def tokenizer(
 )
 def test_says_why_a_cell_is_dropped(found: object, wanted: Reason) -> None:
     """Each kind of bad cell has its reason; none raises."""
-    assert clean(found, min_characters=12) is wanted
+    assert clean(found, 12, "web") is wanted
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_says_why_a_cell_is_dropped(found: object, wanted: Reason) -> None:
 )
 def test_cleans(found: str, wanted: str) -> None:
     """What breaks or misleads a model goes, the text stays; cleaning twice changes nothing."""
-    assert clean(found, min_characters=5) == wanted
-    assert clean(wanted, min_characters=5) == wanted
+    assert clean(found, 5, "web") == wanted
+    assert clean(wanted, 5, "web") == wanted
 
 
 def test_writing_without_spaces_is_no_dump(tokenizer: Tokenizer) -> None:
@@ -84,10 +84,51 @@ def test_writing_without_spaces_is_no_dump(tokenizer: Tokenizer) -> None:
     dump = base64.b64encode(random.Random(0).randbytes(1_500)).decode()
     assert len(dump) == 2_000
     assert clean(dump, min_characters=12) is Reason.OVER_LONG
-    assert clean(f"{paragraph} {dump} {paragraph}", 12) == f"{paragraph} {paragraph}"
+    assert clean(f"{paragraph} {dump} {paragraph}", 12, "web") == f"{paragraph} {paragraph}"
 
 
 def test_a_dump_within_a_dump_leaves_nothing() -> None:
     """What is taken out does not depend on the order of a set, another one in each process."""
     dumps = ["x" * length for length in range(1_001, 1_030)]
-    assert clean(f"A river {' '.join(dumps)} of stone", min_characters=5) == "A river of stone"
+    text = f"A river {' '.join(dumps)} of stone"
+    assert clean(text, 5, "web") == "A river of stone"
+    assert clean(text, 5).split() == ["A", "river", "of", "stone"]
+
+
+LEFT_ALONE = [
+    "def main():\n    print()\n    x = arr[0] + arr[12]\n    return f(x)[3]",
+    "call foo() then bar() ; a ? b : c",
+    "see http://example.org/a//b and arr[1][2]",
+    "git diff HEAD .. main , then git log ...",
+    "x = [ 1 , 2 ] ; y = ( a ) ;",
+    "Use `ls ..` and `cd ..` to go up.",
+    "| a  | b |\n|----|---|\n| 1  | 2 |",
+    "    indented at once\n\n\n\n  and again\tby a tab",
+    ". and , so on..  [12] [citation needed] ( listen )",
+    "Cafe\u0301 wei\xadter ﬁle",
+    "ไม่มี ช่องว่าง",
+]
+
+
+@pytest.mark.parametrize("text", LEFT_ALONE)
+def test_a_text_is_left_as_it_is(text: str) -> None:
+    """Code, tables, indentation, brackets and ellipses survive where nobody asked for cleaning."""
+    assert clean(text, 5) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a b\r\nc\rd\u2028e \n\n", "a b\nc\nd\ne"),  # line ends are one, the end is trimmed
+        (" \n\n  code()", "  code()"),  # blank lines before it go, the indentation stays
+        ("a \x00b\ud800 c", "a  b  c"),  # what breaks Arrow and tokenizers
+        ("12 + 30 = 42", Reason.NO_WORDS),
+        ("????", Reason.NO_WORDS),
+        ("f(1)", "f(1)"),
+        (" \n ", Reason.BLANK),
+        ("x" * 5_000, Reason.OVER_LONG),
+    ],
+)
+def test_what_would_break_goes_all_the_same(text: str, wanted: str | Reason) -> None:
+    """Uncleaned texts are fit for a tokenizer, too."""
+    assert clean(text, 2) == wanted

@@ -321,6 +321,26 @@ def test_killed_and_run_again_gives_the_same_bytes(
     assert reads == (["started", "again"] if "source" in where else ["started"])
 
 
+def test_unknown_script_is_the_reason(
+    script: Callable[..., Path], tmp_path: Path, tokenizer: Path
+) -> None:
+    """Texts that a tokenizer does not know are no duplicates of each other, and are named."""
+    chooser = np.random.default_rng(0)
+    words = ["ፀሐይ", "ልጅ", "ጨረቃ", "ሰላም", "መጽሐፍ", "መንገድ", "ተራራ", "ወንዝ"]
+    lines = [" ".join(chooser.choice(words, 12)) for _ in range(50)]
+    path = tmp_path / "am.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match="50 of 50 .*script unknown to the tokenizer 50"):
+        script("--offline-text", str(path), "--held-out-rows", "1")
+    # Half of the words known: each text is compared by its own words.
+    mixed = [f"{line} {make_text(number, 16)}" for number, line in enumerate(lines)]
+    path.write_text("\n".join([*mixed, mixed[0] + " word7"]), encoding="utf-8")
+    final = script("--offline-text", str(path), "--held-out-rows", "1", "--overwrite")
+    counts = open_corpus(final).index["sources"]["am"]
+    assert (counts["kept"], counts[Reason.NEAR]) == (50, 1)
+    assert "yours to state" in (final / "corpus.md").read_text(encoding="utf-8")
+
+
 def test_other_settings_are_refused(script: Callable[..., Path]) -> None:
     """A finished corpus of other settings is not overwritten in silence."""
     script()

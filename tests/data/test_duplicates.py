@@ -10,6 +10,7 @@ from small_modernbert.data.duplicates import (
     MinHash,
     exact_duplicates,
     near_duplicates,
+    word_ids,
 )
 from small_modernbert.data.keys import text_key
 
@@ -106,3 +107,15 @@ def test_a_large_bucket_of_copies_leaves_one() -> None:
     dropped = find_near(MinHash(64, 0.8, 1), copies)
     assert not dropped[0]
     assert dropped[1:].all()
+
+
+def test_chinese_texts_are_compared_by_their_letters() -> None:
+    """Without spaces and without a vocabulary: copies are found, other texts are not."""
+    chooser = random.Random(0)
+    texts = [
+        "".join(chooser.choices("河流在石头之间静静地走过绿色的窗户", k=80)) for _ in range(40)
+    ]
+    texts += [f"{text}。" for text in texts[:10]]
+    minhash = MinHash(64, 0.8, 1)
+    duplicate = find_near(minhash, [word_ids(text) for text in texts])
+    assert duplicate.tolist() == [False] * 40 + [True] * 10

@@ -89,7 +89,7 @@ def test_cleaning_counts_every_reason(tmp_path: Path) -> None:
         source=["a", "a", "a", "b", "b", "b", "b"],
     )
     counts = PairCounts()
-    assert list(read_pairs(path, counts=counts)) == [
+    assert list(read_pairs(path, counts=counts, cleaning="web")) == [
         Pair("is water wet", "Yes, it is.", ("No.",), "a"),
         Pair("is fire hot", "Very hot.", ("Cold.",), "b"),
     ]

@@ -96,7 +96,7 @@ def test_odd_row_is_counted_and_its_neighbours_stay(
 )
 def test_what_harms_inside_a_text_is_taken_out(text: str, kept: str) -> None:
     """The rest of the text is worth keeping, and is fit for Arrow and for a tokenizer."""
-    assert clean(text, 5) == kept
+    assert clean(text, 5, "web") == kept
     pa.array([clean(text, 5)])
 
 

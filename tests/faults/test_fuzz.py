@@ -97,7 +97,7 @@ def use_source(folder: Path) -> None:
         for cell in sources.flatten(source, batch):
             text = clean(cell.value, 5)
             assert isinstance(cell.label, str)
-            assert isinstance(text, Reason) or text.encode().decode() == text.strip()
+            assert isinstance(text, Reason) or text.encode().decode() == text.rstrip()
 
 
 def use_labels(folder: Path) -> None:
