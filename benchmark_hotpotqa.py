@@ -59,7 +59,7 @@ def main() -> None:
         if stage.finished:
             print((stage.final / "results.md").read_text(encoding="utf-8").partition("\n## ")[0])
             return
-        from small_modernbert.evaluation import benchmark, benchmark_report
+        from small_modernbert.evaluation import benchmark, benchmark_report, speed
         from small_modernbert.runs import storage
 
         sets, distractors = load_sets(inputs.get("retrieval"))
@@ -68,7 +68,7 @@ def main() -> None:
             sets,
             pairs,
             stage.scratch / "vectors",
-            benchmark.speed_sample(sets, SPEED_DOCUMENTS, SPEED_QUERIES, SEED),
+            speed.draw_sample(sets, SPEED_DOCUMENTS, SPEED_QUERIES, SEED),
             references.runs_folder() / VECTORS if VECTORS else None,
         )
         remarks = add_rows(made, models)

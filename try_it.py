@@ -24,7 +24,7 @@ from small_modernbert.runs.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from small_modernbert.evaluation.search import WordIndex
+    from small_modernbert.evaluation.word_index import WordIndex
     from small_modernbert.models.encoders import Encoder
 
 # Inputs
@@ -136,7 +136,7 @@ def load(model: "Path | str", passages: list[Path]) -> Searcher:
     never meets them.
     """
     from small_modernbert.data import evaluation_sets
-    from small_modernbert.evaluation.search import WordIndex
+    from small_modernbert.evaluation.word_index import WordIndex
     from small_modernbert.models import encoders
     from small_modernbert.runs import storage
 
@@ -177,7 +177,8 @@ def read_questions() -> Iterator[str]:
 def show(question: str, searcher: Searcher) -> None:
     """Print the best passages with their scores, wrapped to the terminal."""
     width = max(40, min(shutil.get_terminal_size().columns, 110))
-    print(f"\n{textwrap.shorten(question, SHOWN_CHARACTERS, placeholder=' …')}")
+    shown = " ".join(question[: SHOWN_CHARACTERS + 1].split())
+    print(f"\n{shown[:SHOWN_CHARACTERS]}{' …' * (len(question) > SHOWN_CHARACTERS)}")
     for row, score in answer(question, searcher):
         text = textwrap.fill(
             " ".join(searcher.texts[row].split()),
@@ -196,13 +197,14 @@ def answer(question: str, searcher: Searcher) -> list[tuple[int, float]]:
     The score of both is the mean of the two, each scaled to 0-1 over its best passages.
     """
     from small_modernbert.evaluation import search
+    from small_modernbert.evaluation.hits import EMPTY
 
     vector = searcher.encoder.encode_queries([question])
     depth = max(TOP_K, search.DEPTH)
     hits = search.nearest(vector, searcher.vectors, depth)
     if searcher.index is not None:
         words = searcher.index.search([question], depth)
-        if (words.rows != search.EMPTY).any():
+        if (words.rows != EMPTY).any():
             hits = search.combine(hits, words, BM25_WEIGHT)
     best = hits.first(TOP_K)
     return list(zip(best.rows[0].tolist(), best.scores[0].tolist(), strict=True))

@@ -6,9 +6,6 @@ The table, the plot and the JSON are `benchmark_report`'s.
 import gc
 import hashlib
 import logging
-import random
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +14,8 @@ import numpy as np
 
 from small_modernbert.data.evaluation_sets import SentencePairs
 from small_modernbert.data.retrieval_sets import RetrievalSet
-from small_modernbert.evaluation import metrics, search
-from small_modernbert.evaluation.search import Hits
+from small_modernbert.evaluation import metrics, search, speed
+from small_modernbert.evaluation.hits import Hits
 from small_modernbert.models import encoders
 from small_modernbert.models.encoders import WINDOW_TEXTS, Encoder
 from small_modernbert.models.prompts import Role
@@ -26,7 +23,6 @@ from small_modernbert.models.vectors import write_vectors
 from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
 
-SPEED_REPEATS = 3
 TEACHER, REDUCED = "teacher", "reduced teacher"  # labels that mean something
 WORDS = "BM25"
 ROLES: dict[str, Role] = {"queries": "query", "documents": "document", "pairs": "text"}
@@ -161,7 +157,7 @@ class Benchmark:
             sets: for retrieval.
             pairs: of sentences.
             folder: of this run's vectors and speeds.
-            sample: documents and queries that speed is measured on, see `speed_sample`.
+            sample: documents and queries that speed is measured on, see `speed.draw_sample`.
             kept: a folder that keeps the vectors, never the speeds, beyond this run.
         """
         self.sets, self.pairs, self.rows = list(sets), list(pairs), dict[str, Row]()
@@ -198,7 +194,7 @@ class Benchmark:
                 logger.info("the reduced teacher is not made of this teacher: encoded on its own")
         store.fill(encoder, self.sets, self.pairs)
         row = describe(encoder, str(reference))
-        row.documents_per_second, row.queries_per_second = speeds(
+        row.documents_per_second, row.queries_per_second = speed.measured(
             self._folder / digest / "speed.json", encoder, self._sample
         )
         self._score(row, store, store)
@@ -293,46 +289,3 @@ def describe(encoder: Encoder, reference: str) -> Row:
         size_bytes=encoder.size_bytes,
         prompts=prompts,
     )
-
-
-def speed_sample(
-    sets: Sequence[RetrievalSet], documents: int, queries: int, seed: int
-) -> tuple[list[str], list[str]]:
-    """Draw the documents and queries that every model's speed is measured on."""
-    chosen = []
-    for number, texts in (
-        (documents, [each.documents for each in sets]),
-        (queries, [each.queries for each in sets]),
-    ):
-        places = [(i, row) for i, column in enumerate(texts) for row in _some(column, number, seed)]
-        random.Random(seed).shuffle(places)
-        chosen.append([texts[i][row] for i, row in places[:number]])
-    return chosen[0], chosen[1]
-
-
-def measure_speed(encoder: Encoder, texts: list[str], role: Role) -> float:
-    """Return distinct texts encoded per second, tokenising included: warm-up, median of three."""
-    encoder.encode(texts, role=role)
-    seconds = []
-    for _ in range(SPEED_REPEATS):
-        begun = time.perf_counter()
-        encoder.encode(texts, role=role)
-        seconds.append(time.perf_counter() - begun)
-    return len(set(texts)) / statistics.median(seconds)
-
-
-def speeds(path: Path, encoder: Encoder, sample: tuple[list[str], list[str]]) -> list[float]:
-    """Return documents and queries per second, measured once per model: kept in the file."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        roles: tuple[Role, Role] = ("document", "query")
-        measured = [
-            round(measure_speed(encoder, texts, role), 2)
-            for texts, role in zip(sample, roles, strict=True)
-        ]
-        storage.write_json(path, measured)
-    return storage.read_json(path, "remove it")
-
-
-def _some(column: Sequence[str], number: int, seed: int) -> list[int]:
-    return random.Random(seed).sample(range(len(column)), min(number, len(column)))

@@ -1,14 +1,12 @@
 """What a benchmark shows: the table, every metric on every set, the JSON, the plot."""
 
-import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from small_modernbert.data.retrieval_sets import RetrievalSet
-from small_modernbert.evaluation import metrics
-from small_modernbert.evaluation.benchmark import SPEED_REPEATS, TEACHER, Benchmark, Row
+from small_modernbert.evaluation import metrics, speed
+from small_modernbert.evaluation.benchmark import TEACHER, Benchmark, Row
 from small_modernbert.runs import report, storage
 
 # What a reader must know of a set, by what was counted when it was read.
@@ -22,26 +20,6 @@ REMARKS = {
 }
 
 
-def machine() -> dict[str, Any]:
-    """Name what the speeds were measured on."""
-    import torch
-
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next(
-            (x.partition(":")[2].strip() for x in lines if x.startswith("model name")), name
-        )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {
-        "device": device,
-        "processor": name,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-
-
 def write(folder: Path, made: Benchmark, remarks: Sequence[str] = ()) -> None:
     """Write results.json, results.md and results.png.
 
@@ -50,7 +28,7 @@ def write(folder: Path, made: Benchmark, remarks: Sequence[str] = ()) -> None:
         made: the benchmark, its rows made.
         remarks: what a reader must know of rows that are not there.
     """
-    where, rows = machine(), list(made.rows.values())
+    where, rows = speed.machine(), list(made.rows.values())
     results: dict[str, Any] = {
         "quality": "nDCG@10 averaged over these sets",
         "averaged": metrics.independent_sets(each.name for each in made.sets),
@@ -106,7 +84,7 @@ def markdown(made: Benchmark, where: dict[str, Any], remarks: Sequence[str] = ()
         f"Quality is nDCG@10, the mean over {averaged}. Sets: {sizes} documents.",
         summary_table(made),
         f"Speed on {where['device']}, {where['processor']}, {where['threads']} threads: a fixed "
-        f"sample, tokenising included, median of {SPEED_REPEATS}.",
+        f"sample, tokenising included, median of {speed.REPEATS}.",
     ]
     if made.pairs:
         kinds = (
@@ -127,8 +105,11 @@ def markdown(made: Benchmark, where: dict[str, Any], remarks: Sequence[str] = ()
 
 
 def _set_section(each: RetrievalSet, rows: Sequence[Row], teacher: Row | None) -> list[str]:
-    gains = "linear gains of the grades" if each.graded else "relevance is yes or no"
-    remarks = [f"nDCG: {gains}; MAP, recall and MRR: yes or no, as trec_eval."]
+    graded = (
+        "nDCG's gains are the judged grades, linear as trec_eval's; MAP, recall and MRR take "
+        "them as yes or no."
+    )
+    remarks = [graded if each.graded else "Relevance is yes or no."]
     for name, meaning in REMARKS.items():
         if number := each.counts.get(name, 0):
             remarks.append(f"{number:,} {meaning}.")
@@ -175,25 +156,45 @@ def share_of(row: Row, teacher: Row | None, set_name: str | None = None) -> floa
 
 
 def plot(rows: Sequence[Row], path: Path, where: dict[str, Any]) -> None:
-    """Draw quality against documents per second; rows without a speed become level lines."""
+    """Draw quality against documents per second; rows without a speed become level lines.
+
+    Each point has its label beside it; rows at the same point share one.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for number, row in enumerate(rows):
-        colour = f"C{number % 10}"
+    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
+    points: dict[tuple[float, float], list[str]] = {}
+    for row in rows:
         if row.documents_per_second is None:
-            axes.axhline(row.quality, linestyle=":", color=colour, label=row.label)
+            axes.axhline(row.quality, linestyle=":", color="grey")
+            place = (0.01, row.quality)
+            axes.annotate(
+                row.label, place, xycoords=("axes fraction", "data"), va="bottom", fontsize="small"
+            )
         else:
-            axes.scatter(row.documents_per_second, row.quality, color=colour, label=row.label)
+            place = (row.documents_per_second, round(row.quality, 4))
+            points.setdefault(place, []).append(row.label)
+    for number, (place, labels) in enumerate(sorted(points.items())):
+        colour = f"C{number % 10}"
+        axes.scatter(*place, color=colour)
+        # By turns above and below, so that neighbours do not write over one another.
+        axes.annotate(
+            ", ".join(labels),
+            place,
+            xytext=(6, 6 if number % 2 == 0 else -12),
+            textcoords="offset points",
+            color=colour,
+            fontsize="small",
+        )
     axes.set_xscale("log")
+    axes.margins(x=0.25, y=0.1)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel(f"documents per second ({where['device']}, {where['threads']} threads)")
     axes.set_ylabel("mean nDCG@10")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 

@@ -4,61 +4,26 @@ Every search answers with `Hits`. Vectors come in as arrays, so that any engine 
 the asymmetric case (queries by one model, documents by another) is no case of its own.
 """
 
-import functools
-import re
 import sys
-import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from small_modernbert.data.evaluation_sets import RetrievalSet
+from small_modernbert.evaluation.hits import (
+    EMPTY,
+    NOT_FINITE,
+    Hits,
+    documents_of,
+    keys_of,
+    largest,
+    scores_of,
+)
+from small_modernbert.evaluation.word_index import WordIndex
 from small_modernbert.runs.errors import UserError
 
 DEPTH = 100  # documents a query that a set is scored on
 QUERY_BLOCK = 256
 DOCUMENT_BLOCK = 16_384
-# bm25s keeps every word of every document in memory: some 5 GB at this many.
-LARGEST_INDEX = 1_000_000
-EMPTY = -1  # a place of a ranking that no document takes
-# Han with its extensions, kana, Thai, Lao, Tibetan, Burmese, Khmer: written without spaces.
-_UNSPACED = (
-    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uf900-\ufaff\U00020000-\U0003ffff"
-)
-_UNSPACED_RUN = re.compile(f"[{_UNSPACED}]+")
-
-
-@dataclass(frozen=True)
-class Hits:
-    """What a search found for some queries.
-
-    Attributes:
-        rows: `(queries, depth)` int64 row numbers of documents, best first; EMPTY where none.
-        scores: `(queries, depth)` float32; 0 where there is no document.
-    """
-
-    rows: np.ndarray
-    scores: np.ndarray
-
-    def first(self, depth: int) -> "Hits":
-        """Return the best `depth` of each query."""
-        return Hits(self.rows[:, :depth], self.scores[:, :depth])
-
-    def without(self, own: np.ndarray) -> "Hits":
-        """Return the hits without one document a query: `(queries,)` row numbers, EMPTY for none.
-
-        The places behind it move up, and the last one of the query is EMPTY.
-        """
-        gone = (self.rows == own[:, None]) & (own != EMPTY)[:, None]
-        # A stable sort moves the one that goes to the end.
-        order = np.argsort(gone, axis=1, kind="stable")
-        rows, scores = (
-            np.take_along_axis(np.where(gone, nothing, part), order, axis=1)
-            for part, nothing in ((self.rows, EMPTY), (self.scores, np.float32(0)))
-        )
-        return Hits(rows, scores)
 
 
 def nearest(query_vectors: np.ndarray, document_vectors: np.ndarray, depth: int) -> Hits:
@@ -80,15 +45,54 @@ def nearest(query_vectors: np.ndarray, document_vectors: np.ndarray, depth: int)
             f"queries are {query_vectors.shape[1]} wide, documents {document_vectors.shape[1]}"
         )
     queries = np.asarray(query_vectors, dtype=np.float32)
+    # A process that has not loaded torch has no GPU in use, and need not wait for it.
+    torch = sys.modules.get("torch")
+    gpu = torch is not None and torch.cuda.is_available()
+    find = _torch_search if gpu else _numpy_search
+    keys = find(queries, document_vectors, depth)
+    return Hits(documents_of(keys), scores_of(keys))
+
+
+def _numpy_search(queries: np.ndarray, documents: np.ndarray, depth: int) -> np.ndarray:
+    """Return the keys (`hits.keys_of`) of each query's best documents, the largest first."""
     starts = range(0, len(queries), QUERY_BLOCK)
     best = [np.empty((len(queries[start : start + QUERY_BLOCK]), 0), np.int64) for start in starts]
-    for begin in range(0, len(document_vectors), DOCUMENT_BLOCK):
-        block = np.asarray(document_vectors[begin : begin + DOCUMENT_BLOCK], dtype=np.float32)
+    for begin in range(0, len(documents), DOCUMENT_BLOCK):
+        block = np.asarray(documents[begin : begin + DOCUMENT_BLOCK], dtype=np.float32)
         for place, start in enumerate(starts):
-            scores = _products(queries[start : start + QUERY_BLOCK], block)
-            best[place] = _largest(np.hstack([best[place], _keys(scores, begin)]), depth)
-    keys = np.concatenate(best)
-    return Hits(_documents_of(keys), _scores_of(keys))
+            scores = queries[start : start + QUERY_BLOCK] @ block.T
+            best[place] = largest(np.hstack([best[place], keys_of(scores, begin)]), depth)
+    return np.concatenate(best)
+
+
+def _torch_search(
+    queries: np.ndarray, documents: np.ndarray, depth: int, device: str = "cuda"
+) -> np.ndarray:
+    """Do as numpy does, on a device: the same keys, in larger blocks, in fp32 without TF32."""
+    import torch
+
+    def keys_on_device(scores: torch.Tensor, start: int) -> torch.Tensor:
+        if not torch.isfinite(scores).all():
+            raise ValueError(NOT_FINITE)
+        bits = (scores + 0.0).view(torch.int32).long()
+        ordered = torch.where(bits >= 0, bits, -(2**31) - bits)
+        rows = torch.arange(start, start + scores.shape[1], device=device)
+        return ordered * 2**32 + (2**32 - 1 - rows)
+
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        asked = torch.from_numpy(queries).to(device).split(QUERY_BLOCK * 4)
+        best = [torch.empty((len(some), 0), dtype=torch.int64, device=device) for some in asked]
+        for start in range(0, len(documents), DOCUMENT_BLOCK * 4):
+            piece = np.array(documents[start : start + DOCUMENT_BLOCK * 4], dtype=np.float32)
+            block = torch.from_numpy(piece).to(device)
+            for place, some in enumerate(asked):
+                keys = torch.cat([best[place], keys_on_device(some @ block.T, start)], dim=1)
+                best[place] = keys.topk(min(depth, keys.shape[1]), dim=1).values
+        return torch.cat(best).cpu().numpy()
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 def rank(questions: RetrievalSet, query_vectors: np.ndarray, document_vectors: np.ndarray) -> Hits:
@@ -145,55 +149,6 @@ def combine(first: Hits, second: Hits, weight: float) -> Hits:
     return Hits(rows, scores)
 
 
-class WordIndex:
-    """Documents that can be searched by their words: BM25, by bm25s.
-
-    Lucene's variant with k1 = 1.5 and b = 0.75 (the defaults of bm25s), English stop words, no
-    stemming. Words are runs of two letters, digits or marks and more; where a script is written
-    without spaces (Chinese, Japanese, Thai, Lao, Tibetan, Burmese, Khmer) they are each two
-    characters in a row, as Lucene's CJK analyser takes them.
-    """
-
-    def __init__(self, documents: Sequence[str]) -> None:
-        """Index documents.
-
-        Raises:
-            UserError: there are more than LARGEST_INDEX.
-        """
-        import bm25s
-
-        if len(documents) > LARGEST_INDEX:
-            raise UserError(
-                f"BM25 keeps its index in memory, and {len(documents):,} documents are more than "
-                f"{LARGEST_INDEX:,}"
-            )
-        self.documents = len(documents)
-        words = _words(documents[:])
-        self._index = bm25s.BM25() if any(words) else None
-        if self._index is not None:
-            self._index.index(words, show_progress=False)
-
-    def search(self, queries: Sequence[str], depth: int = DEPTH) -> Hits:
-        """Return the best documents of each query; one without a common word is not found.
-
-        The depth is the number of documents where those are fewer. Equal scores rank in the
-        documents' order.
-        """
-        found = [self._scores(words, depth) for words in _words(queries)]
-        rows, scores = (np.stack(part) for part in zip(*found, strict=True))
-        return Hits(rows, scores)
-
-    def _scores(self, words: list[str], depth: int) -> tuple[np.ndarray, np.ndarray]:
-        scores = np.zeros(self.documents, dtype=np.float32)
-        if self._index is not None:
-            known = [word for word in words if word in self._index.vocab_dict]
-            if known:
-                scores = self._index.get_scores(known).astype(np.float32)
-        rows = _documents_of(_largest(_keys(scores[None], 0), depth))[0]
-        best = scores[rows]
-        return np.where(best > 0, rows, EMPTY), np.where(best > 0, best, 0)
-
-
 def _leave_out_own(hits: Hits, questions: RetrievalSet) -> Hits:
     own = questions.own_rows
     return (hits.without(own) if (own != EMPTY).any() else hits).first(DEPTH)
@@ -208,77 +163,3 @@ def _scaled(hits: Hits) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         scaled = np.where(span > 0, (hits.scores - low) / np.where(span > 0, span, 1), 1)
     return np.where(there, scaled, 0)
-
-
-def _products(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """Return `(queries, documents)` dot products, by the GPU if this process has one in use."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return queries @ documents.T
-    sides = (torch.from_numpy(np.ascontiguousarray(side)).cuda() for side in (queries, documents))
-    first, second = sides
-    return (first @ second.T).cpu().numpy()
-
-
-def _keys(scores: np.ndarray, start: int) -> np.ndarray:
-    # One int64 a document that sorts by score, then by place: the float's bits made monotone in
-    # the upper half, the row number counted down in the lower. All keys differ, so neither the
-    # partition nor the size of the blocks can change the order of ties.
-    if not np.isfinite(scores).all():
-        raise ValueError("a score is not finite: the model gave NaN or infinite vectors")
-    bits = (scores + np.float32(0)).view(np.int32).astype(np.int64)  # -0.0 becomes 0.0
-    ordered = np.where(bits >= 0, bits, np.int64(-(2**31)) - bits)
-    rows = np.arange(start, start + scores.shape[1], dtype=np.int64)
-    return ordered * 2**32 + (2**32 - 1 - rows)
-
-
-def _largest(keys: np.ndarray, depth: int) -> np.ndarray:
-    if keys.shape[1] > depth:
-        keys = np.partition(keys, keys.shape[1] - depth, axis=1)[:, -depth:]
-    return np.sort(keys, axis=1)[:, ::-1]
-
-
-def _documents_of(keys: np.ndarray) -> np.ndarray:
-    return 2**32 - 1 - (keys & (2**32 - 1))
-
-
-def _scores_of(keys: np.ndarray) -> np.ndarray:
-    ordered = keys >> 32
-    bits = np.where(ordered >= 0, ordered, np.int64(-(2**31)) - ordered)
-    return bits.astype(np.int32).view(np.float32)
-
-
-def _words(texts: Sequence[str]) -> list[list[str]]:
-    import bm25s
-
-    return bm25s.tokenize(
-        [_spaced(text) for text in texts],
-        token_pattern=_word_pattern(),
-        stopwords="en",
-        return_ids=False,
-        show_progress=False,
-    )
-
-
-def _spaced(text: str) -> str:
-    """Write what has no spaces as pairs of neighbouring characters with spaces between."""
-    if text.isascii():
-        return text
-    text = unicodedata.normalize("NFKC", text)
-    return _UNSPACED_RUN.sub(lambda run: f" {' '.join(_bigrams(run.group()))} ", text)
-
-
-def _bigrams(run: str) -> list[str]:
-    return [run[place : place + 2] for place in range(len(run) - 1)] or [run]
-
-
-@functools.cache
-def _word_pattern() -> str:
-    # bm25s' own pattern is \b\w\w+\b, and \w holds no combining mark: it would cut Hindi, Tamil
-    # or vocalised Arabic at every vowel sign.
-    marks = "".join(
-        re.escape(chr(code))
-        for code in range(0x300, 0x1E950)
-        if unicodedata.category(chr(code)).startswith("M")
-    )
-    return f"(?u)[\\w{marks}]{{2,}}|[{_UNSPACED}]"

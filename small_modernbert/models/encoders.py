@@ -229,7 +229,7 @@ def reduction_of(reduced: Encoder, teacher: Encoder) -> Callable[[np.ndarray], n
     """
     modules = list(reduced.model) if hasattr(reduced.model, "_modules") else []
     first = next((i for i, m in enumerate(modules) if type(m).__name__ == "Dense"), None)
-    if first is None:
+    if first is None or reduced.prompts != teacher.prompts:
         return None
     import torch
 

@@ -12,7 +12,7 @@ import pytest
 from script_runner import load_script
 
 from small_modernbert.data.evaluation_sets import load_retrieval_set
-from small_modernbert.evaluation import benchmark
+from small_modernbert.evaluation import benchmark, speed
 from small_modernbert.models import encoders, vectors
 from small_modernbert.runs import settings
 from small_modernbert.runs.errors import UserError
@@ -390,10 +390,10 @@ def test_another_teachers_reduction_is_not_taken_for_its_own(world: Path) -> Non
 def test_the_speed_sample_is_fixed_by_the_seed(world: Path) -> None:
     """Every model is timed on the same texts."""
     sets = [load_retrieval_set(world / "retrieval", "weather")]
-    documents, queries = benchmark.speed_sample(sets, 7, 1000, seed=1)
+    documents, queries = speed.draw_sample(sets, 7, 1000, seed=1)
     assert (len(documents), len(queries)) == (7, 20)
-    assert benchmark.speed_sample(sets, 7, 1000, seed=1) == (documents, queries)
-    assert benchmark.speed_sample(sets, 7, 1000, seed=2) != (documents, queries)
+    assert speed.draw_sample(sets, 7, 1000, seed=1) == (documents, queries)
+    assert speed.draw_sample(sets, 7, 1000, seed=2) != (documents, queries)
 
 
 def test_a_search_that_finds_nothing_has_no_row(

@@ -1,0 +1,105 @@
+"""Search by words: BM25, by bm25s, over words of any script."""
+
+import functools
+import re
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from small_modernbert.evaluation.hits import EMPTY, Hits, documents_of, keys_of, largest
+from small_modernbert.runs.errors import UserError
+
+# Documents. bm25s holds the words of all of them in memory at once while it makes an index.
+LARGEST_INDEX = 1_000_000
+# Han with its extensions, kana, Thai, Lao, Tibetan, Burmese, Khmer: written without spaces.
+_UNSPACED = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003ffff"
+)
+_UNSPACED_RUN = re.compile(f"[{_UNSPACED}]+")
+
+
+class WordIndex:
+    """Documents that can be searched by their words: BM25, by bm25s.
+
+    Lucene's variant with k1 = 1.5 and b = 0.75 (the defaults of bm25s), English stop words, no
+    stemming. Words are runs of two letters, digits or marks and more; where a script is written
+    without spaces (Chinese, Japanese, Thai, Lao, Tibetan, Burmese, Khmer) they are each two
+    characters in a row, as Lucene's CJK analyser takes them.
+    """
+
+    def __init__(self, documents: Sequence[str]) -> None:
+        """Index documents.
+
+        Raises:
+            UserError: there are more than LARGEST_INDEX.
+        """
+        import bm25s
+
+        if len(documents) > LARGEST_INDEX:
+            raise UserError(
+                f"BM25 keeps its index in memory, and {len(documents):,} documents are more than "
+                f"{LARGEST_INDEX:,}"
+            )
+        self.documents = len(documents)
+        words = _words(documents[:])
+        self._index = bm25s.BM25() if any(words) else None
+        if self._index is not None:
+            self._index.index(words, show_progress=False)
+
+    def search(self, queries: Sequence[str], depth: int) -> Hits:
+        """Return the best documents of each query; one without a common word is not found.
+
+        The depth is the number of documents where those are fewer. Equal scores rank in the
+        documents' order.
+        """
+        found = [self._scores(words, depth) for words in _words(queries)]
+        rows, scores = (np.stack(part) for part in zip(*found, strict=True))
+        return Hits(rows, scores)
+
+    def _scores(self, words: list[str], depth: int) -> tuple[np.ndarray, np.ndarray]:
+        scores = np.zeros(self.documents, dtype=np.float32)
+        if self._index is not None:
+            known = [word for word in words if word in self._index.vocab_dict]
+            if known:
+                scores = self._index.get_scores(known).astype(np.float32)
+        rows = documents_of(largest(keys_of(scores[None], 0), depth))[0]
+        best = scores[rows]
+        return np.where(best > 0, rows, EMPTY), np.where(best > 0, best, 0)
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    import bm25s
+
+    return bm25s.tokenize(
+        [_spaced(text) for text in texts],
+        token_pattern=_word_pattern(),
+        stopwords="en",
+        return_ids=False,
+        show_progress=False,
+    )
+
+
+def _spaced(text: str) -> str:
+    """Write what has no spaces as pairs of neighbouring characters with spaces between."""
+    if text.isascii():
+        return text
+    text = unicodedata.normalize("NFKC", text)
+    return _UNSPACED_RUN.sub(lambda run: f" {' '.join(_bigrams(run.group()))} ", text)
+
+
+def _bigrams(run: str) -> list[str]:
+    return [run[place : place + 2] for place in range(len(run) - 1)] or [run]
+
+
+@functools.cache
+def _word_pattern() -> str:
+    # bm25s' own pattern is \b\w\w+\b, and \w holds no combining mark: it would cut Hindi, Tamil
+    # or vocalised Arabic at every vowel sign.
+    marks = "".join(
+        re.escape(chr(code))
+        for code in range(0x300, 0x1E950)
+        if unicodedata.category(chr(code)).startswith("M")
+    )
+    return f"(?u)[\\w{marks}]{{2,}}|[{_UNSPACED}]"
