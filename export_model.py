@@ -21,7 +21,7 @@ from small_modernbert.runs import references, settings, stages
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
-    from small_modernbert.export.graphs import Parity
+    from small_modernbert.export.parity import Parity
 
 # Inputs
 STUDENT: str = "distil_modernbert"  # a stage of this recipe, or a folder
@@ -53,43 +53,46 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.export import graphs, int8
+        from small_modernbert.export import int8, onnx_graph, parity
         from small_modernbert.models import students
         from small_modernbert.models.loading import load_backend
 
-        graphs.check_modules(folder)
         student = students.load_student(folder, max_tokens=MAX_TOKENS)
-        model, pooling, max_tokens = student.body.eval(), student.pooling, student.max_tokens
+        max_tokens = student.max_tokens
+        if student.usage.prompts and not student.usage.include_prompt:
+            raise UserError(f"{folder} leaves its prompts out of the pooling; no graph does that")
         final, card = stage.building, folder / "README.md"
         student.save(final, card.read_text(encoding="utf-8") if card.is_file() else "")
         calibration, probes = draw_texts(files)
         uncut = load_backend(final, 1 << 30)
-        probes = graphs.probes(probes, uncut, max_tokens, PROBES)
-        forms = [graphs.GRAPH]
-        graphs.export_onnx(model, pooling, final / graphs.GRAPH)
+        probes = parity.probes(probes, uncut, max_tokens, PROBES)
+        forms = [onnx_graph.GRAPH]
+        onnx_graph.export_onnx(student, final / onnx_graph.GRAPH)
         if INT8:
-            backend, pad = load_backend(final, max_tokens), model.config.pad_token_id
-            batches = graphs.token_batches(calibration, backend, pad)
-            int8.quantise(final / graphs.GRAPH, final / graphs.INT8, batches)
-            forms.append(graphs.INT8)
+            backend, pad = student.backend, student.tokenizer.pad_token_id
+            batches = onnx_graph.token_batches(calibration, backend, pad)
+            int8.quantise(final / onnx_graph.GRAPH, final / onnx_graph.INT8, batches)
+            forms.append(onnx_graph.INT8)
         if OPENVINO:
-            made = graphs.export_openvino(final / graphs.GRAPH, final / graphs.OPENVINO)
-            forms += [graphs.OPENVINO] if made else []
+            made = onnx_graph.export_openvino(final / onnx_graph.GRAPH, final / onnx_graph.OPENVINO)
+            forms += [onnx_graph.OPENVINO] if made else []
         numbers = {
             "dimensions": student.width,
             "max_tokens": max_tokens,
-            "pad_token_id": model.config.pad_token_id,
-            "pooling": pooling,
+            "pad_token_id": student.tokenizer.pad_token_id,
+            "pooling": student.pooling,
+            "prompts": student.usage.prompts,
+            "default_prompt_name": student.usage.default_prompt_name,
         }
-        graphs.describe(final, {}, **numbers)
-        parity = measure(folder, final, forms, probes, max_tokens)
-        graphs.describe(final, parity, **numbers)
+        parity.describe(final, {}, **numbers)
+        distances = measure(folder, final, forms, probes, max_tokens)
+        parity.describe(final, distances, **numbers)
         stage.record.rows = {"probes": len(probes), "calibration": len(calibration)}
-        stage.record.metrics = {form: vars(figures) for form, figures in parity.items()}
-        lost = f", int8 loses {1 - parity[graphs.INT8].mean_cosine:.0e}" if INT8 else ""
+        stage.record.metrics = {form: vars(figures) for form, figures in distances.items()}
+        lost = f", int8 loses {1 - distances[onnx_graph.INT8].mean_cosine:.0e}" if INT8 else ""
         stage.finish(
-            f"{len(forms)} forms; ONNX within {1 - parity[forms[0]].min_cosine:.0e} of torch{lost} "
-            "(cosine)",
+            f"{len(forms)} forms; ONNX within {1 - distances[forms[0]].min_cosine:.0e} of torch"
+            f"{lost} (cosine)",
             student.check_reload,
         )
 
@@ -118,9 +121,9 @@ def find_texts() -> list[Path]:
 def draw_texts(files: list[Path]) -> tuple[list[str], list[str]]:
     """Return texts to calibrate with and texts to check with; the same few if there are few."""
     from small_modernbert.data import evaluation_sets
-    from small_modernbert.export import graphs
+    from small_modernbert.export import parity
 
-    texts = evaluation_sets.read_texts(files) if files else list(graphs.SENTENCES)
+    texts = evaluation_sets.read_texts(files) if files else list(parity.SENTENCES)
     random.Random(SEED).shuffle(texts)
     if len(texts) < 2 * CALIBRATION_TEXTS:
         return texts[:CALIBRATION_TEXTS], texts
@@ -135,16 +138,17 @@ def measure(
     Raises:
         UserError: a form that should be exact is not.
     """
-    from small_modernbert.export import graphs
+    from small_modernbert.export import onnx_graph
+    from small_modernbert.export import parity as comparison
     from small_modernbert.export.onnx_encoder import OnnxEncoder
 
-    wanted = graphs.torch_encoder(student, max_tokens)(probes)
-    found = {graphs.TORCH: graphs.torch_encoder(final, max_tokens)(probes)}
+    wanted = comparison.torch_encoder(student, max_tokens)(probes)
+    found = {onnx_graph.TORCH: comparison.torch_encoder(final, max_tokens)(probes)}
     found |= {form: OnnxEncoder(final, form, THREADS).encode(probes) for form in forms}
-    parity = {form: graphs.compare(wanted, vectors) for form, vectors in found.items()}
-    print(graphs.table(final, parity))
+    parity = {form: comparison.compare(wanted, vectors) for form, vectors in found.items()}
+    print(comparison.table(final, parity))
     for form, figures in parity.items():
-        if form != graphs.INT8 and figures.min_cosine < 1 - TOLERANCE:
+        if form != onnx_graph.INT8 and figures.min_cosine < 1 - TOLERANCE:
             raise UserError(
                 f"{form} is off by {1 - figures.min_cosine:.1e} in cosine, more than TOLERANCE "
                 f"{TOLERANCE:g}; install the versions of requirements.txt and export again"

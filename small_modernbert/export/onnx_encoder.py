@@ -1,6 +1,6 @@
 """An exported student on a CPU, without torch and without transformers.
 
-    from small_modernbert.onnx_encoder import OnnxEncoder
+    from small_modernbert.export.onnx_encoder import OnnxEncoder
     encoder = OnnxEncoder("runs/offline/export_model/final", "onnx/model_int8.onnx", threads=2)
     vectors = encoder.encode(["a text", "another"])
 
@@ -28,6 +28,7 @@ class OnnxEncoder:
     Attributes:
         dimensions: width of the vectors.
         max_tokens: longer texts are cut, special tokens included.
+        prompts: beginnings of texts by name, as the model was trained with.
     """
 
     def __init__(self, folder: Path | str, file: str = "onnx/model.onnx", threads: int = 0) -> None:
@@ -48,6 +49,8 @@ class OnnxEncoder:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         self.dimensions: int = description["dimensions"]
         self.max_tokens: int = description["max_tokens"]
+        self.prompts: dict[str, str] = description.get("prompts", {})
+        self._default_prompt: str | None = description.get("default_prompt_name")
         self._pad: int = description["pad_token_id"]
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(self.max_tokens)
@@ -55,18 +58,30 @@ class OnnxEncoder:
         start = _openvino if file.endswith(".xml") else _onnxruntime
         self._infer: Infer = start(folder / file, threads)
 
-    def encode(self, texts: Sequence[str], tokens_per_batch: int = TOKENS_PER_BATCH) -> np.ndarray:
+    def encode(
+        self,
+        texts: Sequence[str],
+        tokens_per_batch: int = TOKENS_PER_BATCH,
+        prompt_name: str | None = None,
+    ) -> np.ndarray:
         """Return `(texts, dimensions)` float32 unit vectors, in the order given.
 
         Texts are batched by length, so little padding is computed.
+
+        Args:
+            texts: any number of them.
+            tokens_per_batch: padding included.
+            prompt_name: of the prompt in front of each, such as "query"; None for the model's
+                default prompt, if it has one.
         """
+        prompt = self.prompts.get(prompt_name or self._default_prompt or "", "")
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
         for start in range(0, len(texts), TEXTS_AT_ONCE):
-            window = list(texts[start : start + TEXTS_AT_ONCE])
+            window = [prompt + text for text in texts[start : start + TEXTS_AT_ONCE]]
             ids = [encoded.ids for encoded in self._tokenizer.encode_batch_fast(window)]
             # A tokenizer without special tokens makes nothing of an empty text.
-            ids = [found or [self._pad] for found in ids]
-            for rows in cut_by_length([len(found) for found in ids], tokens_per_batch):
+            ids = [row or [self._pad] for row in ids]
+            for rows in cut_by_length([len(row) for row in ids], tokens_per_batch):
                 batch, mask = pad([ids[row] for row in rows], self._pad)
                 vectors[[start + row for row in rows]] = self._infer(batch, mask)
         return vectors

@@ -1,4 +1,4 @@
-"""Promises of export_model.py, graphs.py, int8.py and onnx_encoder.py."""
+"""Promises of export_model.py, onnx_graph.py, parity.py, int8.py and onnx_encoder.py."""
 
 import json
 import shutil
@@ -18,9 +18,10 @@ from onnxruntime import InferenceSession
 from onnxruntime.quantization import quantize_dynamic
 from script_runner import load_script, run_process
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer import modules
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.export import graphs, int8
+from small_modernbert.export import int8, onnx_graph, parity
 from small_modernbert.export.onnx_encoder import OnnxEncoder, cut_by_length, pad
 from small_modernbert.initialisation import static
 from small_modernbert.models import folders, students
@@ -33,8 +34,8 @@ Make = Callable[..., ModernBertModel]
 MAX_TOKENS = 200
 # Beyond the half window (64) on both sides: layers that see everything would give other vectors.
 SHAPE = {"max_position_embeddings": 256, "local_attention": 128}
-FORMS = (graphs.GRAPH, graphs.INT8, graphs.OPENVINO)
-EXACT = (graphs.GRAPH, graphs.OPENVINO)
+FORMS = (onnx_graph.GRAPH, onnx_graph.INT8, onnx_graph.OPENVINO)
+EXACT = (onnx_graph.GRAPH, onnx_graph.OPENVINO)
 
 
 def make_static(model: ModernBertModel) -> ModernBertModel:
@@ -120,8 +121,7 @@ def test_sliding_window_is_in_the_graph(
     shutil.copytree(student, tmp_path / "wide")
     config = storage.read_json(student / "config.json", "")
     storage.write_json(tmp_path / "wide" / "config.json", config | {"local_attention": 1024})
-    body = students.load_student(tmp_path / "wide").body
-    wide = graphs.SentenceEncoder(body, "mean").eval()
+    wide = onnx_graph.SentenceEncoder(students.load_student(tmp_path / "wide")).eval()
     encoder = OnnxEncoder(exported, threads=1)
     ids = [row.ids for row in encoder._tokenizer.encode_batch(long_texts)]
     found = encoder.encode(long_texts)
@@ -137,7 +137,7 @@ def test_sliding_window_is_in_the_graph(
 def test_int8_stays_close(exported: Path, student: Path, long_texts: list[str]) -> None:
     """Texts that were not calibrated with keep their direction; the file is far smaller."""
     texts = long_texts[::-1][:60]
-    found = OnnxEncoder(exported, graphs.INT8, threads=1).encode(texts)
+    found = OnnxEncoder(exported, onnx_graph.INT8, threads=1).encode(texts)
     cosines = (found * of_torch(student, texts)).sum(axis=1)
     assert cosines.mean() > 0.999
     assert cosines.min() > 0.99
@@ -148,12 +148,12 @@ def test_int8_beats_the_quantisers_defaults(
 ) -> None:
     """With loud dimensions, one scale for everything loses several times as much."""
     shutil.copytree(exported, tmp_path / "plain")
-    model = onnx.load(exported / graphs.GRAPH)
+    model = onnx.load(exported / onnx_graph.GRAPH)
     del model.graph.value_info[:]
-    quantize_dynamic(model, tmp_path / "plain" / graphs.INT8)
+    quantize_dynamic(model, tmp_path / "plain" / onnx_graph.INT8)
     wanted = of_torch(student, long_texts[:40])
     lost = [
-        1 - (OnnxEncoder(folder, graphs.INT8).encode(long_texts[:40]) * wanted).sum(1).mean()
+        1 - (OnnxEncoder(folder, onnx_graph.INT8).encode(long_texts[:40]) * wanted).sum(1).mean()
         for folder in (exported, tmp_path / "plain")
     ]
     assert lost[0] < lost[1] / 5
@@ -161,9 +161,9 @@ def test_int8_beats_the_quantisers_defaults(
 
 def test_smoothing_alone_changes_nothing(exported: Path, long_texts: list[str]) -> None:
     """Moving outliers from activations to matrices is exact; only the rounding after it is not."""
-    model = onnx.load(exported / graphs.GRAPH)
+    model = onnx.load(exported / onnx_graph.GRAPH)
     backend = load_backend(exported, MAX_TOKENS)
-    batches = graphs.token_batches(long_texts[:20], backend, 0)
+    batches = onnx_graph.token_batches(long_texts[:20], backend, 0)
     smoothed = onnx.ModelProto()
     smoothed.CopyFrom(model)
     peaks = int8.activation_peaks(model, batches)
@@ -201,27 +201,27 @@ def test_description_and_record(exported: Path) -> None:
     assert told["inputs"] == {name: ["batch", "tokens"] for name in ("input_ids", "attention_mask")}
     assert told["outputs"] == {"sentence_embedding": ["batch", 64]}
     assert (told["dimensions"], told["max_tokens"], told["pooling"]) == (64, MAX_TOKENS, "mean")
-    graph = onnx.load(exported / graphs.GRAPH).graph
+    graph = onnx.load(exported / onnx_graph.GRAPH).graph
     dims = {
         value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.output)
     }
     assert dims == told["inputs"] | told["outputs"]
-    assert set(told["files"]) == {graphs.TORCH, *FORMS, "openvino/openvino_model.bin"}
+    assert set(told["files"]) == {onnx_graph.TORCH, *FORMS, "openvino/openvino_model.bin"}
     for name, file in told["files"].items():
         assert file["sha256"] == storage.sha256_file(exported / name)
         assert file["bytes"] == (exported / name).stat().st_size
-    assert set(told["parity"]) == {graphs.TORCH, *FORMS}
-    for form in (graphs.TORCH, *EXACT):
+    assert set(told["parity"]) == {onnx_graph.TORCH, *FORMS}
+    for form in (onnx_graph.TORCH, *EXACT):
         assert told["parity"][form]["min_cosine"] > 1 - 1e-5
         assert told["parity"][form]["max_error"] < 1e-5
-    assert 0.99 < told["parity"][graphs.INT8]["min_cosine"] < 1
+    assert 0.99 < told["parity"][onnx_graph.INT8]["min_cosine"] < 1
     record = storage.read_json(exported.parent / "run.json", "")
     assert record["metrics"] == told["parity"]
     assert record["rows"]["calibration"] == 64
     assert record["rows"]["probes"] > 30
-    int8_bytes = told["files"][graphs.INT8]["bytes"]
-    assert int8_bytes < told["files"][graphs.GRAPH]["bytes"]
+    int8_bytes = told["files"][onnx_graph.INT8]["bytes"]
+    assert int8_bytes < told["files"][onnx_graph.GRAPH]["bytes"]
 
 
 def test_nothing_tells_of_this_machine(exported: Path) -> None:
@@ -300,13 +300,13 @@ def test_probes_climb_from_nothing_to_beyond_the_limit(
 ) -> None:
     """Lengths rise from no token by ratio; the last is cut by every reader."""
     backend = load_backend(exported, 1 << 30)
-    made = graphs.probes(["", *long_texts], backend, MAX_TOKENS, 30)
+    made = parity.probes(["", *long_texts], backend, MAX_TOKENS, 30)
     lengths = [len(backend.encode(text, add_special_tokens=False)) for text in made]
     assert lengths[:3] == [0, 1, 2] and lengths == sorted(set(lengths))
     assert lengths[-1] == MAX_TOKENS  # and two special tokens
     assert len(lengths) > 20
     with pytest.raises(UserError, match="TEXTS"):
-        graphs.probes(["", " "], backend, MAX_TOKENS, 30)
+        parity.probes(["", " "], backend, MAX_TOKENS, 30)
 
 
 def test_a_form_that_is_off_is_refused(
@@ -318,7 +318,7 @@ def test_a_form_that_is_off_is_refused(
     shutil.copytree(student, other)
     model = make_static(make_student(hidden_size=64, seed=1, **SHAPE))
     folders.write_transformer(other, model, students.load_tokenizer(student), MAX_TOKENS)
-    forms = [graphs.GRAPH]
+    forms = [onnx_graph.GRAPH]
     assert script.measure(student, exported, forms, long_texts[:9], MAX_TOKENS)
     with pytest.raises(UserError, match=r"is off by .*TOLERANCE 0.0001"):
         script.measure(other, exported, forms, long_texts[:9], MAX_TOKENS)
@@ -327,26 +327,25 @@ def test_a_form_that_is_off_is_refused(
 def test_vectors_that_are_not_finite_are_refused() -> None:
     """NaN is never a cosine."""
     found = np.eye(3, dtype=np.float32)
-    assert graphs.compare(found, found) == graphs.Parity(1.0, 1.0, 0.0)
+    assert parity.compare(found, found) == parity.Parity(1.0, 1.0, 0.0)
     with pytest.raises(UserError, match="NaN"):
-        graphs.compare(found, np.where(found > 0, np.nan, found))
+        parity.compare(found, np.where(found > 0, np.nan, found))
 
 
-@pytest.mark.parametrize("case", ["dense", "tokens", "texts", "no texts"])
+@pytest.mark.parametrize("case", ["prompts", "tokens", "texts", "no texts"])
 def test_what_cannot_be_exported(
     student: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     case: str,
 ) -> None:
-    """A module that would be lost, too long a text: one line, no final/."""
+    """What a graph cannot do, too long a text: one line, no final/."""
     folder, more, message = student, [], ""
-    if case == "dense":
-        folder, message = tmp_path / "dense", "a module of the kind Dense"
-        shutil.copytree(student, folder)
-        modules = storage.read_json(folder / "modules.json", "")
-        modules.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "x.models.Dense"})
-        storage.write_json(folder / "modules.json", modules)
+    if case == "prompts":
+        folder, message = tmp_path / "prompted", "leaves its prompts out of the pooling"
+        prompted = students.load_student(student)
+        prompted.usage.prompts, prompted.usage.include_prompt = {"query": "q: "}, False
+        prompted.save(folder)
     elif case == "tokens":
         more, message = ["--max-tokens", "257"], "takes 256 tokens, not 257"
     elif case == "texts":
@@ -392,7 +391,7 @@ def test_encoder_keeps_order_and_bounds_batches(exported: Path, long_texts: list
         assert len(rows) == 1 or max(lengths[row] for row in rows) * len(rows) <= 60
 
 
-@pytest.mark.parametrize("missing", ["export.json", "tokenizer.json", graphs.GRAPH])
+@pytest.mark.parametrize("missing", ["export.json", "tokenizer.json", onnx_graph.GRAPH])
 def test_encoder_names_what_is_missing(exported: Path, tmp_path: Path, missing: str) -> None:
     """A folder that is no export is named, with the file that it lacks."""
     shutil.copytree(exported, tmp_path / "copy")
@@ -413,3 +412,22 @@ def test_rerun_keeps_and_other_settings_are_refused(
         export(runs, student, texts, "--no-int8")
     assert "INT8: True -> False" in capsys.readouterr().err
     assert json.loads((exported.parent / "run.json").read_text("utf-8")) == before
+
+
+def test_bert_with_a_head_and_prompts(
+    tmp_path: Path, teacher_folder: Path, texts: list[str]
+) -> None:
+    """A BERT with a Dense layer is exported whole; the encoder puts its prompts in front."""
+    student = students.load_student(teacher_folder)
+    torch.manual_seed(0)
+    student.head = torch.nn.Sequential(modules.Dense(48, 20))
+    student.usage.prompts, student.usage.default_prompt_name = {"query": "is the "}, None
+    student.save(tmp_path / "student")
+    final = export(tmp_path / "runs", tmp_path / "student", write_texts(tmp_path / "t", texts))
+    reference = SentenceTransformer(str(tmp_path / "student"), device="cpu")
+    for form in EXACT:
+        encoder = OnnxEncoder(final, form, threads=1)
+        assert encoder.dimensions == 20
+        np.testing.assert_allclose(encoder.encode(texts), reference.encode(texts), atol=1e-5)
+        given = encoder.encode(texts, prompt_name="query")
+        np.testing.assert_allclose(given, reference.encode_query(texts), atol=1e-5)

@@ -1,0 +1,138 @@
+"""How far each exported form is from the torch model, measured on texts of every length."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from small_modernbert.export.onnx_encoder import DESCRIPTION
+from small_modernbert.models import encoders, vectors
+from small_modernbert.runs import report, storage
+from small_modernbert.runs.errors import UserError
+
+# For a model that came without texts: several scripts, numbers, code, punctuation.
+SENTENCES = (
+    "The river rises in the hills and reaches the sea after four hundred kilometres.",
+    "Which of the two bridges was built first, and by whom?",
+    "Add 250 g of flour, a pinch of salt and 1.5 dl of water; knead for ten minutes.",
+    "def mean(values): return sum(values) / len(values)  # of a non-empty list",
+    "La bibliothèque est fermée le dimanche, sauf en décembre.",
+    "Ночью температура опустилась до минус двадцати градусов.",
+    "光合成は光のエネルギーを使って糖をつくる。",
+    "ok",
+)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far vectors are from those of the torch model.
+
+    Attributes:
+        mean_cosine: over the texts.
+        min_cosine: of the worst text.
+        max_error: the largest difference of a single number.
+    """
+
+    mean_cosine: float
+    min_cosine: float
+    max_error: float
+
+
+def compare(wanted: np.ndarray, found: np.ndarray) -> Parity:
+    """Compare two arrays of `(texts, width)` unit vectors, row by row.
+
+    Raises:
+        UserError: a vector is not finite.
+    """
+    if not np.isfinite(found).all():
+        raise UserError("the exported model gives NaN or infinite vectors; use another version")
+    cosines = np.minimum(np.einsum("ij,ij->i", wanted, found, dtype=np.float64), 1)
+    figures = (cosines.mean(), cosines.min(), np.abs(wanted - found).max())
+    return Parity(*(round(float(figure), 7) for figure in figures))
+
+
+def probes(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int, number: int) -> list[str]:
+    """Cut texts to a ladder of lengths: nothing, one token, ... up to more than the maximum.
+
+    Args:
+        texts: taken in turn, joined where one is too short.
+        tokenizer: without truncation.
+        max_tokens: the model's; the longest probe is longer, since cutting is part of the form.
+        number: rungs at most, evenly spaced by ratio.
+
+    Raises:
+        UserError: no text has a token.
+    """
+    usable = [text for text in texts if tokenizer.encode(text, add_special_tokens=False).ids]
+    if not usable:
+        raise UserError("TEXTS: no text has a token in the student's vocabulary; give others")
+    source = itertools.cycle(usable)
+    found = [""]
+    for rung in np.unique(np.geomspace(1, max_tokens, number).round().astype(int)):
+        text = next(source)
+        while len(cut := tokenizer.encode(text, add_special_tokens=False)) < rung:
+            text = f"{text} {next(source)}"
+        found.append(text[: cut.offsets[rung - 1][1]])
+    return found
+
+
+def torch_encoder(folder: Path, max_tokens: int) -> Callable[[Sequence[str]], np.ndarray]:
+    """Return what sentence-transformers makes of texts with a folder: fp32, on the CPU.
+
+    Raises:
+        UserError: the folder does not load.
+    """
+    model = encoders.load_encoder(folder).model.to("cpu").float()
+    model.max_seq_length = max_tokens
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        return vectors.normalise(model.encode(list(texts), batch_size=8, show_progress_bar=False))
+
+    return encode
+
+
+def table(folder: Path, parity: dict[str, Parity]) -> str:
+    """Return the table of what each form weighs and how far it is off."""
+    rows = []
+    for form, figures in parity.items():
+        size = sum((folder / name).stat().st_size for name in _files(folder, form))
+        cosines = (f"{figures.mean_cosine:.6f}", f"{figures.min_cosine:.6f}")
+        rows.append([form, f"{size / 1e6:.1f}", *cosines, f"{figures.max_error:.1e}"])
+    return report.table(["form", "MB", "mean cosine", "least cosine", "largest error"], rows)
+
+
+def describe(folder: Path, parity: dict[str, Parity], **more: object) -> None:
+    """Write export.json: what goes in, what comes out, each file's digest and its parity.
+
+    Args:
+        folder: the export.
+        parity: of each form that is checked; empty before any is.
+        more: `dimensions`, `max_tokens`, `pad_token_id`, `pooling`, `prompts`,
+            `default_prompt_name`.
+    """
+    tokens = ["batch", "tokens"]
+    content = {
+        "inputs": {"input_ids": tokens, "attention_mask": tokens},
+        "input_type": "int64",
+        "outputs": {"sentence_embedding": ["batch", more["dimensions"]]},
+        "output_type": "float32, unit length",
+        **more,
+        "files": {
+            name: {
+                "bytes": (folder / name).stat().st_size,
+                "sha256": storage.sha256_file(folder / name),
+            }
+            for form in parity
+            for name in _files(folder, form)
+        },
+        "parity": {form: vars(figures) for form, figures in parity.items()},
+    }
+    storage.write_json(folder / DESCRIPTION, content)
+
+
+def _files(folder: Path, form: str) -> list[str]:
+    weights = str(Path(form).with_suffix(".bin"))
+    return [form, weights] if (folder / weights).exists() else [form]
