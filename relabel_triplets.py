@@ -161,10 +161,8 @@ def find_pairs(reference: str) -> Path | str:
 
     place: Path | str = reference
     if reference not in source_tables.PAIR_SOURCES:
-        found = references.find_file(reference, "PAIRS", ASSETS) or references.locate(
-            reference, RECIPE
-        )
-        place = found or reference
+        file = references.find_file(reference, "PAIRS", ASSETS)
+        place = file or references.locate(reference, RECIPE) or reference
     pairs.find_sources(place)
     return place
 
@@ -185,12 +183,12 @@ def find_model(reference: str) -> Path | str:
     """
     from small_modernbert.runs.errors import UserError
 
-    found = references.locate(reference, RECIPE)
-    if found is None and reference.startswith("assets/"):
+    folder = references.locate(reference, RECIPE)
+    if folder is None and reference.startswith("assets/"):
         raise UserError(
             f"{reference} is not there; {ASSETS} (all-mpnet-base-v2 needs --strong-teacher)"
         )
-    return found or reference
+    return folder or reference
 
 
 def load_models(judge_place: Path | str, miner_place: Path | str) -> tuple[Judge, Encoder]:

@@ -115,7 +115,9 @@ def run_stage(script: str, recipe: str, **flags: Any) -> Path:  # noqa: ANN401  
         flags: its constants, in lower case; RUNS says where it writes.
     """
     sys.path.insert(0, str(references.ROOT))
-    module = importlib.import_module(script.replace("/", "."))
+    name = script.replace("/", ".")
+    sys.modules.pop(name, None)  # with its constants as they are written, not as last set
+    module = importlib.import_module(name)
     words = ["--recipe", recipe, "--overwrite"]
     for name, value in flags.items():
         flag = f"--{name}".replace("_", "-")

@@ -9,22 +9,14 @@ from small_modernbert.data.labels import Labels
 from small_modernbert.runs.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-
-ANCHOR_BLOCK = 256
-
-
+ANCHOR_BLOCK = 256  # anchors whose cosines with all texts are in memory at once
 DRAWS = 8  # partners per anchor, one from each of as many ranges of ranks
-
-
-CANDIDATES_PER_PAIR = 4
-
-
-BINS = 10
+CANDIDATES_PER_PAIR = 4  # drawn for each pair wanted, so that the spread has something to choose
+BINS = 10  # ranges of the cosine that are filled evenly
 
 
 def mine_splits(
-    found: Labels, *, pairs: int, held_out: int, texts: int, max_words: int, seed: int
+    labels: Labels, *, pairs: int, held_out: int, texts: int, max_words: int, seed: int
 ) -> PairSplits:
     """Mine graded pairs from a teacher's labels: a pair's score is the cosine of its two labels.
 
@@ -32,7 +24,7 @@ def mine_splits(
     which neither distillation nor this stage trains on.
 
     Args:
-        found: the labels; their vectors are the (reduced) teacher's.
+        labels: the labels; their vectors are the (reduced) teacher's.
         pairs: training pairs wanted.
         held_out: held-out pairs wanted.
         texts: sample of each split's texts at most; memory does not grow beyond it.
@@ -44,10 +36,10 @@ def mine_splits(
     """
     mined = []
     for number, (split, wanted) in enumerate(zip(SPLITS, (pairs, held_out), strict=True)):
-        kept, vectors = sample_labels(found, split, texts, max_words, (seed, number))
+        kept, vectors = sample_labels(labels, split, texts, max_words, (seed, number))
         if len(kept) < FEWEST_HELD_OUT:
             raise UserError(
-                f"{found.folder}: {len(kept):,} {split} texts are too few to mine pairs from; "
+                f"{labels.folder}: {len(kept):,} {split} texts are too few to mine pairs from; "
                 "label more: python mlm/create_dataset.py, then python create_distil_dataset.py"
             )
         first, second, scores = mine(vectors, wanted, (seed, number))
@@ -63,22 +55,22 @@ def mine_splits(
 
 
 def sample_labels(
-    found: Labels, split: str, number: int, max_words: int, seed: tuple[int, ...]
+    labels: Labels, split: str, number: int, max_words: int, seed: tuple[int, ...]
 ) -> tuple[list[str], np.ndarray]:
     """Return a seeded sample of a split in its order: texts, and unit vectors `(texts, width)`."""
-    total = found.counts[split]
+    total = labels.counts[split]
     chosen = np.zeros(total, dtype=bool)
     chosen[np.random.default_rng(seed).permutation(total)[:number]] = True
     texts: list[str] = []
-    parts = [np.zeros((0, found.dimension), dtype=np.float32)]
+    parts = [np.zeros((0, labels.dimension), dtype=np.float32)]
     row = 0
-    for batch in found.batches(split, ["text", "label"]):
+    for batch in labels.batches(split, ["text", "label"]):
         candidates = np.flatnonzero(chosen[row : row + len(batch)])
         row += len(batch)
         values = batch.column(0).to_pylist()
         rows = [i for i in candidates if not max_words or len(values[i].split()) <= max_words]
-        labels = batch.column(1).flatten().to_numpy(zero_copy_only=False)
-        parts.append(labels.reshape(len(batch), -1)[rows].astype(np.float32))
+        numbers = batch.column(1).flatten().to_numpy(zero_copy_only=False)
+        parts.append(numbers.reshape(len(batch), -1)[rows].astype(np.float32))
         texts.extend(values[i] for i in rows)
     vectors = np.concatenate(parts)
     return texts, vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
@@ -132,7 +124,7 @@ def spread(scores: np.ndarray, number: int, random: np.random.Generator) -> np.n
     edges = np.linspace(scores.min(), scores.max(), BINS + 1)
     bin_of = np.clip(np.searchsorted(edges, scores, side="right") - 1, 0, BINS - 1)
     shuffled = random.permutation(len(scores))
-    groups = [shuffled[bin_of[shuffled] == one] for one in range(BINS)]
+    groups = [shuffled[bin_of[shuffled] == number] for number in range(BINS)]
     chosen: list[np.ndarray] = []
     left = number
     for place, group in enumerate(sorted(groups, key=len)):

@@ -105,15 +105,15 @@ class Reader:
         kept, ids, cut = list(texts), [[] for _ in texts], 0
         for role, rows in rows_by_role(roles).items():
             part = [kept[row] for row in rows]
-            found = self._tokenise(part, role)
-            longer = self._longer(part, found, role)
+            part_ids = self._tokenise(part, role)
+            longer = self._longer(part, part_ids, role)
             cut += len(longer)
             if longer and self.cuts_texts:
                 shorter = self._shorten([part[place] for place in longer], role)
                 again = self._tokenise(shorter, role)
                 for place, text, tokens in zip(longer, shorter, again, strict=True):
-                    part[place], found[place] = text, tokens
-            for row, text, tokens in zip(rows, part, found, strict=True):
+                    part[place], part_ids[place] = text, tokens
+            for row, text, tokens in zip(rows, part, part_ids, strict=True):
                 kept[row], ids[row] = text, tokens
         return Reading(kept, list(roles), ids, cut)
 
@@ -146,11 +146,11 @@ class Reader:
         }
         for role in ROLES:
             reading = self.read(TRIALS, [role] * len(TRIALS))
-            found = self.encode(reading)
+            vectors = self.encode(reading)
             given = {} if role == "text" else {"prompt": self.prompts.of(role)}
             wanted = own[role](list(reading.texts), show_progress_bar=False, **given)
-            lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
-            cosines = np.einsum("ij,ij->i", found, wanted) / np.maximum(lengths, 1e-12)
+            lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(wanted, axis=1)
+            cosines = np.einsum("ij,ij->i", vectors, wanted) / np.maximum(lengths, 1e-12)
             if not cosines.min() >= AGREEMENT:
                 raise UserError(
                     f"the teacher's {own[role].__name__} gives other vectors than its tokenizer, "

@@ -53,11 +53,11 @@ def choose_prompts(
         query: used where the model names none for queries (E5, BGE, DenseOn: it is on their cards).
         document: likewise for documents.
     """
-    found = next((named[name] for name in DOCUMENT_NAMES if name in named), "")
+    own = next((named[name] for name in DOCUMENT_NAMES if name in named), "")
     return Prompts(
         text=(named.get(default) if default else "") or "",
         query=named.get("query") or query,
-        document=found or document,
+        document=own or document,
     )
 
 
