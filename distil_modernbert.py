@@ -15,6 +15,7 @@ shards are never trained on. The kept model is the best one by SELECT_BY, which 
 the benchmark reports.
 """
 
+from pathlib import Path
 from typing import Literal
 
 from small_modernbert.runs import references, settings, stages
@@ -63,16 +64,7 @@ OVERWRITE: bool = False  # redo a finished stage
 
 def main() -> None:
     """Load, tokenise once, train, keep the best, save, and say what changed."""
-    student_folder = references.need_first(
-        STUDENT, RECIPE, "student", "run: python mlm/pre_train.py, or train_small_modernbert.py"
-    )
-    label_folder = references.need(LABELS, RECIPE, "labels", "run: python create_distil_dataset.py")
-    set_folder = RETRIEVAL_FOLDER and references.need(
-        RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", "run: python get_offline_assets.py"
-    )
-    inputs = {"student": student_folder, "labels": label_folder}
-    if set_folder:
-        inputs["retrieval"] = set_folder
+    inputs = find_inputs()
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
@@ -81,8 +73,8 @@ def main() -> None:
         from small_modernbert.models import precision, students
         from small_modernbert.training import distillation, loop
 
-        found = labels.open_labels(label_folder)
-        student = students.load_student(student_folder, pooling=POOLING, max_tokens=MAX_TOKENS)
+        found = labels.open_labels(inputs["labels"])
+        student = students.load_student(inputs["student"], pooling=POOLING, max_tokens=MAX_TOKENS)
         student.to(precision.default_device())
         found.check_width(student.width)
         encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
@@ -91,7 +83,7 @@ def main() -> None:
         held_out_rows = min(HELD_OUT_ROWS, found.counts["held_out"])
         with stage.shared("labels", "vectors") as cache:
             vectors = {split: found.vectors(split, cache / f"{split}.f16") for split in tokens}
-        sets = evaluation_sets.load_named(VALIDATION_SETS, set_folder or None)
+        sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
         held_out = watching.HeldOutTexts(
             tokens["held_out"].head(held_out_rows), vectors["held_out"][:held_out_rows]
         )
@@ -111,6 +103,20 @@ def main() -> None:
         student.save(stage.building)
         stage.record.rows = {"train": found.counts["train"], "held_out": held_out_rows}
         loop.finish(stage, outcome, SELECT_BY, student.check_reload)
+
+
+def find_inputs() -> dict[str, Path]:
+    """Resolve every reference before anything is loaded."""
+    cure = "run: python mlm/pre_train.py, or train_small_modernbert.py"
+    inputs = {
+        "student": references.need_first(STUDENT, RECIPE, "student", cure),
+        "labels": references.need(LABELS, RECIPE, "labels", "run: python create_distil_dataset.py"),
+    }
+    if RETRIEVAL_FOLDER:
+        inputs["retrieval"] = references.need(
+            RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", "run: python get_offline_assets.py"
+        )
+    return inputs
 
 
 if __name__ == "__main__":

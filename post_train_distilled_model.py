@@ -91,12 +91,11 @@ def main() -> None:
 
         student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
         measured = dimensions.check_dimensions(DIMENSIONS, student.width)
-        train, watched = load_examples(stage, inputs)
+        train, watched = contrastive.with_prompts(*load_examples(stage, inputs), student.prompts)
         student.to(precision.default_device())
         encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
         backend = student.backend
-        key = f"{stage.record.inputs}{student.max_tokens}"
-        tokens = store(train.texts, backend, stage.scratch / "tokens", key)
+        tokens = store(train.texts, backend, stage.scratch / "tokens", str(student.max_tokens))
         task = contrastive.ContrastiveTask(
             encoder,
             train,

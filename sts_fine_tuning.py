@@ -95,9 +95,9 @@ def main() -> None:
         student.to(precision.default_device())
         encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
         backend = student.backend
-        key = f"{stage.record.inputs}{student.max_tokens}"
+        prompt = student.prompts.text  # a student that came with one is trained as it will be used
         train_tokens, held_out_tokens = (
-            store(pairs.texts(), backend, stage.scratch / split, key)
+            store([prompt + text for text in pairs.texts()], backend, stage.scratch / split, split)
             for split, pairs in (("train", splits.train), ("held_out", splits.held_out))
         )
         held_out = watching.HeldOutPairs(held_out_tokens, splits.held_out.scores, splits.figure)
@@ -114,12 +114,7 @@ def main() -> None:
         )
         optimizer, plan = loop.prepare(globals(), encoder.model, select_by=splits.figure)
         outcome = loop.train(task, optimizer, plan, stage)
-        stage.record.rows = {
-            "train": len(splits.train),
-            "held_out": len(splits.held_out),
-            "scored_by": splits.scored_by,
-            "dropped": splits.dropped,
-        }
+        stage.record.rows = splits.counts()
         if reason := why_keep_input(outcome, splits.figure):
             keep_input(stage, inputs["student"], outcome, splits.figure, reason)
             return

@@ -84,13 +84,12 @@ def main() -> None:
         from small_modernbert.models import precision, students
         from small_modernbert.training import contrastive, loop
 
-        train, watched = load_examples(stage, inputs)
         student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
+        train, watched = contrastive.with_prompts(*load_examples(stage, inputs), student.prompts)
         student.to(precision.default_device())
         encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
         backend = student.backend
-        key = f"{stage.record.inputs}{student.max_tokens}"
-        tokens = store(train.texts, backend, stage.scratch / "tokens", key)
+        tokens = store(train.texts, backend, stage.scratch / "tokens", str(student.max_tokens))
 
         def measure() -> dict[str, float]:
             figures = watched.measure(encoder, backend, prompts=student.prompts)

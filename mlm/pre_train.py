@@ -61,11 +61,11 @@ OVERWRITE: bool = False  # redo a finished stage
 
 def main() -> None:
     """Tokenise once, pack, train, keep the best, save with the head."""
-    student_folder = references.need(
-        STUDENT, RECIPE, "student", "run: python mlm/init_model_mlm.py"
-    )
-    corpus = references.need(CORPUS, RECIPE, "corpus", "run: python mlm/create_dataset.py")
-    with stages.Stage(globals(), {"student": student_folder, "corpus": corpus}) as stage:
+    inputs = {
+        "student": references.need(STUDENT, RECIPE, "student", "run: python mlm/init_model_mlm.py"),
+        "corpus": references.need(CORPUS, RECIPE, "corpus", "run: python mlm/create_dataset.py"),
+    }
+    with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
         import torch
@@ -76,12 +76,12 @@ def main() -> None:
         from small_modernbert.training import loop, masked_lm
 
         torch.manual_seed(SEED)  # a bare student gets a fresh head
-        student = students.load_student(student_folder, masked_lm=True)
+        student = students.load_student(inputs["student"], masked_lm=True)
         taken = student.max_tokens
         student.extend_context(SEQUENCE_TOKENS, GLOBAL_ROPE_THETA)
         student.to(precision.default_device())
+        texts = open_corpus(inputs["corpus"])
         backend = student.cut_at(SEQUENCE_TOKENS)
-        texts = open_corpus(corpus)
         tokens = token_store.store_splits(stage, "corpus", texts.texts, backend)
         weights = masked_lm.mixture_weights(MIXTURE, texts.sources()) if MIXTURE else None
         masked_lm.check_extension(tokens["train"].lengths, weights, taken, SEQUENCE_TOKENS)

@@ -93,6 +93,19 @@ class Examples:
             np.isfinite(self.positive_scores).all() and np.isfinite(self.negative_scores).all()
         )
 
+    def with_prompts(self, query: str, document: str) -> "Examples":
+        """Return the examples with a prompt before each text: an anchor is a query.
+
+        A text that is an anchor somewhere is one everywhere.
+        """
+        if not query and not document:
+            return self
+        asked = np.zeros(len(self.texts), dtype=bool)
+        asked[self.anchors] = True
+        prompts = [query if is_query else document for is_query in asked]
+        texts = [prompt + text for prompt, text in zip(prompts, self.texts, strict=True)]
+        return replace(self, texts=texts)
+
     def texts_of(self, row: int) -> np.ndarray:
         """Return the numbers of a row's texts: anchor, positive, negatives."""
         own = self.negatives[self.offsets[row] : self.offsets[row + 1]]

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -86,6 +86,11 @@ class PairSplits:
     def figure(self) -> str:
         """What the rank correlation on the held-out pairs is called."""
         return FIGURES[self.scored_by]
+
+    def counts(self) -> dict[str, Any]:
+        """Return what a run's record says of the pairs."""
+        numbers = {"train": len(self.train), "held_out": len(self.held_out)}
+        return {**numbers, "scored_by": self.scored_by, "dropped": self.dropped}
 
 
 def write_pairs(folder: Path, splits: PairSplits) -> None:

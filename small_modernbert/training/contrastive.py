@@ -17,8 +17,10 @@ from torch.nn import functional
 
 from small_modernbert.data.examples import Examples
 from small_modernbert.data.token_store import TokenStore
+from small_modernbert.evaluation.watching import HeldOutTriplets, Watched
 from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.packing import cut_by_tokens, pack
+from small_modernbert.models.prompts import Prompts
 from small_modernbert.training import losses
 from small_modernbert.training.batches import Epoch, Mix, plan_epoch
 
@@ -56,6 +58,16 @@ def mnrl(*, scale: float) -> Loss:
         return losses.multiple_negatives(anchors, positives, negatives, scale)
 
     return loss
+
+
+def with_prompts(train: Examples, watched: Watched, prompts: Prompts) -> tuple[Examples, Watched]:
+    """Return what is trained on and what is watched, rows behind the student's own prompts.
+
+    A student that came with prompts keeps them, so it is trained as it will be used.
+    """
+    both = (prompts.query, prompts.document)
+    held_out = HeldOutTriplets(watched.held_out.rows.with_prompts(*both))
+    return train.with_prompts(*both), replace(watched, held_out=held_out)
 
 
 def takes_logits(margins: Literal["auto", "scores", "logits"], scale: str) -> bool:

@@ -222,6 +222,24 @@ def test_unfinished_stage_resumes(open_stage: Open) -> None:
         assert again.seconds >= 100.0
 
 
+def test_finished_stage_keeps_no_scratch(open_stage: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scratch and checkpoints go when final/ stands, at the next call if a kill came between."""
+    for killed in (False, True):
+        with monkeypatch.context() as patch:
+            if killed:
+                patch.setattr(storage, "remove", lambda path: None)
+            with open_stage(VARIANT=f"killed {killed}") as stage:
+                storage.write_text(stage.scratch / "tokens", "made again")
+                storage.write_text(stage.checkpoints / "step-1" / "file", "old")
+                (stage.building / "file").write_text("made", encoding="utf-8")
+                stage.finish("made")
+        folders = [stage.scratch, stage.checkpoints]
+        assert [folder.exists() for folder in folders] == [killed, killed]
+        with open_stage(VARIANT=f"killed {killed}") as again:
+            assert again.finished
+        assert not any(folder.exists() for folder in folders)
+
+
 def test_new_stage_starts_clean(open_stage: Open) -> None:
     """Left-overs without a record (run.json removed by hand) are not taken for progress."""
     stage = open_stage()

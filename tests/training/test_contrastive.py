@@ -28,6 +28,7 @@ from small_modernbert.evaluation.dimensions import check_dimensions
 from small_modernbert.models import students, vectors
 from small_modernbert.models.loading import load_backend
 from small_modernbert.models.packed_encoder import PackedEncoder
+from small_modernbert.models.prompts import Prompts
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 from small_modernbert.training import batches, contrastive, loop, losses
@@ -587,3 +588,15 @@ def test_graded_pairs_are_measured_as_by_their_evaluators(
     ):
         assert figures[mine] == pytest.approx(theirs[its], abs=1e-5), mine
     assert watched.sequential_score(figures) == pytest.approx(theirs["sequential_score"], abs=1e-5)
+
+
+def test_prompts_stand_before_what_they_are_for() -> None:
+    """An anchor is asked as a query, all else stored as a document, in training and held out."""
+    rows = [Row("a", "b", ["c"], "s"), Row("d", "a", [], "s")]
+    data = examples.collect(rows)[0]
+    watched = watching.Watched(watching.HeldOutTriplets(data))
+    prompts = Prompts(query="q: ", document="d: ")
+    train, seen = contrastive.with_prompts(data, watched, prompts)
+    assert sorted(train.texts) == ["d: b", "d: c", "q: a", "q: d"]
+    assert seen.held_out.rows.texts == train.texts
+    assert contrastive.with_prompts(data, watched, Prompts())[0].texts == data.texts
