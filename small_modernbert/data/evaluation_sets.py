@@ -233,10 +233,9 @@ def load_hub_split(repository: str, config: str | None, split: str, revision: st
     """
     import datasets
 
-    if not Path(repository).is_dir():
-        hub.warn_unpinned(repository, revision)
     try:
-        return datasets.load_dataset(repository, config, split=split, revision=revision)
+        with hub.cached_if_unreachable(repository, revision):
+            return datasets.load_dataset(repository, config, split=split, revision=revision)
     except Exception as error:  # whatever the hub's many libraries raise, with the cure
         raise hub.explain(error, f"dataset {repository}", split) from error
 

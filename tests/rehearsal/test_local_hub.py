@@ -143,3 +143,18 @@ def test_half_a_model_is_not_taken_for_a_whole_one(
     assert "make run" in output
     ask(MODEL)
     assert json.loads(json.dumps(ask(MODEL, nobody))).endswith(PINNED)
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_evaluation_data_out_of_reach_is_told_at_once_or_cached(
+    hub: LocalHub, ask: Callable[[str], str]
+) -> None:
+    """No half minute of tries that fail: one line, or what was loaded before."""
+    module = "__import__('small_modernbert.data.evaluation_sets', fromlist=['data'])"
+    load = f"{module}.load_hub_split('o/data', 'triplet', 'train', None).num_rows"
+    nobody = "http://127.0.0.1:9"
+    output = ask(load, nobody)
+    assert output.startswith("error: dataset o/data cannot be reached")
+    assert "Retrying" not in output
+    assert int(ask(load)) == ROWS
+    assert int(ask(load, nobody).splitlines()[-1]) == ROWS
