@@ -32,7 +32,11 @@ SMALLER = {
     ],
     "create_distil_dataset.py": ["--rows-per-shard", "128"],
     "distil_modernbert.py": ["--checkpoint-every", "4", "--precision", "fp32"],
-    "mlm/pre_train.py": ["--checkpoint-every", "2", "--precision", "fp32"],
+    # The teacher of the miniature has two layers.
+    "mlm/init_model_mlm.py": ["--layers", "0", "1", "--ffn-units", "40", "--head-texts", "300"],
+    "mlm/pre_train.py": [
+        *("--sequence-tokens", "128", "--checkpoint-every", "2", "--precision", "fp32"),
+    ],
     "sts_fine_tuning.py": ["--checkpoint-every", "2", "--precision", "fp32"],
 }
 # What is in a stage's folder at the moments when it is killed, one kill each.
@@ -43,14 +47,17 @@ MOMENTS = {
         "scratch/00003.npy",
         "final.partial/train/shard-00002.parquet",
     ],
+    "mlm/init_model_mlm@layers": ["final.partial/model.safetensors"],
     "mlm/init_model_mlm@static": ["final.partial/static_untrained/model.safetensors"],
     "mlm/init_model_mlm": ["final.partial/model.safetensors"],
     "distil_modernbert": ["checkpoints/best/best.json", "checkpoints/step-00000008"],
+    "distil_modernbert@modernbert": ["checkpoints/step-00000004"],
     "distil_modernbert@guide": ["checkpoints/step-00000004"],
     "distil_modernbert@random": ["checkpoints/step-00000012.partial"],
     "mlm/pre_train": ["checkpoints/step-00000002"],
     "sts_fine_tuning": ["final.partial/pairs", "checkpoints/step-00000004"],
     "benchmark_hotpotqa": ["scratch/vectors/*/sciq.documents.npy", "scratch/vectors/*/mrpc*.npy"],
+    "benchmark_hotpotqa@controls": ["scratch/vectors/*/boolq.documents.npy"],
 }
 TRAINING = [name for name in MOMENTS if "distil_modernbert" in name or "fine" in name]
 TRAINING.append("mlm/pre_train")
@@ -61,13 +68,12 @@ ROWS = {
     "BM25",
     "distilled",
     "sts",
-    "guide+mlm",
-    "random-start",
-    "untrained-static",
+    "modernbert",
     "distilled > reduced teacher",
     "distilled + BM25",
     "teacher + BM25",
 }
+CONTROLS = {"modernbert", "guide+mlm", "random-start", "untrained-static"}
 
 
 def stage_of(command: list[str]) -> str:
@@ -101,9 +107,9 @@ class Runs:
         lines = [json.loads(line) for line in text.splitlines()]
         return [{key: line[key] for key in line if key != "seconds"} for line in lines]
 
-    def benchmark(self) -> dict[str, dict[str, Any]]:
-        """Return the benchmark's rows by label, without what depends on the clock or the folder."""
-        text = (self.final("benchmark_hotpotqa") / "results.json").read_text(encoding="utf-8")
+    def benchmark(self, name: str = "benchmark_hotpotqa") -> dict[str, dict[str, Any]]:
+        """Return a benchmark's rows by label, without what depends on the clock or the folder."""
+        text = (self.final(name) / "results.json").read_text(encoding="utf-8")
         timed = {"documents_per_second", "queries_per_second", "reference"}
         return {
             row["label"]: {key: row[key] for key in row if key not in timed}
@@ -121,7 +127,7 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def commands(assets: Path) -> list[list[str]]:
     """Return the recipe's commands, on the miniature."""
     recorded = record_recipe(
-        "offline", assets.parent / "bin", "--size", RECIPE, "--assets", str(assets)
+        *("offline", assets.parent / "bin", "--size", RECIPE, "--assets", str(assets), "--controls")
     )
     return [[*command, *SMALLER.get(command[0], [])] for command in recorded]
 
@@ -155,13 +161,18 @@ def _shows(folder: Path, pattern: str) -> Callable[[], bool]:
 
 
 def test_every_flag_reaches_every_stage(tmp_path: Path) -> None:
-    """What stands after the recipe's own flags goes to each command; sizes differ, stages don't."""
+    """What stands after the recipe's own flags goes to each command; sizes differ, stages don't.
+
+    The controls come after everything else, and only when they are asked for.
+    """
     plain = record_recipe("offline", tmp_path / "a")
     redone = record_recipe("offline", tmp_path / "b", "--overwrite", "--seed", "7")
     assert redone == [[*command, "--overwrite", "--seed", "7"] for command in plain]
     small = record_recipe("offline", tmp_path / "c", "--size", "smoke")
     assert [stage_of(command) for command in small] == [stage_of(command) for command in plain]
     assert len({stage_of(command) for command in plain}) == len(plain)
+    controlled = record_recipe("offline", tmp_path / "d", "--controls")
+    assert controlled[: len(plain)] == plain and len(controlled) == len(plain) + 5
     assert {command[command.index("--recipe") + 1] for command in plain} == {"offline"}
     assert {command[command.index("--recipe") + 1] for command in small} == {RECIPE}
 
@@ -202,7 +213,7 @@ def test_lineage_is_closed(whole: Runs) -> None:
 
 
 def test_benchmark_has_every_row(whole: Runs) -> None:
-    """Teacher, its reduction, both static models, BM25, every student, and the asymmetric row."""
+    """Teacher, its reduction, the static twin, BM25, every student, and what joins two of them."""
     rows = whole.benchmark()
     assert set(rows) == ROWS
     for label, row in rows.items():
@@ -213,12 +224,16 @@ def test_benchmark_has_every_row(whole: Runs) -> None:
     quality = {label: row["quality"] for label, row in rows.items()}
     assert rows["teacher"]["share_of_teacher"] == 1
     assert quality["distilled"] > 0.9 * quality["teacher"]
-    assert quality["distilled"] > quality["random-start"] + 0.1
+    controls = whole.benchmark("benchmark_hotpotqa@controls")
+    assert controls.keys() >= CONTROLS
+    assert rows["modernbert"] == controls["modernbert"]
+    assert rows["modernbert"]["quality"] > controls["random-start"]["quality"] + 0.1
 
 
 def test_twins_have_folders_of_their_own(whole: Runs) -> None:
     """One script run three times in a recipe leaves three models."""
-    names = ("distil_modernbert", "distil_modernbert@guide", "distil_modernbert@random")
+    twins = ("modernbert", "guide", "random")
+    names = [f"distil_modernbert@{twin}" for twin in twins]
     assert (
         len({storage.sha256_file(whole.final(name) / "model.safetensors") for name in names}) == 3
     )
@@ -287,7 +302,7 @@ def test_rerun_redoes_nothing(whole: Runs, commands: list[list[str]]) -> None:
 @pytest.mark.parametrize(
     ("stage", "flags", "change"),
     [
-        ("distil_modernbert", ["--learning-rate", "3e-3"], "LEARNING_RATE: 0.002 -> 0.003"),
+        ("distil_modernbert", ["--learning-rate", "3e-3"], "LEARNING_RATE: 0.001 -> 0.003"),
         ("mlm/create_dataset", ["--seed", "7"], "SEED: 42 -> 7"),
         ("benchmark_hotpotqa", ["--no-bm25"], "BM25: True -> False"),
     ],
@@ -356,7 +371,7 @@ def test_killed_training_ends_with_the_same_weights(whole: Runs, killed: Runs, n
     assert killed.metrics(name) == whole.metrics(name)
 
 
-@pytest.mark.parametrize("name", [name for name in MOMENTS if name != "benchmark_hotpotqa"])
+@pytest.mark.parametrize("name", [name for name in MOMENTS if "benchmark" not in name])
 def test_killed_stage_makes_the_same_files(whole: Runs, killed: Runs, name: str) -> None:
     """Killed and run again, a stage ends with every file of the uninterrupted run: shards too."""
 
@@ -372,7 +387,8 @@ def test_killed_stage_makes_the_same_files(whole: Runs, killed: Runs, name: str)
 
 def test_killed_benchmark_has_the_same_figures(whole: Runs, killed: Runs) -> None:
     """Killed and run again, the benchmark reports the same quality, row by row."""
-    assert killed.benchmark() == whole.benchmark()
+    for name in ("benchmark_hotpotqa", "benchmark_hotpotqa@controls"):
+        assert killed.benchmark(name) == whole.benchmark(name)
     assert not killed.stage("benchmark_hotpotqa").joinpath("vectors").exists()
 
 
