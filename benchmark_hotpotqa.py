@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 # Models: a stage of the recipe (distil_modernbert, distil_modernbert@random), a folder, or a hub id
 # (owner/name, owner/name@revision). `label=reference` names the row; the first is "the student".
 MODELS: list[str] = ["sts_fine_tuning", "distil_modernbert"]  # rows, as label=reference
-TEACHER: str = "Alibaba-NLP/gte-modernbert-base"  # quality is given as a share of its; "" for none
+TEACHER: str = (
+    "Alibaba-NLP/gte-modernbert-base@e7f32e3c00f91d699e8c43b53106206bcc72bb22"  # "" for none
+)
 REDUCED_TEACHER: str = "create_distil_dataset/reduced_teacher"  # or a folder; "" for none
 STATIC_TWIN: str = ""  # a static model of the same teacher (sentence-transformers or model2vec)
 BM25: bool = True  # lexical search as a row, alone and together with student and teacher
@@ -35,8 +37,12 @@ DOCUMENT_PROMPT: str = ""  # likewise (E5: "passage: ", DenseOn: "document: ")
 RETRIEVAL: list[str] = ["NanoMSMARCO", "NanoHotpotQA", "hotpotqa"]  # sets; quality is their mean
 RETRIEVAL_FOLDER: str = ""  # in NanoBEIR's or BEIR's layout, looked into before the hub
 STS: list[str] = ["sentence-transformers/stsb"]  # hub ids or Parquet files: score or label column
-HOTPOTQA: str = "BeIR/hotpotqa"  # 5.2M documents, 7,405 test queries
-HOTPOTQA_QRELS: str = "BeIR/hotpotqa-qrels"  # which documents answer them
+HOTPOTQA: str = (
+    "BeIR/hotpotqa@a7e8bab212f5a89f9be1bc9b654aa6dfa317f32b"  # 5.2M documents, 7,405 test queries
+)
+HOTPOTQA_QRELS: str = (
+    "BeIR/hotpotqa-qrels@b15429e9244c8ec966985d7778427c3b1543b314"  # which documents answer them
+)
 DISTRACTORS: int = 30_000  # beside all gold documents of hotpotqa; 0 for the full corpus (hours)
 MAX_QUERIES: int = 0  # the first of each set, over all its documents; 0 for all
 

@@ -23,8 +23,10 @@ from small_modernbert.runs import references, settings, stages
 
 # Inputs
 CORPUS: str = "mlm/create_dataset"  # a stage of this recipe, or its folder
-TEACHER: str = "Alibaba-NLP/gte-modernbert-base"  # a sentence-transformers folder or hub id
-TEACHER_REVISION: str = ""  # 40 hex digits pin a hub teacher; empty warns
+TEACHER: str = (
+    "Alibaba-NLP/gte-modernbert-base@e7f32e3c00f91d699e8c43b53106206bcc72bb22"  # folder, hub id
+)
+TEACHER_REVISION: str = ""  # 40 hex digits pin a hub teacher that is named without @revision
 QUERY_PROMPT: str = ""  # in front of queries where the teacher's folder names none (E5: "query: ")
 DOCUMENT_PROMPT: str = ""  # in front of documents, likewise (E5: "passage: ")
 STUDENT: str = "build_and_save_small_modernbert"  # its vectors' width is the labels'

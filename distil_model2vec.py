@@ -41,7 +41,9 @@ OVERWRITE: bool = False  # redo a finished model
 TEACHERS = {
     "MODERNBERT_BASE": "answerdotai/ModernBERT-base",
     "MODERNBERT_LARGE": "answerdotai/ModernBERT-large",
-    "GTE_MODERNBERT_BASE": "Alibaba-NLP/gte-modernbert-base",
+    "GTE_MODERNBERT_BASE": (
+        "Alibaba-NLP/gte-modernbert-base@e7f32e3c00f91d699e8c43b53106206bcc72bb22"
+    ),
 }
 
 

@@ -43,7 +43,9 @@ PAIRS: list[str] = [  # names in the table, Parquet files, folders
 ]
 JUDGE: str = "BAAI/bge-reranker-base"  # cross-encoder or bi-encoder: a folder or hub id
 JUDGE_REVISION: str = ""  # 40 hex digits pin a hub judge; empty warns
-MINER: str = "Alibaba-NLP/gte-modernbert-base"  # bi-encoder; empty = the judge, if it is one
+MINER: str = (
+    "Alibaba-NLP/gte-modernbert-base@e7f32e3c00f91d699e8c43b53106206bcc72bb22"  # "" = the judge
+)
 MINER_REVISION: str = ""  # likewise
 QUERY_PROMPT: str = ""  # in front of anchors, for a bi-encoder whose folder names none
 DOCUMENT_PROMPT: str = ""  # in front of positives and negatives, likewise

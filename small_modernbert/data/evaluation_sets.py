@@ -42,6 +42,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # those that mu
 }
 _ENDING = r"\.(parquet|pq|jsonl|ndjson|json|csv|tsv)(\.gz)?"
 NANOBEIR = "sentence-transformers/NanoBEIR-en"
+NANOBEIR_REVISION = "beb106fbcfaa599c508c667041bf8c85fd78736b"
 QRELS_SPLITS = ("test", "dev", "validation", "train")  # of the BEIR layout; the first that is there
 STS_DEV = "sts-dev"  # what a hub dataset's validation split is called in figures
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def has_retrieval_set(folder: Path, name: str) -> bool:
     return bool(_files_of(folder, "queries", name))
 
 
-def load_nanobeir(name: str, revision: str | None = None) -> RetrievalSet:
+def load_nanobeir(name: str, revision: str | None = NANOBEIR_REVISION) -> RetrievalSet:
     """Read one set of NanoBEIR (`NanoMSMARCO`, `NanoHotpotQA`, ...) from the hub.
 
     Raises:

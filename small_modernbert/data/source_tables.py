@@ -3,7 +3,7 @@
 from small_modernbert.data.sources import PairSource, TextSource
 from small_modernbert.runs.errors import UserError
 
-# Revisions are not pinned: they could not be looked up where this was written.
+# Pinned are the revisions that public code pins; the others could not be looked up.
 TEXT_SOURCES = {
     source.name: source
     for source in (
@@ -11,6 +11,7 @@ TEXT_SOURCES = {
             name="msmarco",
             id="sentence-transformers/msmarco-msmarco-MiniLM-L6-v3",
             config="triplet",
+            revision="0d54352548089199bde15ad7e06efe895dc80b56",
             texts=("query", "positive", "negative"),
             roles=("query", "document", "document"),
             licence="MS MARCO terms: non-commercial research",
@@ -34,6 +35,7 @@ TEXT_SOURCES = {
             name="finewiki",
             id="HuggingFaceFW/finewiki",
             config="en",
+            revision="8bd13e72e6a002407649b3e898535f42ceb1aeb9",
             texts=("text",),
             roles=("document",),
             # All of it is some seven million articles, most of them of no more use to a model

@@ -60,7 +60,7 @@ def load(
 
     Args:
         what: it is to us: "student", "teacher".
-        reference: its folder, or a hub id.
+        reference: its folder, or a hub id, `id@revision` if pinned.
         open_model: from the folder to the model; checks the weights, see `check_weights`.
         trial: from the model to what it makes of one text, as an array.
         revision: of a hub id.
@@ -105,7 +105,8 @@ def fetch(reference: Path | str, revision: str | None = None) -> Path:
     folder = Path(reference)
     if isinstance(reference, Path) or folder.is_dir():
         return folder
-    return hub.fetch_model(reference, revision)
+    name, own = hub.split_revision(reference)
+    return hub.fetch_model(name, revision or own)
 
 
 def check_folder(folder: Path) -> None:
