@@ -55,6 +55,8 @@ FFN_UNITS: int = 0  # feed-forward units of each layer that stay; BERT and MPNet
 # guide
 LAYER_SELECTION: Literal["first", "uniform"] = "first"  # guide: layers that feed the student's
 TRANSFER_LAYERS: int = 0  # guide: student layers to carve; 0 = all, 1 = GUIDE's own choice
+CENTRED: bool = False  # guide: the table's mean is taken off before its PCA
+NORM_SCALE: bool = False  # guide: gains make up for the narrower norms' smaller output
 
 # static
 TEACHER: str = "create_distil_dataset/reduced_teacher"  # its vectors must be as wide as the student
@@ -190,7 +192,13 @@ def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> tuple[St
 
     student, donor = load_both(inputs)
     layers, transfer = filling.carve(
-        student, donor, str(inputs["donor"]), LAYER_SELECTION, TRANSFER_LAYERS
+        student,
+        donor,
+        str(inputs["donor"]),
+        LAYER_SELECTION,
+        TRANSFER_LAYERS,
+        centred=CENTRED,
+        norm_scale=NORM_SCALE,
     )
     stage.record.facts["donor_layers"] = layers
     return student, transfer

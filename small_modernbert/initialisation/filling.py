@@ -20,7 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 def carve(
-    student: Student, loaded: Student, name: str, selection: Literal["first", "uniform"], count: int
+    student: Student,
+    loaded: Student,
+    name: str,
+    selection: Literal["first", "uniform"],
+    count: int,
+    **options: bool,
 ) -> tuple[list[int], Transfer]:
     """Carve a student out of a larger donor of any family; see `guide.carve`.
 
@@ -30,6 +35,7 @@ def carve(
         name: of the donor, for messages.
         selection: of the donor's layers, see `guide.choose_layers`.
         count: student layers to carve; 0 = all.
+        options: `centred` and `norm_scale` of `guide.carve`.
 
     Returns:
         The donor's layers, and what became of every tensor.
@@ -53,6 +59,7 @@ def carve(
             layer_types=config.layer_types,
             donor_layers=layers,
             token_rows=torch.from_numpy(rows),
+            **options,
         )
     except ValueError as error:
         raise UserError(

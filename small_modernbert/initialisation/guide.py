@@ -18,7 +18,7 @@ from typing import Literal
 
 import torch
 
-from small_modernbert.models.projection import principal_directions
+from small_modernbert.models.projection import Projection, principal_directions
 
 How = Literal["copied", "projected", "fresh"]
 
@@ -123,6 +123,17 @@ def project_gain(gain: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
     return directions.square() @ gain
 
 
+def stream_scale(donor_width: int, projection: Projection) -> float:
+    """Return by how much a narrower LayerNorm's output is smaller than the donor's, projected.
+
+    A LayerNorm gives each of its dimensions a variance of 1. The donor's output, seen along the k
+    of d directions that P keeps, has more than that: what is kept of d is spread over k. The share
+    that is kept is the table's; deeper in the stream it is only near to it.
+    """
+    share = float(projection.explained.sum())
+    return (share * donor_width / len(projection.directions)) ** 0.5
+
+
 def fold_reader(
     weight: torch.Tensor, gain: torch.Tensor | None, directions: torch.Tensor
 ) -> torch.Tensor:
@@ -200,8 +211,13 @@ def carve(
     layer_types: Sequence[str],
     donor_layers: Sequence[int],
     token_rows: torch.Tensor,
+    centred: bool = False,
+    norm_scale: bool = False,
 ) -> Carved:
     """Carve a student's tensors out of a donor.
+
+    GUIDE's own form is one donor layer, the first. Of the table's mean it does not say whether it
+    is taken off before the PCA; ours keeps it, see `principal_directions`.
 
     Args:
         donor: the weights to carve from.
@@ -211,6 +227,9 @@ def carve(
         layer_types: the student's attention type per layer.
         donor_layers: donor layer for each student layer; student layers beyond the list stay fresh.
         token_rows: `(student_vocabulary,)`, each token's row in the donor's table, -1 for none.
+        centred: whether the table's mean is taken off, before the PCA and from every row.
+        norm_scale: whether gains make up for what a narrower LayerNorm does to the scale, see
+            `stream_scale`.
 
     Raises:
         ValueError: the student is wider than the donor in any direction.
@@ -218,7 +237,11 @@ def carve(
     embedding_name = "model.embeddings.tok_embeddings.weight"
     width = student[embedding_name].shape[1]
     donor_width = donor.embedding.shape[1]
-    projection = principal_directions(donor.embedding, width)
+    source_table = donor.embedding
+    if centred:
+        source_table = source_table - source_table.mean(dim=0)
+    projection = principal_directions(source_table, width)
+    scale = stream_scale(donor_width, projection) if norm_scale else 1.0
     directions = projection.directions
     kept = f"P {donor_width} -> {width}, {float(projection.explained.sum()):.1%} of the table"
     carry: How = "copied" if width == donor_width else "projected"
@@ -233,9 +256,9 @@ def carve(
 
     known = token_rows >= 0
     table = student[embedding_name].clone()
-    table[known] = donor.embedding[token_rows[known]] @ directions.T
+    table[known] = source_table[token_rows[known]] @ directions.T
     put(embedding_name, table, f"embedding, {kept}; {int((~known).sum()):,} rows fresh")
-    gain = project_gain(donor.embedding_gain, directions)
+    gain = project_gain(donor.embedding_gain, directions) * scale
     put("model.embeddings.norm.weight", gain, "embedding norm, diag(P g P^T)")
     for index, source_index in enumerate(donor_layers):
         block, prefix = donor.blocks[source_index], f"model.layers.{index}."
@@ -262,10 +285,10 @@ def carve(
         put(prefix + "mlp.Wo.weight", out, source)
         for norm in ("attn_norm.weight", "mlp_norm.weight"):
             if prefix + norm in student:
-                ones = torch.ones_like(student[prefix + norm])
+                ones = torch.full_like(student[prefix + norm], scale)
                 put(prefix + norm, ones, f"{source}: its gain is folded into the next matrix")
     if donor.final_gain is not None:
-        gain = project_gain(donor.final_gain, directions)
+        gain = project_gain(donor.final_gain, directions) * scale
         put("model.final_norm.weight", gain, "final norm, diag(P g P^T)")
     if donor.head_dense is not None and "head.dense.weight" in student:
         dense = fold_writer(donor.head_dense @ directions.T, directions)

@@ -32,6 +32,7 @@ def carve(
     student: PreTrainedModel,
     layers: list[int] | None = None,
     token_rows: torch.Tensor | None = None,
+    **options: bool,
 ) -> guide.Carved:
     """Carve `student` (with its head) out of `donor` and load what came out."""
     config = student.config
@@ -47,6 +48,7 @@ def carve(
         layer_types=config.layer_types,
         donor_layers=layers,
         token_rows=token_rows,
+        **options,
     )
     student.load_state_dict(carved.tensors, strict=False)
     return carved
@@ -423,3 +425,29 @@ def test_what_a_bert_leaves(teacher_folder: Path) -> None:
     assert "encoder.layer.0.attention.self.query.bias" in left
     assert "encoder.layer.0.attention.self.query.weight" not in left
     assert "encoder.layer.1.attention.self.query.weight" in left
+
+
+def test_centred_table(make_student: Make) -> None:
+    """The mean is taken off before the PCA: the student's rows have none, and P is another."""
+    donor, student = make_student(hidden_size=48), make_student(hidden_size=24, masked_lm=True)
+    donor.embeddings.tok_embeddings.weight.data.add_(2.0)
+    carve(donor, student, centred=True)
+    table = student.state_dict()[TABLE]
+    torch.testing.assert_close(table.mean(dim=0), torch.zeros(24), atol=1e-4, rtol=0)
+    carve(donor, student)
+    assert float(student.state_dict()[TABLE].mean(dim=0).norm()) > 1
+
+
+def test_norm_scale_gives_the_donors_size(make_student: Make) -> None:
+    """With it, what the student's norm gives is as large as what the donor's gave, projected."""
+    donor, student = make_student(hidden_size=64), make_student(hidden_size=24, masked_lm=True)
+    table = donor.embeddings.tok_embeddings.weight.data
+    p = projection.principal_directions(table, 24)
+    wanted = torch.nn.functional.layer_norm(table, (64,)) @ p.directions.T
+    plain = torch.nn.functional.layer_norm(table @ p.directions.T, (24,))
+    carve(donor, student, norm_scale=True)
+    scale = student.state_dict()["model.layers.1.mlp_norm.weight"]
+    torch.testing.assert_close(scale, torch.full((24,), guide.stream_scale(64, p)))
+    sizes = [float(part.square().mean().sqrt()) for part in (plain, plain * scale, wanted)]
+    assert sizes[0] < 0.9 * sizes[2]
+    assert sizes[1] == pytest.approx(sizes[2], rel=0.05)
