@@ -1,0 +1,62 @@
+"""Promise of the rehearsal: whatever the scripts' tables ask of the hub, the made hub has."""
+
+import re
+from pathlib import Path
+
+import pytest
+from miniature import Language
+from rehearsal import made_hub
+
+from small_modernbert.data import evaluation_sets, source_tables
+from small_modernbert.data.sources import Source
+from small_modernbert.runs import hub, settings
+from small_modernbert.runs.references import ROOT
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+MODELS = {
+    *("answerdotai/ModernBERT-base", "Alibaba-NLP/gte-modernbert-base"),
+    *("BAAI/bge-base-en-v1.5", "BAAI/bge-reranker-base"),
+}
+SOURCES = [
+    source
+    for table in (source_tables.TEXT_SOURCES, source_tables.PAIR_SOURCES)
+    for source in table.values()
+    if not (ROOT / source.id).exists() and not source.id.startswith("assets/")
+]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: f"{source.name} {source.id}")
+def test_every_source_is_made(source: Source) -> None:
+    """Its id, config, split and columns; a pinned revision is the made hub's."""
+    configs = made_hub.tables(Language(0))[source.id]
+    config = configs[source.config] if source.config else next(iter(configs.values()))
+    assert set(source.all_columns) <= set(config[source.split])
+    if source.revision:
+        assert made_hub.COMMITS[source.id] == source.revision
+
+
+def test_every_default_of_a_script_is_made() -> None:
+    """Hub ids among the constants are made models or data sets."""
+    made = {*made_hub.tables(Language(0)), *MODELS, "BeIR/hotpotqa", "BeIR/hotpotqa-qrels"}
+    made.add(evaluation_sets.NANOBEIR)
+    scripts = [*ROOT.glob("*.py"), *ROOT.glob("mlm/[!_]*.py")]
+    asked: set[str] = set()
+    for script in scripts:
+        known = {constant.name for constant in settings.read_constants(script)}
+        for line in script.read_text(encoding="utf-8").splitlines():
+            name, _, rest = line.partition(": ")
+            if name in known:
+                quoted = re.findall(r"\"([^\"]+)\"", rest.partition("  #")[0])
+                asked.update(text for text in quoted if HUB_ID.fullmatch(text))
+    stages = {path.relative_to(ROOT).with_suffix("").as_posix() for path in scripts}
+    asked = {id for id in asked if id not in stages and id.split("/")[0] not in stages}
+    assert asked - made == set()
+    assert len(asked & made) > 5
+
+
+def test_made_rows_are_read_as_the_hub_serves_them(tmp_path: Path) -> None:
+    """Cards name configs and splits, so that a folder is read like the hub's own data set."""
+    made_hub.make_data(tmp_path, rows=5)
+    folder = str(tmp_path / "datasets" / "sentence-transformers" / "all-nli")
+    (batch,) = hub.stream_rows(folder, "triplet", "dev", None, ["anchor", "negative"])
+    assert {name: len(cells) for name, cells in batch.items()} == {"anchor": 5, "negative": 5}
