@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from miniature import Language, make_bpe_tokenizer, make_teacher, make_wordpiece_tokenizer
 
-from small_modernbert.runs import machine, references, stages
+from small_modernbert.runs import hub, machine, references, stages
 
 # Before torch is imported: tiny models gain nothing from a second thread, and on a busy machine
 # its threads wait for each other (a test of one second then takes fifty).
@@ -45,6 +45,12 @@ def runs_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUNS", str(tmp_path_factory.mktemp("runs")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_warned_of() -> None:
+    """Let each test see the warnings that a process gives once."""
+    hub.warn_unpinned.cache_clear()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The hub: its data sets as batches of rows, its models as folders, its failures in one line."""
 
+import functools
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -89,8 +90,9 @@ def _knock() -> None:
         utils.get_session().head(constants.ENDPOINT, timeout=KNOCK_SECONDS)
 
 
+@functools.cache
 def warn_unpinned(id: str, revision: str | None) -> None:
-    """Say that a hub id without a commit means whatever is newest: a branch or a tag can move."""
+    """Say, once a process, that a hub id without a commit means whatever is newest, or can move."""
     if revision is None:
         logger.warning("%s: no revision is pinned, the newest is taken", id)
     elif not _COMMIT.fullmatch(revision):
