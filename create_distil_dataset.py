@@ -54,7 +54,7 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.labelling import teacher_labels
+        from small_modernbert.labelling import lengths, teacher_labels
         from small_modernbert.labelling.reading import Reader
         from small_modernbert.models import precision, prompts, teachers
         from small_modernbert.runs import machine, report, storage
@@ -77,9 +77,8 @@ def main() -> None:
             digest = stage.record.inputs["teacher"]["digest"]
             facts = labeller.label(projection, digest)
         stage.record.rows = slices.counts
-        stage.record.facts["lengths"] = teacher_labels.compare_lengths(
-            reader, slices, facts["cut"], student_tokens
-        )
+        cut = facts["cut"]
+        stage.record.facts["lengths"] = lengths.compare(reader, slices, cut, student_tokens)
         stage.record.metrics = {"explained": labeller.explained}
         stage.record.tokens_per_second = round(facts["tokens"] / max(stage.seconds, 1e-9))
         stage.finish(

@@ -228,57 +228,6 @@ class Labeller:
         return self.scratch / f"{index:05d}.npy"
 
 
-def compare_lengths(
-    reader: Reader, slices: Slices, cut: int, student_tokens: int | None
-) -> dict[str, int | None]:
-    """Say what teacher, corpus and student read of a text at most, and how many they cut.
-
-    Args:
-        reader: the teacher's.
-        slices: of the corpus.
-        cut: texts that the teacher did not read to their end.
-        student_tokens: that the student reads at most; None if that is not known.
-
-    Returns:
-        The figures, for run.json.
-    """
-    longest = longer = 0
-    for split in labels.SPLITS:
-        for batch in slices.corpus.batches(split, ("tokens",)):
-            tokens = batch.column(0).to_numpy(zero_copy_only=False)
-            longest = max(longest, int(tokens.max(initial=0)))
-            longer += int((tokens > student_tokens).sum()) if student_tokens else 0
-    teacher_tokens = reader.limits["text"]
-    logger.info(
-        "tokens of a text at most: teacher %s, corpus %s, student %s",
-        *(teacher_tokens, longest, student_tokens or "not known"),
-    )
-    if cut and reader.cuts_texts:
-        logger.info("%s texts were cut to what the teacher reads", f"{cut:,}")
-    elif cut:
-        logger.warning(
-            "%s of %s texts (%.1f %%) are longer than the %d tokens that the teacher reads: each "
-            "is labelled by its beginning, and a student would read on. Label them again with "
-            "--max-tokens %d --overwrite, which cuts them for both, or take a teacher that reads "
-            "more",
-            *(f"{cut:,}", f"{slices.texts:,}", 100 * cut / slices.texts),
-            *(teacher_tokens, teacher_tokens),
-        )
-    if longer and not reader.cuts_texts:
-        logger.warning(
-            "%s texts are longer than the %d tokens that the student reads: it learns the label of "
-            "the whole from the beginning",
-            *(f"{longer:,}", student_tokens),
-        )
-    return {
-        "teacher_tokens": teacher_tokens,
-        "corpus_tokens": longest,
-        "student_tokens": student_tokens,
-        "cut_by_teacher": cut,
-        "longer_than_student": longer,
-    }
-
-
 def verify(folder: Path) -> None:
     """Read every shard back.
 

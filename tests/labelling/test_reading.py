@@ -8,7 +8,7 @@ import pytest
 import torch
 from miniature import Language
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 
 from small_modernbert.labelling.reading import Reader
 from small_modernbert.models.projection import principal_directions
@@ -68,6 +68,22 @@ def test_each_role_has_the_vectors_of_its_own_function(
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
     np.testing.assert_allclose(own_vectors(reduced, texts, roles), wanted, atol=1e-4)
     assert {name: reduced.prompts[name] for name in NAMED} == NAMED
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+@pytest.mark.parametrize("pooling", ["max", "weightedmean", "lasttoken", ("cls", "mean")])
+def test_any_pooling_is_the_model_s_own(
+    teacher_folder: Path, texts: list[str], pooling: str | tuple[str, ...], include_prompt: bool
+) -> None:
+    """What our packed pass does not know runs through the model's own modules, prompts too."""
+    base = SentenceTransformer(str(teacher_folder), device="cpu")
+    modules = [base[0], Pooling(48, pooling_mode=pooling, include_prompt=include_prompt)]
+    teacher = SentenceTransformer(modules=modules, device="cpu", prompts={"query": "query: "})
+    reader = Reader(teacher.eval(), prompts_of(teacher))
+    reader.check()
+    roles = [ROLES[number % 3] for number in range(len(texts))]
+    vectors = reader.encode(reader.read(texts, roles))
+    np.testing.assert_allclose(vectors, own_vectors(teacher, texts, roles), atol=1e-4)
 
 
 def test_constants_prompt_where_the_folder_names_none(

@@ -12,9 +12,9 @@ from miniature import make_corpus
 from sentence_transformers import SentenceTransformer
 
 from small_modernbert.data import labels
-from small_modernbert.labelling import teacher_labels
+from small_modernbert.labelling import lengths, teacher_labels
 from small_modernbert.labelling.reading import Reader
-from small_modernbert.labelling.teacher_labels import Labeller, Slices, compare_lengths
+from small_modernbert.labelling.teacher_labels import Labeller, Slices
 from small_modernbert.models.projection import project
 from small_modernbert.models.prompts import Prompts
 from small_modernbert.models.teachers import load_teacher
@@ -190,11 +190,11 @@ def test_texts_that_are_cut_are_counted_and_said(
     caplog.set_level("INFO", logger="small_modernbert")
     teacher = SentenceTransformer(str(teacher_folder), device="cpu")
     whole = teacher.tokenizer(texts, verbose=False)["input_ids"]
-    lengths = [len(ids) for ids in whole]
-    teacher.max_seq_length = limit or max(lengths)
+    sizes = [len(ids) for ids in whole]
+    teacher.max_seq_length = limit or max(sizes)
     reading = Reader(teacher, Prompts()).read(texts, ["text"] * len(texts))
-    assert reading.cut == sum(length > limit for length in lengths if limit)
-    figures = compare_lengths(Reader(teacher, Prompts()), slices, reading.cut, student)
+    assert reading.cut == sum(size > limit for size in sizes if limit)
+    figures = lengths.compare(Reader(teacher, Prompts()), slices, reading.cut, student)
     longer = sum(len(text.split()) > student for text in texts)
     assert (figures["cut_by_teacher"], figures["longer_than_student"]) == (reading.cut, longer)
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
