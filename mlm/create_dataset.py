@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 SOURCES: list[str] = ["msmarco", "philosophy", "npr", "finewiki"]  # rows of TEXT_SOURCES
 OFFLINE_TEXT: list[str] = ["assets/text/train.parquet"]  # the source "offline": files or folders
 # Parquet, JSON lines, JSON, CSV, TSV (a column `text`), text (one a line), Markdown (one a file).
+FINEWIKI_CAP: int = 500_000  # articles: of some 7M, most teach so small a model no more; 0 = all
+LEAK_SETS: list[str] = ["NanoMSMARCO", "NanoHotpotQA", "NanoNQ"]  # none of their texts may train
+# They leave the hub's sources, and one's own text where RETRIEVAL_FOLDER is given.
+RETRIEVAL_FOLDER: str = ""  # local sets in NanoBEIR's or BEIR's layout; empty = from the hub
 TOKENIZER: str = "answerdotai/ModernBERT-base"  # counts tokens: a stage, a folder or a hub id
 TOKENIZER_REVISION: str = ""  # of a hub id; empty takes the newest
 
@@ -68,6 +72,8 @@ def main() -> None:
     sources = resolve_sources()
     # Files first: the tokenizer may have to be fetched.
     inputs = find_inputs(sources)
+    if RETRIEVAL_FOLDER:
+        inputs["retrieval"] = references.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", ASSETS)
     inputs["tokenizer"] = tokenizer_file = find_tokenizer()
     with stages.Stage(globals(), inputs=inputs) as stage:
         if stage.finished:
@@ -76,7 +82,8 @@ def main() -> None:
 
         near = duplicates.MinHash(NUM_PERMUTATIONS, NEAR_THRESHOLD, SEED)
         minhash = near if DEDUPLICATE_NEAR else None
-        spills = spill_sources(sources, tokenizer_file, minhash, stage.scratch)
+        leaks = write_leaks(stage.scratch / "leaks.json", sources, inputs.get("retrieval"))
+        spills = spill_sources(sources, tokenizer_file, minhash, leaks, stage.scratch)
         choice = corpus_selection.choose(
             spills, minhash, MAX_TEXTS, PASSAGE_TOKENS, PASSAGE_SHARE, SEED
         )
@@ -120,6 +127,7 @@ def check_settings() -> None:
         ("--num-permutations", NUM_PERMUTATIONS, 1),
         ("--held-out-rows", HELD_OUT_ROWS, 0),
         ("--max-texts", MAX_TEXTS, 0),
+        ("--finewiki-cap", FINEWIKI_CAP, 0),
     ):
         if value < least:
             raise UserError(f"{flag} {value} is too small; at least {least}")
@@ -133,7 +141,10 @@ def resolve_sources() -> "list[TextSource]":
     """
     from small_modernbert.data import source_tables
 
-    sources = source_tables.select_texts(SOURCES)
+    sources = [
+        dataclasses.replace(source, cap=FINEWIKI_CAP) if source.name == "finewiki" else source
+        for source in source_tables.select_texts(SOURCES)
+    ]
     if "offline" not in SOURCES:
         return sources
     places = []
@@ -180,8 +191,29 @@ def find_tokenizer() -> Path:
     return hub.fetch_file(TOKENIZER, TOKENIZER_REVISION or None, "tokenizer.json")
 
 
+def write_leaks(path: Path, sources: "list[TextSource]", folder: Path | None) -> Path | None:
+    """Write the texts of LEAK_SETS down; None where there is nothing to keep out.
+
+    The offline text was kept apart from its evaluation sets as it was made.
+    """
+    from small_modernbert.data import evaluation_sets, leaks
+    from small_modernbert.data.sources import find_files
+
+    of_hub = any(find_files(source) is None for source in sources)
+    if not LEAK_SETS or not (of_hub or folder):
+        return None
+    if not path.exists():
+        sets = evaluation_sets.load_named(LEAK_SETS, folder)
+        leaks.write_filter(path, {one.name: [*one.queries, *one.documents] for one in sets})
+    return path
+
+
 def spill_sources(
-    chosen: "list[TextSource]", tokenizer_file: Path, minhash: "MinHash | None", folder: Path
+    chosen: "list[TextSource]",
+    tokenizer_file: Path,
+    minhash: "MinHash | None",
+    leaks: Path | None,
+    folder: Path,
 ) -> "list[Spill]":
     """Clean, cut and fingerprint every source; those that are done are taken up."""
     from small_modernbert.data import corpus_building, sources, workers
@@ -195,7 +227,7 @@ def spill_sources(
         for source in chosen:
             begun = time.monotonic()
             preparation = corpus_building.Preparation(
-                source, tokenizer_file, MAX_TOKENS, minhash, MIN_CHARACTERS, CLEANING
+                source, tokenizer_file, MAX_TOKENS, minhash, MIN_CHARACTERS, CLEANING, leaks
             )
             spill = corpus_building.write_spill(folder / source.name, preparation, SEED, executor)
             counts = spill.source_counts.values()

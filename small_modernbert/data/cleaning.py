@@ -48,6 +48,7 @@ class Reason(StrEnum):
     OVER_LONG = "over-long"
     EXACT = "exact duplicate"
     UNKNOWN = "script unknown to the tokenizer"
+    LEAK = "stands in an evaluation set"
     NEAR = "near duplicate"
     CAP = "over the cap"
 

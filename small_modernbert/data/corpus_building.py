@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from itertools import compress
-from operator import not_
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from small_modernbert.data.chunking import Chunker
 from small_modernbert.data.cleaning import Cleaning, Reason, clean
 from small_modernbert.data.duplicates import MinHash, word_ids
 from small_modernbert.data.keys import text_key
+from small_modernbert.data.leaks import LeakFilter, read_filter
 from small_modernbert.runs import report, storage
 
 # Rows in memory before they are handed to the files of their shards.
@@ -96,6 +96,8 @@ class Preparation:
         minhash: None for no fingerprints for near duplicates.
         min_characters: see `cleaning.clean`.
         cleaning: likewise.
+        leaks: a file of evaluation texts that no row may hold, see `leaks.read_filter`; None for
+            none. It is a file, because each process reads it once, and this travels often.
     """
 
     source: sources.TextSource
@@ -104,6 +106,7 @@ class Preparation:
     minhash: MinHash | None
     min_characters: int
     cleaning: Cleaning = "none"
+    leaks: Path | None = None
 
     @property
     def schema(self) -> pa.Schema:
@@ -139,10 +142,14 @@ class Preparation:
             counts[cell.label]["extra chunks"] += len(pieces) - 1
             rows.extend((text, cell.label, cell.role, tokens) for text, tokens in pieces)
         ids = chunker.words.ids([row[0] for row in rows])
-        known = [chunker.knows(tokens) for tokens in ids]
-        for row in compress(rows, map(not_, known)):
-            counts[row[1]][Reason.UNKNOWN] += 1
-        rows, ids = list(compress(rows, known)), list(compress(ids, known))
+        reasons = [
+            self._find_fault(row[0], chunker.knows(own)) for row, own in zip(rows, ids, strict=True)
+        ]
+        for row, reason in zip(rows, reasons, strict=True):
+            if reason is not None:
+                counts[row[1]][reason] += 1
+        good = [reason is None for reason in reasons]
+        rows, ids = list(compress(rows, good)), list(compress(ids, good))
         columns = zip(*rows, strict=True) if rows else [[] for _ in corpus.SCHEMA]
         arrays = [
             pa.array(cells, field.type) for cells, field in zip(columns, corpus.SCHEMA, strict=True)
@@ -150,6 +157,14 @@ class Preparation:
         arrays += self._fingerprints([row[0] for row in rows], ids, chunker.unknown)
         read = len(batch[self.source.columns[0]])
         return read, pa.RecordBatch.from_arrays(arrays, schema=self.schema), counts
+
+    def _find_fault(self, text: str, known: bool) -> Reason | None:
+        """Return why a text that fits is dropped all the same."""
+        if not known:
+            return Reason.UNKNOWN
+        if self.leaks is not None and _leaks(self.leaks).find(text) is not None:
+            return Reason.LEAK
+        return None
 
     def _fingerprints(
         self, texts: list[str], ids: list[list[int]], unknown: int | None
@@ -170,6 +185,11 @@ class Preparation:
             [None, pa.py_buffer(np.ascontiguousarray(signatures))],
         )
         return [keys, stored, *map(pa.array, self.minhash.band_hashes(signatures).T)]
+
+
+@functools.lru_cache(maxsize=1)
+def _leaks(path: Path) -> LeakFilter:
+    return read_filter(path)
 
 
 @functools.lru_cache(maxsize=1)

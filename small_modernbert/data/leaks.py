@@ -8,9 +8,11 @@ whatever is written between them. What leaks leaves training, never evaluation.
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from small_modernbert.data.keys import tokens_of, words_of
+from small_modernbert.runs import storage
 
 NGRAM_WORDS = 13
 SAME_TEXT = "same text"
@@ -64,6 +66,19 @@ class LeakFilter:
             if (name := self._ngrams.get(ngram)) is not None:
                 return Leak(SAME_NGRAM, name)
         return None
+
+
+def write_filter(path: Path, texts: Mapping[str, Iterable[str]]) -> None:
+    """Write evaluation texts, by the name of their set, for `read_filter`."""
+    storage.write_json(path, {name: list(some) for name, some in texts.items()})
+
+
+def read_filter(path: Path) -> LeakFilter:
+    """Return the filter of what `write_filter` wrote."""
+    leaks = LeakFilter()
+    for name, texts in storage.read_json(path, "run the same command again").items():
+        leaks.add(name, texts)
+    return leaks
 
 
 class RowCounts:

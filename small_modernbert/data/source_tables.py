@@ -38,9 +38,6 @@ TEXT_SOURCES = {
             revision="8bd13e72e6a002407649b3e898535f42ceb1aeb9",
             texts=("text",),
             roles=("document",),
-            # All of it is some seven million articles, most of them of no more use to a model
-            # of 40 million parameters than the first half million.
-            cap=500_000,
             licence="CC BY-SA 4.0",
         ),
         TextSource(

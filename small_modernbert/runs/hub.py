@@ -3,6 +3,7 @@
 import functools
 import logging
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from small_modernbert.runs.errors import UserError, causes
 
 BATCH_ROWS = 1_000
 SHUFFLE_WINDOW = 10_000
+SHUFFLE_FILES = 100  # that a window is filled from: files are sorted, by subject or by date
+RETRIES, RETRY_SECONDS = 5, 10  # beyond the library's own, which last some two minutes
 KNOCK_SECONDS = 15
 # What loading a model needs; neither its other exports nor any code of it.
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -50,36 +53,60 @@ def stream_rows(
     name = f"{id} (config {config})" if config else id
     if not local:
         warn_unpinned(id, revision)
-    try:
-        if not local:
-            _knock()
-        stream, names = _open(id, config, split, None if local else revision)
-        if missing := [column for column in columns if column not in names]:
-            raise UserError(
-                f"dataset {name}, split {split}: no column {', '.join(missing)}; it has: "
-                f"{', '.join(names)}; correct the columns in its row of the table of sources"
-            )
-        stream = stream.select_columns(list(columns))
-        if shuffle_seed is not None:
-            stream = stream.shuffle(seed=shuffle_seed, buffer_size=SHUFFLE_WINDOW)
-        yield from stream.iter(batch_size=batch_rows)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the hub's many libraries raise, with the cure
-        raise explain(error, f"dataset {name}", split) from error
+    rows = failures = 0
+    while True:
+        try:
+            if not local:
+                _knock()
+            stream = _open(id, config, split, None if local else revision, columns)
+            if shuffle_seed is not None:
+                stream = stream.shuffle(
+                    seed=shuffle_seed,
+                    buffer_size=SHUFFLE_WINDOW,
+                    max_buffer_input_shards=SHUFFLE_FILES,
+                )
+            # The order is the same each time: what was given is passed over.
+            for batch in (stream.skip(rows) if rows else stream).iter(batch_size=batch_rows):
+                yield batch
+                rows, failures = rows + len(next(iter(batch.values()))), 0
+            return
+        except UserError:
+            raise
+        except Exception as error:  # whatever the hub's many libraries raise, with the cure
+            failures += 1
+            if not rows or failures > RETRIES or not _is_unreachable(error):
+                raise explain(error, f"dataset {name}", split) from error
+            logger.warning("dataset %s broke off after %s rows, and is taken up", name, f"{rows:,}")
+            time.sleep(RETRY_SECONDS)
 
 
-def _open(id: str, config: str | None, split: str, revision: str | None) -> tuple[Any, list[str]]:
-    """Return a streaming dataset and the names of its columns."""
+def _open(
+    id: str, config: str | None, split: str, revision: str | None, columns: Sequence[str]
+) -> Any:  # noqa: ANN401  a streaming dataset; the library is imported only here
+    """Return some columns of a dataset as a stream.
+
+    Raises:
+        UserError: it has others.
+    """
     import datasets
 
     datasets.disable_progress_bars()
-    stream = datasets.load_dataset(id, name=config, split=split, revision=revision, streaming=True)
-    names = stream.column_names
-    if names is None:
-        # JSON lines say what columns they have only when a row is read.
-        names = list(next(iter(stream.take(1)), {}))
-    return stream, names
+    asked = {"name": config, "split": split, "revision": revision, "streaming": True}
+    stream = datasets.load_dataset(id, **asked)
+    # JSON lines say what columns they have only when a row is read.
+    names = stream.column_names or list(next(iter(stream.take(1)), {}))
+    if missing := [column for column in columns if column not in names]:
+        name = f"{id} (config {config})" if config else id
+        raise UserError(
+            f"dataset {name}, split {split}: no column {', '.join(missing)}; it has: "
+            f"{', '.join(names)}; correct the columns in its row of the table of sources"
+        )
+    try:
+        # Of Parquet only these are fetched at all.
+        stream = datasets.load_dataset(id, columns=list(columns), **asked)
+    except ValueError:
+        pass  # "BuilderConfig JsonConfig doesn't have a 'columns' key": whole rows are read
+    return stream.select_columns(list(columns))
 
 
 def _knock() -> None:
@@ -169,6 +196,11 @@ def fetch_model(id: str, revision: str | None) -> Path:
         raise UserError(f"{id!r} is neither a folder, a stage, nor a hub id") from None
     except Exception as error:  # whatever the hub's many libraries raise, with the cure
         raise explain(error, f"model {id}") from error
+
+
+def _is_unreachable(error: Exception) -> bool:
+    kinds = {kind.__name__ for link in causes(error) for kind in type(link).__mro__}
+    return bool(kinds & _UNREACHABLE)
 
 
 def explain(error: Exception, what: str, split: str = "") -> UserError:

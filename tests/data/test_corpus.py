@@ -341,6 +341,28 @@ def test_unknown_script_is_the_reason(
     assert "yours to state" in (final / "corpus.md").read_text(encoding="utf-8")
 
 
+def test_texts_of_evaluation_sets_do_not_train(script: Callable[..., Path], tmp_path: Path) -> None:
+    """What stands in a set of LEAK_SETS is dropped for that reason, whole or 13 words of it."""
+    document, question = make_text(1_000, 40), make_text(3, 8)
+    sets = {
+        "corpus": {"_id": ["d0", "d1"], "text": [document, "Another answer altogether."]},
+        "queries": {"_id": ["q0"], "text": [question.upper()]},
+        "qrels": {"query-id": ["q0"], "corpus-id": ["d0"], "score": [1]},
+    }
+    for part, columns in sets.items():
+        path = tmp_path / "sets" / part / "toy.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.table(columns), path)
+    before = {row["text"] for row in read_rows(script(), "train")}
+    assert {document, question} <= before
+    flags = ("--retrieval-folder", str(tmp_path / "sets"), "--leak-sets", "toy", "--overwrite")
+    final = script(*flags)
+    counts = open_corpus(final).index["sources"]
+    assert counts["passage"][Reason.LEAK] == counts["short"][Reason.LEAK] == 1
+    rows = read_rows(final, "train") + read_rows(final, "held_out")
+    assert not {document, question} & {row["text"] for row in rows}
+
+
 def test_other_settings_are_refused(script: Callable[..., Path]) -> None:
     """A finished corpus of other settings is not overwritten in silence."""
     script()

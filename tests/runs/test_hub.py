@@ -5,6 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from small_modernbert.runs import hub
@@ -135,3 +138,70 @@ def test_explains(error: Exception, message: str) -> None:
     assert "\n" not in said
     with pytest.raises(UserError, match=message):
         raise UserError(said)
+
+
+def write_files(folder: Path, files: int, rows: int = 20) -> str:
+    """Write a dataset of Parquet files whose rows name their file, with a wide column beside."""
+    (folder / "data").mkdir(parents=True)
+    for number in range(files):
+        table = {"text": [f"{number} {row}" for row in range(rows)], "wide": ["x" * 999] * rows}
+        name = f"train-{number:05d}-of-{files:05d}.parquet"
+        pq.write_table(pa.table(table), folder / "data" / name)
+    return str(folder)
+
+
+def test_a_capped_choice_comes_from_many_files(tmp_path: Path) -> None:
+    """The first rows after shuffling are of more than a file or two."""
+    folder = write_files(tmp_path / "files", 30)
+    chosen = read(folder, "text", shuffle_seed=1)[:60]
+    assert len({text.split()[0] for text in chosen}) > 15
+
+
+def test_only_the_columns_asked_for_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parquet is asked for the columns by name, so that a wide one beside them costs nothing."""
+    asked = []
+    load = datasets.load_dataset
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *given, **named: asked.append(named.get("columns")) or load(*given, **named),
+    )
+    assert read(write_files(tmp_path / "files", 2), "text")[:2] == ["0 0", "0 1"]
+    assert asked[-1] == ["text"]
+
+
+def test_a_stream_that_breaks_off_is_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row arrives once and in its order, shuffled or not; a hub that stays away is said."""
+    folder = write_files(tmp_path / "files", 4)
+    whole = {seed: read(folder, "text", shuffle_seed=seed) for seed in (None, 3)}
+    monkeypatch.setattr(hub, "RETRY_SECONDS", 0)
+    opened = hub._open
+
+    class Broken:
+        """A stream whose connection is lost after some batches."""
+
+        def __init__(self, stream: Any, batches: int) -> None:  # noqa: ANN401  a library's
+            self.stream, self.batches = stream, batches
+
+        def shuffle(self, **options: Any) -> "Broken":  # noqa: ANN401  passed on
+            return Broken(self.stream.shuffle(**options), self.batches)
+
+        def skip(self, rows: int) -> "Broken":
+            return Broken(self.stream.skip(rows), self.batches)
+
+        def iter(self, batch_size: int) -> Any:  # noqa: ANN401  a library's
+            for number, batch in enumerate(self.stream.iter(batch_size=batch_size)):
+                if number == self.batches:
+                    raise ConnectionError("lost")
+                yield batch
+
+    monkeypatch.setattr(hub, "_open", lambda *asked: Broken(opened(*asked), 2))
+    for seed, rows in whole.items():
+        assert read(folder, "text", shuffle_seed=seed) == rows
+    monkeypatch.setattr(hub, "_open", lambda *asked: Broken(opened(*asked), 0))
+    with pytest.raises(UserError, match="cannot be reached"):
+        read(folder, "text")
