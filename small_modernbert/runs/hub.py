@@ -5,7 +5,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,9 @@ def _open(
             f"dataset {name}, split {split}: no column {', '.join(missing)}; it has: "
             f"{', '.join(names)}; correct the columns in its row of the table of sources"
         )
-    try:
-        # Of Parquet only these are fetched at all.
+    # Of Parquet only these are fetched at all; other kinds know no `columns` and say so.
+    with suppress(ValueError):
         stream = datasets.load_dataset(id, columns=list(columns), **asked)
-    except ValueError:
-        pass  # "BuilderConfig JsonConfig doesn't have a 'columns' key": whole rows are read
     return stream.select_columns(list(columns))
 
 
