@@ -232,7 +232,7 @@ def spill_sources(
             spill = corpus_building.write_spill(folder / source.name, preparation, SEED, executor)
             counts = spill.source_counts.values()
             lost = {reason: sum(row.get(reason, 0) for row in counts) for reason in USELESS}
-            read = sum(row["read"] for row in counts)
+            read = sum(row["read"] + row.get("extra chunks", 0) for row in counts)
             sources.check_lost(f"source {source.name}", read, lost, MAX_LOST_SHARE)
             spills.append(spill)
             logger.info(

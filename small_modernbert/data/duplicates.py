@@ -12,7 +12,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from small_modernbert.data.keys import Keys, mix, words_of
+from small_modernbert.data.keys import Keys, mix, tokens_of
 
 SHINGLE_TOKENS = 3
 # Token ids below this are packed into 60 bits of a shingle without loss.
@@ -24,13 +24,13 @@ _RECALL = 0.99
 
 
 def word_ids(text: str) -> list[int]:
-    """Return a number for each word of a text (each letter, in a script without spaces).
+    """Return a number for each word and sign of a text (see `keys.tokens_of`).
 
     As small as token ids, so that two words share one with a chance of one in a million.
     """
     return [
         int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest()) >> (64 - _ID_BITS)
-        for word in words_of(text)
+        for word in tokens_of(text)
     ]
 
 

@@ -332,6 +332,9 @@ def test_unknown_script_is_the_reason(
     path.write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(UserError, match="50 of 50 .*script unknown to the tokenizer 50"):
         script("--offline-text", str(path), "--held-out-rows", "1")
+    path.write_text("\n".join(line * 9 for line in lines[:5]), encoding="utf-8")
+    with pytest.raises(UserError, match=r"(\d+) of \1 rows .*script unknown to the tokenizer \1"):
+        script("--offline-text", str(path), "--held-out-rows", "1", "--overwrite")
     # Half of the words known: each text is compared by its own words.
     mixed = [f"{line} {make_text(number, 16)}" for number, line in enumerate(lines)]
     path.write_text("\n".join([*mixed, mixed[0] + " word7"]), encoding="utf-8")

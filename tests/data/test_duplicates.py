@@ -119,3 +119,10 @@ def test_chinese_texts_are_compared_by_their_letters() -> None:
     minhash = MinHash(64, 0.8, 1)
     duplicate = find_near(minhash, [word_ids(text) for text in texts])
     assert duplicate.tolist() == [False] * 40 + [True] * 10
+    signs = [
+        "I love this phone 😀",
+        "I love this phone 😡",
+        "Is it C++ or not?",
+        "Is it C# or not?",
+    ]
+    assert not find_near(minhash, [word_ids(text) for text in signs]).any()
