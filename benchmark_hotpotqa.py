@@ -92,39 +92,24 @@ def find_inputs() -> tuple[dict[str, Path | str], dict[str, Path | str]]:
     Raises:
         UserError: a stage has not finished, or a label or a file can't be used.
     """
-    models: dict[str, Path | str] = {}
-
-    def add(label: str, reference: str) -> None:
-        if label in models:
-            raise UserError(f"MODELS: the label {label!r} stands twice; give one another: a=...")
-        found = references.locate(reference, RECIPE)
-        if label == "reduced teacher" and found is not None:
-            # A labelling stage keeps it below its final/.
-            below = found / "reduced_teacher"
-            found = below if below.is_dir() else found
-        if found is not None and not found.is_dir():
-            if label != "reduced teacher":
-                raise UserError(f"{label}: {found} is not there; correct {reference!r}")
-            # Labels from elsewhere may have come without one.
-            print(f"{label}: {found} is not there, so it has no row")
-            return
-        models[label] = found or reference
-
-    if TEACHER:
-        add("teacher", TEACHER)
-    if REDUCED_TEACHER:
-        add("reduced teacher", REDUCED_TEACHER)
-    for entry in MODELS:
-        label, _, reference = entry.partition("=")
-        add(label, reference or label)
-    if STATIC_TWIN:
-        add("static twin", STATIC_TWIN)
     if not RETRIEVAL:
         raise UserError("RETRIEVAL is empty; name at least one set: --retrieval NanoMSMARCO")
     if repeated := next((name for name in RETRIEVAL if RETRIEVAL.count(name) > 1), None):
         raise UserError(f"RETRIEVAL: {repeated!r} stands twice; name each set once")
     if not 0 <= BM25_WEIGHT <= 1:
         raise UserError(f"BM25_WEIGHT is {BM25_WEIGHT}; from 0 to 1: --bm25-weight 0.5")
+    models: dict[str, Path | str] = {}
+    labels = [("teacher", TEACHER), ("reduced teacher", REDUCED_TEACHER)]
+    for entry in MODELS:
+        label, _, reference = entry.partition("=")
+        labels.append((label, reference or label))
+    for label, reference in (*labels, ("static twin", STATIC_TWIN)):
+        if not reference:
+            continue
+        if label in models:
+            raise UserError(f"MODELS: the label {label!r} stands twice; give one another: a=...")
+        if (place := find_model(label, reference)) is not None:
+            models[label] = place
     inputs = {f"model {label}": reference for label, reference in models.items()}
     cure = "run: python get_offline_assets.py"
     if RETRIEVAL_FOLDER:
@@ -132,6 +117,26 @@ def find_inputs() -> tuple[dict[str, Path | str], dict[str, Path | str]]:
     for reference in STS:
         inputs[f"pairs {reference}"] = references.find_file(reference, "STS", cure) or reference
     return models, inputs
+
+
+def find_model(label: str, reference: str) -> Path | str | None:
+    """Return a model's folder or hub id; None for a reduced teacher that is not there.
+
+    Raises:
+        UserError: a stage has not finished, or there is no such folder.
+    """
+    folder = references.locate(reference, RECIPE)
+    if folder is None:
+        return reference
+    if label == "reduced teacher" and (folder / "reduced_teacher").is_dir():
+        return folder / "reduced_teacher"  # a labelling stage keeps it below its final/
+    if folder.is_dir():
+        return folder
+    if label != "reduced teacher":
+        raise UserError(f"{label}: {folder} is not there; correct {reference!r}")
+    # Labels from elsewhere may have come without one.
+    print(f"{label}: {folder} is not there, so it has no row")
+    return None
 
 
 def load_sets(folder: Path | str | None) -> "tuple[list[RetrievalSet], list[str]]":
@@ -142,19 +147,19 @@ def load_sets(folder: Path | str | None) -> "tuple[list[RetrievalSet], list[str]
     for name in RETRIEVAL:
         local = isinstance(folder, Path) and evaluation_sets.has_retrieval_set(folder, name)
         if name == "hotpotqa" and not local:
-            one, distractors = evaluation_sets.load_hotpotqa(
+            made, distractors = evaluation_sets.load_hotpotqa(
                 HOTPOTQA, HOTPOTQA_QRELS, DISTRACTORS, SEED
             )
         elif name.startswith("Nano") and not local:
-            one = evaluation_sets.load_nanobeir(name)
+            made = evaluation_sets.load_nanobeir(name)
         elif isinstance(folder, Path):
-            one = evaluation_sets.load_retrieval_set(folder, name)
+            made = evaluation_sets.load_retrieval_set(folder, name)
         else:
             raise UserError(
                 f"RETRIEVAL: {name!r} is neither hotpotqa nor a Nano set of the hub; if a folder "
                 "holds it, say which: --retrieval-folder assets/retrieval"
             )
-        sets.append(one.first_queries(MAX_QUERIES))
+        sets.append(made.first_queries(MAX_QUERIES))
     return sets, distractors
 
 

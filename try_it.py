@@ -99,11 +99,11 @@ def find_model() -> Path | str:
         return references.locate(MODEL, RECIPE) or MODEL
     for script in RESULTS:
         try:
-            found = references.locate(script, RECIPE)
+            folder = references.locate(script, RECIPE)
         except UserError:
             continue
-        if found is not None:
-            return found
+        if folder is not None:
+            return folder
     raise UserError(f"the recipe {RECIPE!r} has no trained model yet; run: make run")
 
 

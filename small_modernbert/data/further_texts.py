@@ -11,6 +11,7 @@ import json
 import random
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,31 +145,24 @@ def hold_out(
         known: texts that train, and those of the sets that are reported on.
         seed: draws the articles.
     """
-    counts = RowCounts()
-    shared = _shared(
-        [*squad, *((each.question, each.description, each.lead) for each in articles)], known
-    )
-    questions = []
-    for row, pair in enumerate(squad):
-        counts.read[SQUAD] += 1
-        if row in shared:
-            counts.drop(SQUAD, ELSEWHERE)
-        else:
-            questions.append(pair)
-    fit = []
-    for row, article in enumerate(articles):
-        counts.read[LEADS] += 1
-        if not article.description:
-            counts.drop(LEADS, "no description")
-        elif row + len(squad) in shared:
-            counts.drop(LEADS, ELSEWHERE)
-        else:
-            fit.append(row)
+    parts = ((each.question, each.description, each.lead) for each in articles)
+    shared = _shared([*squad, *parts], known)
+    questions = [pair for row, pair in enumerate(squad) if row not in shared]
+    described = [row for row, article in enumerate(articles) if article.description]
+    fit = [row for row in described if row + len(squad) not in shared]
     random.Random(seed).shuffle(fit)
     chosen = set(fit[: int(HELD_OUT_SHARE * len(articles))])
-    for _ in range(len(fit) - len(chosen)):
-        counts.drop(LEADS, "may train")
+    counts = RowCounts()
+    counts.read.update({SQUAD: len(squad), LEADS: len(articles)})
     counts.kept.update({SQUAD: len(questions), LEADS: len(chosen)})
+    counts.dropped[SQUAD] = Counter({ELSEWHERE: len(squad) - len(questions)})
+    counts.dropped[LEADS] = Counter(
+        {
+            "no description": len(articles) - len(described),
+            ELSEWHERE: len(described) - len(fit),
+            "may train": len(fit) - len(chosen),
+        }
+    )
     held = [article for row, article in enumerate(articles) if row in chosen]
     sets = [
         make_retrieval_set(SQUAD, questions),
@@ -228,7 +222,7 @@ def _describe(articles: Sequence[Article]) -> RetrievalSet:
 
 
 def _shared(candidates: Sequence[tuple[str, ...]], texts: Iterable[str]) -> set[int]:
-    """Return the candidates of which a part stands in a text, by the rule of the leak filter."""
+    """Return the candidates of which a part stands in a text: same words, or 13 in a row."""
     owners: dict[str, list[int]] = {}
     for number, parts in enumerate(candidates):
         for words in filter(None, map(words_of, parts)):

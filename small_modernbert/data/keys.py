@@ -41,14 +41,14 @@ def _join(codes: list[int]) -> str:
     return "".join(parts)
 
 
-_MARKS, _SYMBOLS = _classes()
+MARKS, _SYMBOLS = _classes()
 # Scripts that are written without spaces: Thai to Tibetan, Burmese, Khmer, kana and Han.
-_UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+UNSPACED = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 # Letters and digits of any script with their marks; the underscore counts as punctuation. In a
 # script without spaces each letter is a word.
 _ANY_WORD = (
-    rf"(?:[{_UNSPACED}](?<=[^\W_])|(?![{_UNSPACED}])[^\W_](?:(?![{_UNSPACED}])[^\W_]|[{_MARKS}])*)"
-    rf"[{_MARKS}]*"
+    rf"(?:[{UNSPACED}](?<=[^\W_])|(?![{UNSPACED}])[^\W_](?:(?![{UNSPACED}])[^\W_]|[{MARKS}])*)"
+    rf"[{MARKS}]*"
 )
 _ASCII_WORD = "[a-z0-9]+"
 # Signs without which a text would say something else: C++, C#, -5, 50 %, a[0], f(), .., !=, 3/4.

@@ -183,12 +183,12 @@ def verify_file(path: Path, sha256: str) -> None:
     Raises:
         UserError: it has another one; the file is removed.
     """
-    found = storage.sha256_file(path)
-    if found != sha256:
+    actual = storage.sha256_file(path)
+    if actual != sha256:
         path.unlink()
         raise UserError(
-            f"{path.name} has sha256 {found}, not the pinned {sha256}; it was refused and removed; "
-            f"{CURE} (if it happens again, the package index serves another file)"
+            f"{path.name} has sha256 {actual}, not the pinned {sha256}; it was refused and "
+            f"removed; {CURE} (if it happens again, the package index serves another file)"
         )
 
 

@@ -57,16 +57,13 @@ def write_data(
     for made in sets:
         write_retrieval_set(made, folder / "retrieval")
     write_retrieval_card(folder / "retrieval")
+    sizes: dict[str, dict[str, int]] = {
+        made.name: {"queries": len(made.queries), "documents": len(made.documents)} for made in sets
+    }
     return {
         "rows": rows,
         "set_aside": held.counts.to_json(),
-        "evaluation": {
-            **{
-                made.name: {"queries": len(made.queries), "documents": len(made.documents)}
-                for made in sets
-            },
-            **{name: {"pairs": len(some)} for name, some in sentence_pairs.items()},
-        },
+        "evaluation": sizes | {name: {"pairs": len(some)} for name, some in sentence_pairs.items()},
         "licences": offline_tasks.LICENCES | further_texts.LICENCES,
     }
 

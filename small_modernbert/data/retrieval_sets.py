@@ -17,6 +17,12 @@ import numpy as np
 from small_modernbert.runs.errors import UserError
 
 MEND = "mend the set"
+JUDGEMENT_COUNTS = (
+    "judgements",
+    "irrelevant_judgements",
+    "judgements_of_missing_queries",
+    "judgements_of_missing_documents",
+)
 _WHOLE_FLOAT = re.compile(r"-?\d+\.0+")
 logger = logging.getLogger(__name__)
 
@@ -121,31 +127,9 @@ def assemble(
     where = f"{where}, set {name}"
     query_rows, repeated_queries = _check_ids(queries["_id"], queries["text"], f"{where}, queries")
     document_rows, repeated = _check_ids(corpus["_id"], corpus["text"], f"{where}, corpus")
-    texts: Sequence[str] = corpus["text"]
-    # A lazy column holds millions of texts; those in memory are looked at.
-    in_memory = isinstance(texts, list)
-    if in_memory:
-        for column in ("text", "title"):
-            _check_types(corpus.get(column, []), "title" in corpus, f"{where}, corpus")
-    if "title" in corpus:
-        texts = TitledTexts(corpus["title"], texts)
     relevant, counts = _judgements(qrels, query_rows, document_rows, where)
     judged = [query for query in query_rows if query in relevant]
-    documents = list(document_rows)
-    blank = 0
-    if repeated or in_memory:
-        rows = list(document_rows.values())
-        texts = texts[:] if len(rows) == len(texts) else [texts[row] for row in rows]
-        documents, texts, blank = _leave_out_blank(documents, texts, relevant.values(), where)
-    counts = {
-        "queries": len(judged),
-        "documents": len(documents),
-        "unjudged_queries": len(query_rows) - len(judged),
-        "repeated_queries": repeated_queries,
-        "repeated_documents": repeated,
-        "blank_documents": blank,
-        **counts,
-    }
+    documents, texts, blank = _documents(corpus, document_rows, relevant.values(), where)
     made = RetrievalSet(
         name=name,
         query_ids=judged,
@@ -155,11 +139,44 @@ def assemble(
         document_ids=documents,
         documents=texts,
         relevant={query: relevant[query] for query in judged},
-        counts=counts,
+        counts={
+            "queries": len(judged),
+            "documents": len(documents),
+            "unjudged_queries": len(query_rows) - len(judged),
+            "repeated_queries": repeated_queries,
+            "repeated_documents": repeated,
+            "blank_documents": blank,
+            **counts,
+        },
     )
-    counts["queries_in_the_corpus"] = int((made.own_rows >= 0).sum())
-    _say(counts, where)
+    made.counts["queries_in_the_corpus"] = int((made.own_rows >= 0).sum())
+    _say(made.counts, where)
     return made
+
+
+def _documents(
+    corpus: Mapping[str, Sequence[Any]],
+    rows: Mapping[str, int],
+    relevant: Iterable[Iterable[str]],
+    where: str,
+) -> tuple[list[str], Sequence[str], int]:
+    """Return the ids and texts of a corpus, each document once, and how many were blank.
+
+    A lazy column holds millions of texts and stays one; those in memory are looked at.
+    """
+    texts: Sequence[str] = corpus["text"]
+    in_memory = isinstance(texts, list)
+    if in_memory:
+        for column in ("text", "title"):
+            _check_types(corpus.get(column, []), "title" in corpus, f"{where}, corpus")
+    if "title" in corpus:
+        texts = TitledTexts(corpus["title"], texts)
+    ids = list(rows)
+    if len(ids) < len(texts):
+        texts = [texts[row] for row in rows.values()]
+    elif not in_memory:
+        return ids, texts, 0
+    return _leave_out_blank(ids, texts[:], relevant, where)
 
 
 def _judgements(
@@ -174,16 +191,8 @@ def _judgements(
         UserError: nothing answers anything.
     """
     relevant: dict[str, dict[str, float]] = {}
-    counts = dict.fromkeys(
-        (
-            "judgements",
-            "irrelevant_judgements",
-            "judgements_of_missing_queries",
-            "judgements_of_missing_documents",
-        ),
-        0,
-    )
-    lost = ""
+    counts = dict.fromkeys(JUDGEMENT_COUNTS, 0)
+    lost: list[str] = []
     given = qrels.get("score") or [1] * len(qrels["query-id"])
     scores = check_numbers(given, f"{where}, qrels, column score")
     for query, answers, score in zip(qrels["query-id"], qrels["corpus-id"], scores, strict=True):
@@ -193,19 +202,18 @@ def _judgements(
             continue
         if query not in queries:
             counts["judgements_of_missing_queries"] += 1
-            lost = lost or f"the first query is {query!r}"
+            lost.append(f"query {query!r}")
             continue
         for answer in answers if isinstance(answers, list) else [answers]:
             document = _id_among(answer, documents)
             if document not in documents:
                 counts["judgements_of_missing_documents"] += 1
-                lost = lost or f"the first document is {document!r}"
+                lost.append(f"document {document!r}")
             grades = relevant.setdefault(query, {})
             counts["judgements"] += document not in grades
             grades[document] = max(score, grades.get(document, 0))
-    answered = any(not documents.keys().isdisjoint(grades) for grades in relevant.values())
-    if not answered:
-        reason = f"its judgements name what is not there ({lost})" if lost else "all are 0"
+    if all(documents.keys().isdisjoint(grades) for grades in relevant.values()):
+        reason = f"the judgements name what is not there ({lost[0]})" if lost else "all are 0"
         raise UserError(
             f"{where}: no query has a relevant document: {reason}; query-id and corpus-id must be "
             f"ids of the set's queries and documents, score above 0 for an answer; {MEND}"

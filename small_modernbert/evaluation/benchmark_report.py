@@ -171,9 +171,7 @@ def plot(rows: Sequence[Row], path: Path, where: dict[str, Any]) -> None:
         if row.documents_per_second is None:
             axes.axhline(row.quality, linestyle=":", color="grey")
             place = (0.01, row.quality)
-            axes.annotate(
-                row.label, place, xycoords=("axes fraction", "data"), va="bottom", fontsize="small"
-            )
+            axes.annotate(row.label, place, xycoords=("axes fraction", "data"), va="bottom")
         else:
             place = (row.documents_per_second, round(row.quality, 4))
             points.setdefault(place, []).append(row.label)

@@ -27,9 +27,9 @@ def check_dimensions(dimensions: Sequence[int], width: int) -> list[int]:
     Raises:
         UserError: a dimension is not one of a vector of that width, or stands twice.
     """
-    wrong = [one for one in dimensions if not 0 < one <= width]
+    wrong = [size for size in dimensions if not 0 < size <= width]
     if wrong or len(set(dimensions)) < len(dimensions):
-        fitting = [str(one) for one in dimensions if 0 < one < width]
+        fitting = [str(size) for size in dimensions if 0 < size < width]
         raise UserError(
             f"DIMENSIONS {' '.join(map(str, dimensions))} do not suit a student {width} wide; each "
             f"once, and none wider: --dimensions {' '.join(dict.fromkeys([str(width), *fitting]))}"
@@ -52,27 +52,27 @@ def write_dimensions(
         The table, in Markdown.
     """
     names = [name for name in after if "/" not in name and is_headline(name)]
-    found: dict[str, dict[int, dict[str, float]]] = {}
+    quality: dict[str, dict[int, dict[str, float]]] = {}
     for when, figures in (("before", before), ("after", after)):
-        found[when] = {
+        quality[when] = {
             dimension: {name: figures[at(name, dimension) if place else name] for name in names}
             for place, dimension in enumerate(dimensions)
         }
     rows = [
-        [dimension, *(found[when][dimension][name] for name in names for when in found)]
+        [dimension, *(quality[when][dimension][name] for name in names for when in quality)]
         for dimension in dimensions
     ]
     table = report.table(
-        ["dimension", *(f"{name} {when}" for name in names for when in found)], rows
+        ["dimension", *(f"{name} {when}" for name in names for when in quality)], rows
     )
-    storage.write_json(folder / "dimensions.json", found)
+    storage.write_json(folder / "dimensions.json", quality)
     storage.write_text(
         folder / "dimensions.md",
         "# Quality against dimension\n\nThe first numbers of a vector are a vector of their own, "
         f"at unit length again:\n\n    SentenceTransformer(folder, truncate_dim={dimensions[-1]})"
         f".encode(texts, normalize_embeddings=True)\n\n{table}\n",
     )
-    plot(folder / "dimensions.png", names, **found)
+    plot(folder / "dimensions.png", names, **quality)
     return table
 
 
@@ -94,14 +94,14 @@ def plot(
             dimensions = sorted(values)
             axes.plot(
                 dimensions,
-                [values[one][name] for one in dimensions],
+                [values[size][name] for size in dimensions],
                 style,
                 marker="o",
                 color=f"C{number % 10}",
                 label=label,
             )
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(after), [str(one) for one in sorted(after)])
+    axes.set_xticks(sorted(after), [str(size) for size in sorted(after)])
     axes.minorticks_off()
     axes.set_xlabel("dimension")
     axes.set_ylabel("quality (dashed: before)")

@@ -139,10 +139,10 @@ def combine(first: Hits, second: Hits, weight: float) -> Hits:
     rows = np.full((len(first.rows), depth), EMPTY, dtype=np.int64)
     scores = np.zeros(rows.shape, dtype=np.float32)
     for query in range(len(rows)):
-        found = np.concatenate([first.rows[query], second.rows[query]])
+        hits = np.concatenate([first.rows[query], second.rows[query]])
         values = np.concatenate([part[query] for part in weighted])
-        there = found != EMPTY
-        documents, places = np.unique(found[there], return_inverse=True)
+        there = hits != EMPTY
+        documents, places = np.unique(hits[there], return_inverse=True)
         sums = np.bincount(places, values[there], len(documents)).astype(np.float32)
         order = np.argsort(-sums, kind="stable")[:depth]
         rows[query, : len(order)], scores[query, : len(order)] = documents[order], sums[order]

@@ -1,23 +1,21 @@
 """Search by words: BM25, by bm25s, over words of any script."""
 
-import functools
 import re
 import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
+from small_modernbert.data.keys import MARKS, UNSPACED
 from small_modernbert.evaluation.hits import EMPTY, Hits, documents_of, keys_of, largest
 from small_modernbert.runs.errors import UserError
 
 # Documents. bm25s holds the words of all of them in memory at once while it makes an index.
 LARGEST_INDEX = 1_000_000
-# Han with its extensions, kana, Thai, Lao, Tibetan, Burmese, Khmer: written without spaces.
-_UNSPACED = (
-    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uf900-\ufaff\U00020000-\U0003ffff"
-)
-_UNSPACED_RUN = re.compile(f"[{_UNSPACED}]+")
+# bm25s' own pattern is \b\w\w+\b, and \w holds no combining mark: it would cut Hindi, Tamil or
+# vocalised Arabic at every vowel sign.
+_WORD = f"(?u)[\\w{MARKS}]{{2,}}|[{UNSPACED}]"
+_UNSPACED_RUN = re.compile(f"[{UNSPACED}]+")
 
 
 class WordIndex:
@@ -54,8 +52,8 @@ class WordIndex:
         The depth is the number of documents where those are fewer. Equal scores rank in the
         documents' order.
         """
-        found = [self._scores(words, depth) for words in _words(queries)]
-        rows, scores = (np.stack(part) for part in zip(*found, strict=True))
+        best = [self._scores(words, depth) for words in _words(queries)]
+        rows, scores = (np.stack(part) for part in zip(*best, strict=True))
         return Hits(rows, scores)
 
     def _scores(self, words: list[str], depth: int) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +72,7 @@ def _words(texts: Sequence[str]) -> list[list[str]]:
 
     return bm25s.tokenize(
         [_spaced(text) for text in texts],
-        token_pattern=_word_pattern(),
+        token_pattern=_WORD,
         stopwords="en",
         return_ids=False,
         show_progress=False,
@@ -91,15 +89,3 @@ def _spaced(text: str) -> str:
 
 def _bigrams(run: str) -> list[str]:
     return [run[place : place + 2] for place in range(len(run) - 1)] or [run]
-
-
-@functools.cache
-def _word_pattern() -> str:
-    # bm25s' own pattern is \b\w\w+\b, and \w holds no combining mark: it would cut Hindi, Tamil
-    # or vocalised Arabic at every vowel sign.
-    marks = "".join(
-        re.escape(chr(code))
-        for code in range(0x300, 0x1E950)
-        if unicodedata.category(chr(code)).startswith("M")
-    )
-    return f"(?u)[\\w{marks}]{{2,}}|[{_UNSPACED}]"
