@@ -73,16 +73,16 @@ def main() -> None:
         from small_modernbert.models import precision, students
         from small_modernbert.training import distillation, loop
 
-        found = labels.open_labels(inputs["labels"])
+        labelled = labels.open_labels(inputs["labels"])
         student = students.load_student(inputs["student"], pooling=POOLING, max_tokens=MAX_TOKENS)
         student.to(precision.default_device())
-        found.check_width(student.width)
+        labelled.check_width(student.width)
         encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
-        student.prompts = distillation.choose_prompts(found, student, TRAIN_WITH_PROMPTS)
-        tokens = distillation.tokenise(stage, found, student, CUT_ALIKE)
-        held_out_rows = min(HELD_OUT_ROWS, found.counts["held_out"])
+        student.prompts = distillation.choose_prompts(labelled, student, TRAIN_WITH_PROMPTS)
+        tokens = distillation.tokenise(stage, labelled, student, CUT_ALIKE)
+        held_out_rows = min(HELD_OUT_ROWS, labelled.counts["held_out"])
         with stage.shared("labels", "vectors") as cache:
-            vectors = {split: found.vectors(split, cache / f"{split}.f16") for split in tokens}
+            vectors = {split: labelled.vectors(split, cache / f"{split}.f16") for split in tokens}
         sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
         held_out = watching.HeldOutTexts(
             tokens["held_out"].head(held_out_rows), vectors["held_out"][:held_out_rows]
@@ -101,7 +101,7 @@ def main() -> None:
         optimizer, plan = loop.prepare(globals(), encoder.model)
         outcome = loop.train(task, optimizer, plan, stage)
         student.save(stage.building)
-        stage.record.rows = {"train": found.counts["train"], "held_out": held_out_rows}
+        stage.record.rows = {"train": labelled.counts["train"], "held_out": held_out_rows}
         loop.finish(stage, outcome, SELECT_BY, student.check_reload)
 
 

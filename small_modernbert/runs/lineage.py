@@ -78,7 +78,7 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of run.json; what there is nothing to say of is left out."""
-        values = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        values = {part.name: getattr(self, part.name) for part in dataclasses.fields(self)}
         return {"format": FORMAT} | {
             name: value for name, value in values.items() if value not in (None, [])
         }
@@ -203,13 +203,13 @@ def digest_input(path: Path | str) -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that decide what a run computes."""
-    found = {"python": platform.python_version()}
+    numbers = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            numbers[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            numbers[name] = "not installed"
+    return numbers
 
 
 def git_state() -> dict[str, Any]:

@@ -73,13 +73,13 @@ def plan_epoch(
         mean = float(lengths[rows].mean()) if len(rows) else 1.0
         per_batch = min(rows_per_batch, tokens_per_batch / max(mean, 1.0))
         order = by_length(random.permutation(rows), lengths, int(window_batches * per_batch))
-        found = list(
+        filled = list(
             fill(order, keys if distinct else None, lengths, tokens_per_batch, rows_per_batch)
         )
         if distinct:
-            unplaced += [batch for batch in found if len(batch) < FEWEST_ROWS]
-            found = [batch for batch in found if len(batch) >= FEWEST_ROWS]
-        batches.append([found[i] for i in random.permutation(len(found))])
+            unplaced += [batch for batch in filled if len(batch) < FEWEST_ROWS]
+            filled = [batch for batch in filled if len(batch) >= FEWEST_ROWS]
+        batches.append([filled[i] for i in random.permutation(len(filled))])
     left_out: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
     if mix == "round_robin":
         batches = [of_source for of_source in batches if of_source]
@@ -144,7 +144,7 @@ def fill(
             row = queue[0]
             if len(batch) == rows_per_batch:
                 break
-            clash = next((one for one in keys[row] if one in seen), None) if keys else None
+            clash = next((key for key in keys[row] if key in seen), None) if keys else None
             if clash is None and batch and used + lengths[row] > tokens_per_batch:
                 break
             queue.popleft()

@@ -250,8 +250,8 @@ def _load_weights(checkpoint: Path, model: nn.Module) -> None:
 
 def _check_shapes(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
     """Hold an optimizer's state against its parameters; torch compares only their number."""
-    parameters = [one for group in optimizer.param_groups for one in group["params"]]
-    numbers = [one for group in saved["param_groups"] for one in group["params"]]
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
     for number, parameter in zip(numbers, parameters, strict=True):
         for name, tensor in _tensors(saved["state"].get(number, {})):
             if tensor.numel() > 1 and tensor.shape != parameter.shape:
@@ -266,9 +266,9 @@ def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]: 
         yield name, value
     elif isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, one in items:
-            if isinstance(one, torch.Tensor | dict | list | tuple):
-                yield from _tensors(one, f"{name}.{key}".lstrip("."))
+        for key, part in items:
+            if isinstance(part, torch.Tensor | dict | list | tuple):
+                yield from _tensors(part, f"{name}.{key}".lstrip("."))
 
 
 def random_state() -> dict[str, Any]:

@@ -313,7 +313,7 @@ def cached_loss(
     parts = cut_by_tokens(np.arange(len(lengths)), lengths, tokens, len(lengths))
     packs = [pack([sequences[row] for row in part]) for part in parts]
     with torch.no_grad():
-        vectors = torch.cat([encoder.pooled(one) for one in packs])
+        vectors = torch.cat([encoder.pooled(packed) for packed in packs])
     vectors.requires_grad_()
     value = loss(vectors)
     (wanted,) = torch.autograd.grad(value, vectors)
@@ -321,8 +321,8 @@ def cached_loss(
 
     def encode_again(gradient: torch.Tensor) -> None:
         with torch.enable_grad():
-            for part, one in zip(parts, packs, strict=True):
-                encoder.pooled(one).backward(gradient * wanted[part[0] : part[-1] + 1])
+            for part, packed in zip(parts, packs, strict=True):
+                encoder.pooled(packed).backward(gradient * wanted[part[0] : part[-1] + 1])
 
     result.register_hook(encode_again)
     return result

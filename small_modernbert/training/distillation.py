@@ -38,11 +38,11 @@ def loss_function(
     return losses.mse if objective == "mse" else losses.cosine
 
 
-def choose_prompts(found: Labels, student: Student, wanted: bool) -> Prompts:
+def choose_prompts(labelled: Labels, student: Student, wanted: bool) -> Prompts:
     """Return the prompts that the student is trained with, and is to be used with.
 
     Args:
-        found: the labels; the teacher's prompts by role are kept with them.
+        labelled: the labels; the teacher's prompts by role are kept with them.
         student: its own prompts count where the teacher had none.
         wanted: whether to train with prompts at all.
 
@@ -51,7 +51,7 @@ def choose_prompts(found: Labels, student: Student, wanted: bool) -> Prompts:
     """
     if not wanted:
         return Prompts()
-    prompts = Prompts(**found.index.get("prompts", {})) or student.prompts
+    prompts = Prompts(**labelled.index.get("prompts", {})) or student.prompts
     if prompts and not student.usage.include_prompt:
         raise UserError(
             "the student's pooling leaves prompts out, which can't be trained here; train it "
@@ -60,55 +60,57 @@ def choose_prompts(found: Labels, student: Student, wanted: bool) -> Prompts:
     return prompts
 
 
-def prompted(found: Labels, split: str, prompts: Prompts) -> Iterator[str]:
+def prompted(labelled: Labels, split: str, prompts: Prompts) -> Iterator[str]:
     """Yield the texts of a split with the prompt of each one's role in front."""
     if not prompts:
-        yield from found.texts(split)
+        yield from labelled.texts(split)
         return
-    for text, role in zip(found.texts(split), found.column(split, "role"), strict=True):
+    for text, role in zip(labelled.texts(split), labelled.column(split, "role"), strict=True):
         yield prompts.of(role) + text
 
 
-def tokenise(stage: Stage, found: Labels, student: Student, alike: bool) -> dict[str, TokenStore]:
+def tokenise(
+    stage: Stage, labelled: Labels, student: Student, alike: bool
+) -> dict[str, TokenStore]:
     """Tokenise the labelled texts for the student, prompts in front; say what is cut.
 
     Args:
         stage: that trains.
-        found: its input "labels".
+        labelled: its input "labels".
         student: with the prompts to train with.
         alike: whether texts are cut to what the teacher read at most.
     """
     limit = student.max_tokens
     if alike:
-        limit = min(limit, found.index.get("max_tokens", limit))
+        limit = min(limit, labelled.index.get("max_tokens", limit))
     prompts = student.prompts
     tokens = store_splits(
         stage,
         "labels",
-        lambda split: prompted(found, split, prompts),
+        lambda split: prompted(labelled, split, prompts),
         student.cut_at(limit),
         *([str(prompts)] if prompts else []),
     )
     stage.record.facts["prompts"] = vars(prompts)
-    stage.record.facts["lengths"] = compare_lengths(found, tokens["train"], limit)
+    stage.record.facts["lengths"] = compare_lengths(labelled, tokens["train"], limit)
     return tokens
 
 
-def compare_lengths(found: Labels, tokens: TokenStore, student_tokens: int) -> dict[str, Any]:
+def compare_lengths(labelled: Labels, tokens: TokenStore, student_tokens: int) -> dict[str, Any]:
     """Say how many texts the student cuts where the teacher read on, and the other way round.
 
     Lengths are counted by the student's tokenizer, limits are each model's own; where these have
     different tokenizers the second figure is near, not exact.
 
     Args:
-        found: the labels, with what the teacher read at most.
+        labelled: the labels, with what the teacher read at most.
         tokens: of the training texts, as the student reads them.
         student_tokens: that the student reads at most.
 
     Returns:
         The figures, for run.json.
     """
-    teacher_tokens = found.index.get("max_tokens")
+    teacher_tokens = labelled.index.get("max_tokens")
     figures = {
         "teacher_tokens": teacher_tokens,
         "student_tokens": student_tokens,
@@ -118,7 +120,7 @@ def compare_lengths(found: Labels, tokens: TokenStore, student_tokens: int) -> d
         return figures
     texts = f"of {len(tokens):,} texts"
     if student_tokens > teacher_tokens:
-        longer = int((tokens.lengths > teacher_tokens).sum()) if found.index.get("cut") else 0
+        longer = int((tokens.lengths > teacher_tokens).sum()) if labelled.index.get("cut") else 0
         figures["longer_than_teacher"] = longer
         if longer:
             logger.warning(

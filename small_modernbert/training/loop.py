@@ -216,23 +216,23 @@ class _Run:
     def resume(self) -> None:
         """Take up the newest checkpoint that is whole, or begin."""
         stage, total = self.stage, len(self.sizes)
-        found = checkpoints.resume(stage.checkpoints, self.task.model, self.optimizer)
-        if found is None:
+        stored = checkpoints.resume(stage.checkpoints, self.task.model, self.optimizer)
+        if stored is None:
             storage.remove(stage.folder / "metrics.jsonl")
             self.progress = Progress(planned=total)
             self._pass_empty_epochs()
             return
-        if found.planned != total:
+        if stored.planned != total:
             raise UserError(
-                f"the checkpoints in {stage.checkpoints} are of a run of {found.planned:,} steps, "
+                f"the checkpoints in {stage.checkpoints} are of a run of {stored.planned:,} steps, "
                 f"and this one has {total:,}; redo with the same command and --overwrite"
             )
-        self.progress, self.saved = found, (found.step, found.evaluated)
+        self.progress, self.saved = stored, (stored.step, stored.evaluated)
         best = checkpoints.read_best(stage.checkpoints, self.plan.select_by)
-        if best is not None and best[0] > found.step:
+        if best is not None and best[0] > stored.step:
             # A kill fell between that evaluation and the next checkpoint; the one before is gone.
-            found.best_step, found.best = best
-        _forget_after(stage.folder / "metrics.jsonl", found)
+            stored.best_step, stored.best = best
+        _forget_after(stage.folder / "metrics.jsonl", stored)
 
     def to_the_end(self) -> None:
         """Make the steps that are left, with the evaluations and checkpoints between them."""
