@@ -35,6 +35,7 @@ SMALLER = {
         *("--head-dim", "8", "--max-tokens", "128"),
     ],
     "mlm/create_dataset.py": ["--max-texts", "600", "--held-out-rows", "100"],
+    "mlm/pre_train.py": ["--sequence-tokens", "128"],  # what the miniature's student takes
     "relabel_triplets.py": ["--max-triplets", "120", "--dev-rows", "24", "--pool", "200"],
     "sts_fine_tuning.py": ["--mine-pairs", "100", "--held-out-pairs", "50"],
     "distil_model2vec.py": ["--pca-dims", "16"],
