@@ -196,7 +196,8 @@ def test_each_recipe_ends_in_its_table(whole: Path) -> None:
     for system, labels in steps.items():
         final = whole / f"{system}_small" / "benchmark_hotpotqa" / "final"
         rows = storage.read_json(final / "results.json", "")["rows"]
-        assert {row["label"] for row in rows} == {"teacher", "BM25", *labels}, system
+        seen = {row["label"] for row in rows if not row["label"].endswith(" + BM25")}
+        assert seen == {"teacher", "BM25", *labels}, system
         assert all(0 < row["quality"] <= 1 for row in rows)
 
 
