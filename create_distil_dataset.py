@@ -55,7 +55,7 @@ def main() -> None:
         if stage.finished:
             return
         from small_modernbert.labelling import lengths, teacher_labels
-        from small_modernbert.labelling.reading import Reader
+        from small_modernbert.labelling.teacher_reading import Reader
         from small_modernbert.models import precision, prompts, teachers
         from small_modernbert.runs import machine, report, storage
 

@@ -53,7 +53,7 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.export import int8, onnx_graph, parity
+        from small_modernbert.export import int8, onnx_export, parity
         from small_modernbert.models import students
         from small_modernbert.models.loading import load_backend
 
@@ -66,16 +66,18 @@ def main() -> None:
         calibration, probes = draw_texts(files)
         uncut = load_backend(final, 1 << 30)
         probes = parity.probes(probes, uncut, max_tokens, PROBES)
-        forms = [onnx_graph.GRAPH]
-        onnx_graph.export_onnx(student, final / onnx_graph.GRAPH)
+        forms = [onnx_export.GRAPH]
+        onnx_export.export_onnx(student, final / onnx_export.GRAPH)
         if INT8:
             backend, pad = student.backend, student.tokenizer.pad_token_id
-            batches = onnx_graph.token_batches(calibration, backend, pad)
-            int8.quantise(final / onnx_graph.GRAPH, final / onnx_graph.INT8, batches)
-            forms.append(onnx_graph.INT8)
+            batches = onnx_export.token_batches(calibration, backend, pad)
+            int8.quantise(final / onnx_export.GRAPH, final / onnx_export.INT8, batches)
+            forms.append(onnx_export.INT8)
         if OPENVINO:
-            made = onnx_graph.export_openvino(final / onnx_graph.GRAPH, final / onnx_graph.OPENVINO)
-            forms += [onnx_graph.OPENVINO] if made else []
+            made = onnx_export.export_openvino(
+                final / onnx_export.GRAPH, final / onnx_export.OPENVINO
+            )
+            forms += [onnx_export.OPENVINO] if made else []
         numbers = {
             "dimensions": student.width,
             "max_tokens": max_tokens,
@@ -89,7 +91,7 @@ def main() -> None:
         parity.describe(final, distances, **numbers)
         stage.record.rows = {"probes": len(probes), "calibration": len(calibration)}
         stage.record.metrics = {form: vars(figures) for form, figures in distances.items()}
-        lost = f", int8 loses {1 - distances[onnx_graph.INT8].mean_cosine:.0e}" if INT8 else ""
+        lost = f", int8 loses {1 - distances[onnx_export.INT8].mean_cosine:.0e}" if INT8 else ""
         stage.finish(
             f"{len(forms)} forms; ONNX within {1 - distances[forms[0]].min_cosine:.0e} of torch"
             f"{lost} (cosine)",
@@ -138,17 +140,17 @@ def measure(
     Raises:
         UserError: a form that should be exact is not.
     """
-    from small_modernbert.export import onnx_graph
+    from small_modernbert.export import onnx_export
     from small_modernbert.export import parity as comparison
     from small_modernbert.export.onnx_encoder import OnnxEncoder
 
     wanted = comparison.torch_encoder(student, max_tokens)(probes)
-    found = {onnx_graph.TORCH: comparison.torch_encoder(final, max_tokens)(probes)}
+    found = {onnx_export.TORCH: comparison.torch_encoder(final, max_tokens)(probes)}
     found |= {form: OnnxEncoder(final, form, THREADS).encode(probes) for form in forms}
     parity = {form: comparison.compare(wanted, vectors) for form, vectors in found.items()}
     print(comparison.table(final, parity))
     for form, figures in parity.items():
-        if form != onnx_graph.INT8 and figures.min_cosine < 1 - TOLERANCE:
+        if form != onnx_export.INT8 and figures.min_cosine < 1 - TOLERANCE:
             raise UserError(
                 f"{form} is off by {1 - figures.min_cosine:.1e} in cosine, more than TOLERANCE "
                 f"{TOLERANCE:g}; install the versions of requirements.txt and export again"

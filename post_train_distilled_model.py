@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from small_modernbert.runs import references, settings, stages
 
 if TYPE_CHECKING:
-    from small_modernbert.data.examples import Examples
+    from small_modernbert.data.training_examples import Examples
     from small_modernbert.evaluation.watching import Watched
     from small_modernbert.training.contrastive import Loss
 
@@ -85,12 +85,12 @@ def main() -> None:
         if stage.finished:
             return
         from small_modernbert.data.token_store import store
-        from small_modernbert.evaluation import dimensions
+        from small_modernbert.evaluation import matryoshka
         from small_modernbert.models import precision, students
         from small_modernbert.training import contrastive, loop
 
         student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
-        measured = dimensions.check_dimensions(DIMENSIONS, student.width)
+        measured = matryoshka.check_dimensions(DIMENSIONS, student.width)
         train, watched = contrastive.with_prompts(*load_examples(stage, inputs), student.prompts)
         student.to(precision.default_device())
         encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
@@ -116,7 +116,7 @@ def main() -> None:
         optimizer, plan = loop.prepare(globals(), encoder.model)
         outcome = loop.train(task, optimizer, plan, stage)
         student.save(stage.building)
-        table = dimensions.write_dimensions(
+        table = matryoshka.write_dimensions(
             stage.building, measured, outcome.before, outcome.latest
         )
         loop.finish(stage, outcome, SELECT_BY or "triplet_accuracy", student.check_reload)
@@ -140,7 +140,7 @@ def find_inputs() -> dict[str, Path | str]:
 
 def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[Examples, Watched]":
     """Read the judged triplets, and what they are watched by; keep evaluation texts out of them."""
-    from small_modernbert.data import evaluation_sets, examples, triplets
+    from small_modernbert.data import evaluation_sets, training_examples, triplets
     from small_modernbert.evaluation import watching
     from small_modernbert.runs.errors import UserError
     from small_modernbert.training import contrastive
@@ -151,11 +151,11 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
     sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
     found = triplets.open_triplets(inputs["triplets"])
     logits = OBJECTIVE == "margin_mse" and contrastive.takes_logits(MARGINS, found.scale)
-    dev, _ = examples.collect(examples.from_judged(found.rows("dev")))
+    dev, _ = training_examples.collect(training_examples.from_judged(found.rows("dev")))
     dev = contrastive.with_logits(dev) if logits else dev
     watched = watching.Watched(watching.HeldOutTriplets(dev.with_negatives()), pairs, sets)
-    rows = examples.from_judged(found.rows("train"))
-    train, dropped = examples.collect(rows, watched.texts())
+    rows = training_examples.from_judged(found.rows("train"))
+    train, dropped = training_examples.collect(rows, watched.texts())
     train, read = contrastive.with_logits(train) if logits else train, len(train)
     if NEGATIVES:
         train = train.hardest(NEGATIVES)

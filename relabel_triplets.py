@@ -1,6 +1,6 @@
 r"""Let a judge score pairs and triplets, mend or drop the wrong ones, and mine hard negatives.
 
-Reads: pairs (hub datasets by their names in small_modernbert/data/source_tables.py, Parquet files
+Reads: pairs (hub datasets by their names in small_modernbert/data/hub_datasets.py, Parquet files
     with anchor and positive, or folders of them), a judge, and a miner.
 Writes: final/{train,dev}/shard-*.parquet with anchor, positive, negatives, positive_score,
     negative_scores and source; final/triplets.json, which names the kind of the scores;
@@ -159,10 +159,10 @@ def find_pairs(reference: str) -> Path | str:
     Raises:
         UserError: it is none of these, or a file lacks a column.
     """
-    from small_modernbert.data import pairs, source_tables
+    from small_modernbert.data import hub_datasets, pairs
 
     place: Path | str = reference
-    if reference not in source_tables.PAIR_SOURCES:
+    if reference not in hub_datasets.PAIR_SOURCES:
         file = references.find_file(reference, "PAIRS", ASSETS)
         place = file or references.locate(reference, RECIPE) or reference
     pairs.find_sources(place)
@@ -171,7 +171,7 @@ def find_pairs(reference: str) -> Path | str:
 
 def hub_id(name: str) -> str:
     """Return what the stage remembers of a row in the table: its id, config and revision."""
-    from small_modernbert.data.source_tables import PAIR_SOURCES
+    from small_modernbert.data.hub_datasets import PAIR_SOURCES
 
     source = PAIR_SOURCES[name]
     return f"{source.id}/{source.config or ''}@{source.revision or 'newest'}"

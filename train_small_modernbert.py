@@ -1,7 +1,7 @@
 r"""Train the blank student on pairs and triplets of texts, as the first generation was.
 
 Reads: a student (build_and_save_small_modernbert.py); pairs by name from the hub (the table is in
-    small_modernbert/data/source_tables.py), Parquet files or folders of them.
+    small_modernbert/data/hub_datasets.py), Parquet files or folders of them.
 Writes: final/, a sentence-transformers folder; checkpoints/, metrics.jsonl.
 
     python train_small_modernbert.py --recipe small_v1
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from small_modernbert.runs import references, settings, stages
 
 if TYPE_CHECKING:
-    from small_modernbert.data.examples import Examples
+    from small_modernbert.data.training_examples import Examples
     from small_modernbert.evaluation.watching import Watched
 
 # Inputs
@@ -140,7 +140,7 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
 
     A resumed run reads what was written: it goes on with the very same rows.
     """
-    from small_modernbert.data import evaluation_sets, examples, offline_assets, pairs
+    from small_modernbert.data import evaluation_sets, offline_assets, pairs, training_examples
     from small_modernbert.evaluation import watching
     from small_modernbert.runs.errors import UserError
 
@@ -149,7 +149,7 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
     graded = evaluation_sets.load_sentence_pairs(STS, path, "validation") if STS else None
     sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
     folder = stage.scratch / "rows"
-    if not (folder / examples.LAYOUT.index).exists():
+    if not (folder / training_examples.LAYOUT.index).exists():
         counts = pairs.PairCounts()
         given = [inputs[f"PAIRS {reference}"] for reference in PAIRS]
         rules = {"seed": SEED, "cleaning": CLEANING}
@@ -162,18 +162,20 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
         if DEV:
             place = inputs[f"DEV {DEV}"]
             dev = list(pairs.read_pairs(place, split="dev", cap=DEV_ROWS, **rules))
-        parted = examples.part(found, dev, DEV_ROWS, SEED)
+        parted = training_examples.part(found, dev, DEV_ROWS, SEED)
         sources = [pair.source for pair in parted[0]]
-        chosen = examples.draw(sources, ROWS, SEED, evenly=MIX == "round_robin")
+        chosen = training_examples.draw(sources, ROWS, SEED, evenly=MIX == "round_robin")
         rows = {"train": [parted[0][row] for row in chosen], "dev": parted[1]}
         for line in offline_assets.counts_table(counts.to_json()).splitlines():
             stages.logger.info("%s", line)
-        splits = {split: list(examples.from_pairs(some)) for split, some in rows.items()}
-        examples.write_rows(folder, splits, {"read": counts.to_json()})
-    stored = examples.reopen_rows(folder)
-    dev_rows, _ = examples.collect(examples.rows_of(stored, "dev"))
+        splits = {split: list(training_examples.from_pairs(some)) for split, some in rows.items()}
+        training_examples.write_rows(folder, splits, {"read": counts.to_json()})
+    stored = training_examples.reopen_rows(folder)
+    dev_rows, _ = training_examples.collect(training_examples.rows_of(stored, "dev"))
     watched = watching.Watched(watching.HeldOutTriplets(dev_rows.with_negatives()), graded, sets)
-    train, dropped = examples.collect(examples.rows_of(stored, "train"), watched.texts())
+    train, dropped = training_examples.collect(
+        training_examples.rows_of(stored, "train"), watched.texts()
+    )
     if not len(train):
         raise UserError(f"PAIRS leave no row to train on (dropped: {dropped or 'none'}); give more")
     stage.record.rows = {

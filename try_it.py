@@ -24,7 +24,7 @@ from small_modernbert.runs.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from small_modernbert.evaluation.word_index import WordIndex
+    from small_modernbert.evaluation.bm25 import WordIndex
     from small_modernbert.models.encoders import Encoder
 
 # Inputs
@@ -113,12 +113,12 @@ def find_passages() -> list[Path]:
     Raises:
         UserError: there are none, or one is of no kind that is read.
     """
-    from small_modernbert.data import records
+    from small_modernbert.data import file_rows
 
     cure = "run: python get_offline_assets.py"
     place = references.find_file(PASSAGES, "PASSAGES", cure)
     place = place or references.need(PASSAGES, RECIPE, "PASSAGES", cure)
-    return [file.path for file in records.find_files(place, cure=f"PASSAGES: {cure}")]
+    return [file.path for file in file_rows.find_files(place, cure=f"PASSAGES: {cure}")]
 
 
 def load_into(future: "Future[Searcher]", model: Path | str, passages: list[Path]) -> None:
@@ -136,7 +136,7 @@ def load(model: "Path | str", passages: list[Path]) -> Searcher:
     never meets them.
     """
     from small_modernbert.data import evaluation_sets
-    from small_modernbert.evaluation.word_index import WordIndex
+    from small_modernbert.evaluation.bm25 import WordIndex
     from small_modernbert.models import encoders
     from small_modernbert.runs import storage
 

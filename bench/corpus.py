@@ -105,7 +105,7 @@ def described(paths: list[str]) -> list[Any]:
     """Return the sources as rows of our table."""
     import dataclasses
 
-    from small_modernbert.data.source_tables import TEXT_SOURCES
+    from small_modernbert.data.hub_datasets import TEXT_SOURCES
 
     offline = TEXT_SOURCES["offline"]
     return [dataclasses.replace(offline, name=Path(path).stem, id=path) for path in paths]
@@ -124,7 +124,7 @@ def ours(
 
     import pyarrow.parquet as pq
 
-    from small_modernbert.data.source_tables import TEXT_SOURCES
+    from small_modernbert.data.hub_datasets import TEXT_SOURCES
 
     os.environ["RUNS"] = f"{folder}/runs"
     table = {source.name: source for source in described(sources)}

@@ -108,7 +108,7 @@ def slice_of(texts: Sequence[str], number: int, size: int, warmup: int) -> list[
 def ours(folder: str, teacher: str, texts: int, warmup: int, wanted: str) -> measure.Round:
     """Prepare our labelling: one shard a round."""
     from small_modernbert.data import labels
-    from small_modernbert.labelling.reading import Reader
+    from small_modernbert.labelling.teacher_reading import Reader
     from small_modernbert.models import precision
     from small_modernbert.models.prompts import Prompts
     from small_modernbert.models.teachers import load_teacher

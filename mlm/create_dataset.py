@@ -139,11 +139,11 @@ def resolve_sources() -> "list[TextSource]":
     Raises:
         UserError: a source is not known, or a file is not there.
     """
-    from small_modernbert.data import source_tables
+    from small_modernbert.data import hub_datasets
 
     sources = [
         dataclasses.replace(source, cap=FINEWIKI_CAP) if source.name == "finewiki" else source
-        for source in source_tables.select_texts(SOURCES)
+        for source in hub_datasets.select_texts(SOURCES)
     ]
     if "offline" not in SOURCES:
         return sources

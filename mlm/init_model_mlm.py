@@ -157,7 +157,7 @@ def fit_to_labels(
     from torch import nn
 
     from small_modernbert.data import labels, token_store
-    from small_modernbert.initialisation import head, units
+    from small_modernbert.initialisation import ffn_units, head
 
     label_shards = labels.open_labels(label_folder)
     tokens = token_store.store_splits(stage, "labels", label_shards.texts, student.backend)["train"]
@@ -172,7 +172,7 @@ def fit_to_labels(
     # The corpus is shuffled: its first texts are a sample.
     sequences = [tokens[row] for row in range(number)]
     if FFN_UNITS:
-        share = units.keep_units(student.transformer, sequences[:UNIT_TEXTS], FFN_UNITS)
+        share = ffn_units.keep_units(student.transformer, sequences[:UNIT_TEXTS], FFN_UNITS)
         stages.logger.info("%d units a layer keep %.1f %% of their say", FFN_UNITS, 100 * share)
         for name, entry in transfer.items():
             if any(part in name for part in UNIT_TENSORS) and ".attention." not in name:
@@ -229,7 +229,7 @@ def start_from_table(
     import numpy as np
 
     from small_modernbert.data import labels, token_store
-    from small_modernbert.initialisation import static, vocabulary
+    from small_modernbert.initialisation import static_table, vocabulary
     from small_modernbert.models import students
     from small_modernbert.models.teachers import load_teacher
     from small_modernbert.runs import report
@@ -242,26 +242,26 @@ def start_from_table(
     table = vocabulary.teacher_table(load_teacher(inputs["teacher"]), tokenizer)
     special = np.asarray(sorted(tokenizer.all_special_ids))
     counts = np.bincount(tokens.ids, minlength=len(table))[: len(table)]
-    weights = static.zipf_weights(counts)
+    weights = static_table.zipf_weights(counts)
     plain = table * weights[:, None]
     plain[special] = 0
     vocabulary.save_static(
-        stage.building / "static_untrained", static.scale_to_fit(plain), tokenizer
+        stage.building / "static_untrained", static_table.scale_to_fit(plain), tokenizer
     )
     with stage.shared("labels", "vectors") as cache:
         vectors = found.vectors("train", cache / "train.f16")
-    steps = static.fit_steps(len(tokens), MAP_EPOCHS + FIT_EPOCHS)
+    steps = static_table.fit_steps(len(tokens), MAP_EPOCHS + FIT_EPOCHS)
     with report.progress(description="fitting the table", total=steps, unit="steps") as bar:
         common = {"special": special, "seed": SEED, "advance": bar.update}
-        table = static.fit_map(
+        table = static_table.fit_map(
             table, weights, tokens, vectors,
             epochs=MAP_EPOCHS, learning_rate=MAP_LEARNING_RATE, **common,
         )  # fmt: skip
-        table = static.fit_table(
+        table = static_table.fit_table(
             table, tokens, vectors, epochs=FIT_EPOCHS, learning_rate=FIT_LEARNING_RATE, **common
         )
-    content = static.scale_to_fit(table)
-    static.start_static(student.transformer, content, RESIDUAL_SCALE)
+    content = static_table.scale_to_fit(table)
+    static_table.start_static(student.transformer, content, RESIDUAL_SCALE)
     vocabulary.save_static(stage.building / "static_twin", content, tokenizer)
     how: dict[str, tuple[str, str]] = {
         name: ("fresh", f"residual branches x {RESIDUAL_SCALE:g}")

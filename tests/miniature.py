@@ -14,14 +14,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from small_modernbert.data import (
-    asset_files,
+    asset_writing,
     bpe_tokenizer,
     corpus,
     further_texts,
     offline_assets,
     shards,
 )
-from small_modernbert.data.asset_files import TrainingFiles
+from small_modernbert.data.asset_writing import TrainingFiles
 from small_modernbert.data.further_texts import Article
 from small_modernbert.data.leaks import LeakFilter
 from small_modernbert.data.offline_tasks import Document
@@ -122,7 +122,7 @@ class Language:
         """Return questions with their passages, and passages that answer none."""
         passages = [self.passage() for _ in range(RETRIEVAL_DOCUMENTS)]
         asked = passages[:RETRIEVAL_QUESTIONS]
-        made = asset_files.make_retrieval_set(
+        made = asset_writing.make_retrieval_set(
             name, [(self.question(passage), passage.text) for passage in asked]
         )
         others = [passage.text for passage in passages[RETRIEVAL_QUESTIONS:]]
@@ -324,7 +324,7 @@ def make_miniature_assets(folder: Path, seed: int = 0) -> Path:
     for made in sets:
         leaks.add(made.name, (*made.queries, *made.documents))
     pairs = language.sentence_pairs()
-    asset_files.write_sentence_pairs(folder / "sentence_pairs" / "mrpc.parquet", pairs)
+    asset_writing.write_sentence_pairs(folder / "sentence_pairs" / "mrpc.parquet", pairs)
     leaks.add("mrpc", (sentence for row in pairs for sentence in row[:2]))
     sizes["mrpc"] = {"pairs": len(pairs)}
     documents = list(language.documents())
@@ -344,9 +344,9 @@ def make_miniature_assets(folder: Path, seed: int = 0) -> Path:
         **further_texts.write_further(folder, held.articles, papers, leaks),
     }
     for made in (*sets, *held.sets):
-        asset_files.write_retrieval_set(made, folder / "retrieval")
+        asset_writing.write_retrieval_set(made, folder / "retrieval")
         sizes[made.name] = {"queries": len(made.queries), "documents": len(made.documents)}
-    asset_files.write_retrieval_card(folder / "retrieval")
+    asset_writing.write_retrieval_card(folder / "retrieval")
     texts = [text for document in documents for text, _ in document.texts]
     make_bpe_tokenizer(folder / "tokenizers" / "modernbert-bpe", texts)
     parts = {

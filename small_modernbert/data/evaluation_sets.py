@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from small_modernbert.data import parquet, records
+from small_modernbert.data import file_rows, parquet
 from small_modernbert.data.retrieval_sets import RetrievalSet, assemble, check_numbers, check_texts
 from small_modernbert.runs import hub
 from small_modernbert.runs.errors import UserError
@@ -276,7 +276,7 @@ def _read(
         if columns == COLUMNS["qrels"][0] and (judgements := _read_trec(path)):
             rows = judgements
         else:
-            for batch in records.read_rows(path, kinds, cure, optional=optional):
+            for batch in file_rows.read_rows(path, kinds, cure, optional=optional):
                 for column, values in batch.items():
                     rows.setdefault(column, []).extend(values)
         if table and rows.keys() != table.keys():
@@ -287,7 +287,7 @@ def _read(
         for column, values in rows.items():
             table.setdefault(column, []).extend(values)
     if not table:  # no rows; the columns may be there
-        there = records.read_columns(paths[0], cure)
+        there = file_rows.read_columns(paths[0], cure)
         table = {name: [] for name in (*columns, *optional) if name in there}
     return table
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from small_modernbert.data.asset_files import TextFile, TrainingFiles, make_retrieval_set
+from small_modernbert.data.asset_writing import TextFile, TrainingFiles, make_retrieval_set
 from small_modernbert.data.keys import words_of
 from small_modernbert.data.leaks import LeakFilter, RowCounts, ngrams_of
 from small_modernbert.data.pairs import Pair

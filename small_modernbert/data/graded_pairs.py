@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from small_modernbert.data import parquet, records, shards, sources
+from small_modernbert.data import file_rows, parquet, shards, sources
 from small_modernbert.data.keys import words_of
 from small_modernbert.data.leaks import LeakFilter
 from small_modernbert.runs import hub
@@ -131,7 +131,7 @@ def read_files(place: Path, held_out: int, seed: int, max_lost: float = 1.0) -> 
     """
     if place.is_dir() and (stored := reopen(place)) is not None:
         return stored
-    files = records.find_files(place, cure=CURE)
+    files = file_rows.find_files(place, cure=CURE)
     dropped: Counter[str] = Counter()
     parts: dict[str, list[GradedPairs]] = {split: [] for split in SPLITS}
     for file in files:
@@ -139,7 +139,7 @@ def read_files(place: Path, held_out: int, seed: int, max_lost: float = 1.0) -> 
             logger.info("%s: left alone, a test split is not trained on", file.path)
             continue
         split = "held_out" if file.split == "held_out" else "train"
-        for batch in records.read_rows(file.path, KINDS, CURE):
+        for batch in file_rows.read_rows(file.path, KINDS, CURE):
             parts[split].append(_clean(batch, str(file.path), dropped))
     train, rest = _join(parts["train"]), _join(parts["held_out"])
     _check_lost(str(place), (train, rest), dropped, max_lost)
@@ -148,7 +148,7 @@ def read_files(place: Path, held_out: int, seed: int, max_lost: float = 1.0) -> 
     return PairSplits(train, rest, _grader(files), dict(dropped))
 
 
-def _grader(files: Sequence[records.DataFile]) -> Literal["people", "teacher"]:
+def _grader(files: Sequence[file_rows.DataFile]) -> Literal["people", "teacher"]:
     """Return who graded the pairs; a file of `write_pairs` remembers a teacher."""
     for file in files:
         if file.path.suffix.lower() in (".parquet", ".pq"):

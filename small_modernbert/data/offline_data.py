@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from small_modernbert.data import further_texts, offline_tasks, parquet
-from small_modernbert.data.asset_files import (
+from small_modernbert.data.asset_writing import (
     TrainingFiles,
     write_retrieval_card,
     write_retrieval_set,

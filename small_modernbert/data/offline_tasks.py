@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from small_modernbert.data.asset_files import make_retrieval_set
+from small_modernbert.data.asset_writing import make_retrieval_set
 from small_modernbert.data.keys import words_of
 from small_modernbert.data.leaks import LeakFilter
 from small_modernbert.data.pairs import Pair

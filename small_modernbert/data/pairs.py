@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from small_modernbert.data import records, sources
+from small_modernbert.data import file_rows, sources
 from small_modernbert.data.cleaning import Cleaning, Reason, clean
+from small_modernbert.data.hub_datasets import PAIR_SOURCES
 from small_modernbert.data.keys import text_key, words_key
 from small_modernbert.data.leaks import RowCounts
-from small_modernbert.data.source_tables import PAIR_SOURCES
 from small_modernbert.data.sources import PairSource
 from small_modernbert.runs.errors import UserError
 
@@ -103,13 +103,13 @@ def find_sources(reference: str | Path, split: str = "train") -> list[PairSource
     cure = f"give other pairs: files, folders, or names of: {', '.join(PAIR_SOURCES)}"
     if not place.exists():
         raise UserError(f"no such pairs: {reference}; {cure}")
-    files = records.find_files(place, cure=cure)
-    wanted = records.split_named(split) or "train"
-    return [_describe(file, cure) for file in records.select_split(files, wanted, cure)]
+    files = file_rows.find_files(place, cure=cure)
+    wanted = file_rows.split_named(split) or "train"
+    return [_describe(file, cure) for file in file_rows.select_split(files, wanted, cure)]
 
 
-def _describe(file: records.DataFile, cure: str) -> PairSource:
-    names = records.read_columns(file.path, cure)
+def _describe(file: file_rows.DataFile, cure: str) -> PairSource:
+    names = file_rows.read_columns(file.path, cure)
     for column in ("anchor", "positive"):
         if column not in names:
             raise UserError(f"{file.path} has no column {column!r}; it has: {', '.join(names)}")

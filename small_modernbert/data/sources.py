@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from small_modernbert.data import parquet, records
-from small_modernbert.data.records import DataFile
+from small_modernbert.data import file_rows, parquet
+from small_modernbert.data.file_rows import DataFile
 from small_modernbert.runs import hub, references
 from small_modernbert.runs.errors import UserError
 
-READ_ROWS = records.READ_ROWS
+READ_ROWS = file_rows.READ_ROWS
 # Rows of larger files are not counted ahead: only Parquet says their number without being read.
 COUNTED_BYTES = 1 << 26
 # What part a text plays in a search, which decides the prompt that a teacher puts before it.
@@ -164,13 +164,13 @@ def find_files(source: Source) -> list[DataFile] | None:
     """
     place = Path(source.id).expanduser()
     places = source.places or ((place,) if place.exists() else ())
-    split = records.split_named(source.split)
+    split = file_rows.split_named(source.split)
     if not places and references.is_path(source.id):
         raise UserError(f"{source.id} is not there; {_cure(source)}")
     if not places or source.config is not None or split is None:
         return None
-    return records.select_split(
-        records.find_files(*places, cure=_cure(source)), split, _cure(source)
+    return file_rows.select_split(
+        file_rows.find_files(*places, cure=_cure(source)), split, _cure(source)
     )
 
 
@@ -179,7 +179,7 @@ def count_source(source: Source) -> int | None:
     files = find_files(source)
     if files is None or sum(file.path.stat().st_size for file in files) > COUNTED_BYTES:
         return source.cap or None
-    rows = sum(records.count_rows(file.path, _cure(source)) for file in files)
+    rows = sum(file_rows.count_rows(file.path, _cure(source)) for file in files)
     return min(rows, source.cap) if source.cap else rows
 
 
@@ -241,7 +241,7 @@ def _read_files(source: Source, files: list[DataFile], seed: int) -> Iterator[di
     optional = [name for name in source.all_columns if name not in columns]
     begin = 0
     for file in files:
-        for batch in records.read_rows(file.path, columns, cure, optional=optional):
+        for batch in file_rows.read_rows(file.path, columns, cure, optional=optional):
             rows = len(batch[source.columns[0]])
             for name in optional:
                 batch.setdefault(name, [None] * rows)
@@ -259,7 +259,7 @@ def _choose_rows(source: Source, files: list[DataFile], seed: int) -> NDArray[np
     """Say of every row whether the cap takes it; None where there is no cap."""
     if not source.cap:
         return None
-    rows = sum(records.count_rows(file.path, _cure(source)) for file in files)
+    rows = sum(file_rows.count_rows(file.path, _cure(source)) for file in files)
     keep = np.ones(rows, dtype=np.bool_)
     if source.cap < rows:
         keep[:] = False

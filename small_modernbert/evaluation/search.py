@@ -9,6 +9,7 @@ import sys
 import numpy as np
 
 from small_modernbert.data.evaluation_sets import RetrievalSet
+from small_modernbert.evaluation.bm25 import WordIndex
 from small_modernbert.evaluation.hits import (
     EMPTY,
     NOT_FINITE,
@@ -18,7 +19,6 @@ from small_modernbert.evaluation.hits import (
     largest,
     scores_of,
 )
-from small_modernbert.evaluation.word_index import WordIndex
 from small_modernbert.runs.errors import UserError
 
 DEPTH = 100  # documents a query that a set is scored on

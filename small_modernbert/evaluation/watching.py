@@ -12,11 +12,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from small_modernbert.data.evaluation_sets import SentencePairs
-from small_modernbert.data.examples import Examples
 from small_modernbert.data.retrieval_sets import RetrievalSet
 from small_modernbert.data.token_store import TokenStore
+from small_modernbert.data.training_examples import Examples
 from small_modernbert.evaluation import metrics, search
-from small_modernbert.evaluation.dimensions import at, is_headline
+from small_modernbert.evaluation.matryoshka import at, is_headline
 from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.prompts import Prompts, Role
 from small_modernbert.models.vectors import normalise, shorten

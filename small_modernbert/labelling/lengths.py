@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from small_modernbert.labelling.reading import Reader
 from small_modernbert.labelling.teacher_labels import Slices
+from small_modernbert.labelling.teacher_reading import Reader
 
 logger = logging.getLogger(__name__)
 

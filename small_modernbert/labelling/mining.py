@@ -189,7 +189,7 @@ def lexical_neighbours(
     """Return what BM25 found, with the miner's cosines: a word match is held to the same margin.
 
     Args:
-        rows: of the pool, `(anchors, depth)`, from `word_index.WordIndex.search`.
+        rows: of the pool, `(anchors, depth)`, from `bm25.WordIndex.search`.
         anchors: `(anchors, width)` unit vectors.
         known: see `find_neighbours`.
         pool: that was searched.

@@ -26,7 +26,7 @@ from small_modernbert.data import triplets
 from small_modernbert.data.keys import words_key, words_keys
 from small_modernbert.data.pair_gathering import Gathered
 from small_modernbert.data.pairs import Pair
-from small_modernbert.evaluation.word_index import WordIndex
+from small_modernbert.evaluation.bm25 import WordIndex
 from small_modernbert.labelling import judges, mining
 from small_modernbert.labelling.judged_rows import Row, Rules, examples, mend, score_of, written
 from small_modernbert.labelling.judges import Judge

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from small_modernbert.data import labels
 from small_modernbert.data.corpus import Corpus, open_corpus
-from small_modernbert.labelling.reading import Reader, Reading
+from small_modernbert.labelling.teacher_reading import Reader, Reading
 from small_modernbert.models.projection import Projection, directions_of_moment, project
 from small_modernbert.models.prompts import Role
 from small_modernbert.models.vectors import normalise, open_vectors, write_vectors

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from small_modernbert.data.examples import Examples
 from small_modernbert.data.token_store import TokenStore
+from small_modernbert.data.training_examples import Examples
 from small_modernbert.evaluation.watching import HeldOutTriplets, Watched
 from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.packing import cut_by_tokens, pack
@@ -184,7 +184,7 @@ class ContrastiveTask:
         Args:
             encoder: the student.
             examples: what to train on.
-            tokens: of `examples.texts`.
+            tokens: of `training_examples.texts`.
             loss: over a batch.
             evaluate: held-out figures.
             weight_by: what the loss is a mean over.

@@ -25,8 +25,8 @@ from small_modernbert.data.chunking import Chunker
 from small_modernbert.data.cleaning import Reason
 from small_modernbert.data.corpus import open_corpus
 from small_modernbert.data.duplicates import MinHash
+from small_modernbert.data.hub_datasets import TEXT_SOURCES, select_texts
 from small_modernbert.data.keys import text_key
-from small_modernbert.data.source_tables import TEXT_SOURCES, select_texts
 from small_modernbert.runs import settings, storage
 from small_modernbert.runs.errors import UserError
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from small_modernbert.data import (
-    asset_files,
+    asset_writing,
     bpe_tokenizer,
     further_texts,
     offline_assets,
@@ -556,7 +556,7 @@ def test_validation_questions_are_seeded_and_clean() -> None:
 
 def test_texts_are_made_safe() -> None:
     """A lone surrogate or a NUL, which would kill a reader, is replaced; empty rows are counted."""
-    assert asset_files.clean_text(" a\ud800b\0 ") == "a?b"
+    assert asset_writing.clean_text(" a\ud800b\0 ") == "a?b"
 
 
 def test_bpe_tokenizer_is_modernberts(laid_out: Path) -> None:
@@ -587,14 +587,14 @@ def test_nano_beir_evaluator_reads_the_folder(
     from sentence_transformers.sentence_transformer.evaluation import NanoBEIREvaluator
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    asset_files.register_with_nano_beir()
+    asset_writing.register_with_nano_beir()
     for number in range(2):
         folder = tmp_path / str(number) / "retrieval"
-        for name in asset_files.RETRIEVAL_SETS:
-            made = asset_files.make_retrieval_set(name, [(f"q {name} {number}", f"d {number}")])
-            asset_files.write_retrieval_set(made, folder)
-        asset_files.write_retrieval_card(folder)
-        names = list(asset_files.RETRIEVAL_SETS)
+        for name in asset_writing.RETRIEVAL_SETS:
+            made = asset_writing.make_retrieval_set(name, [(f"q {name} {number}", f"d {number}")])
+            asset_writing.write_retrieval_set(made, folder)
+        asset_writing.write_retrieval_card(folder)
+        names = list(asset_writing.RETRIEVAL_SETS)
         loaded = NanoBEIREvaluator(names, dataset_id=str(folder)).evaluators
         assert [each.queries for each in loaded] == [[f"q {name} {number}"] for name in names]
         assert all(each.corpus == [f"d {number}"] for each in loaded)

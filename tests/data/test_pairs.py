@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from small_modernbert.data import source_tables
+from small_modernbert.data import hub_datasets
 from small_modernbert.data.keys import words_key, words_keys
 from small_modernbert.data.pairs import Pair, PairCounts, read_pairs, split_dev
 from small_modernbert.data.sources import PairSource
@@ -129,17 +129,17 @@ def test_hub_rows_are_read_by_the_tables_columns(
     for split, text in (("train", "Trained."), ("dev", "Measured.")):
         write(tmp_path / "hub" / f"{split}.parquet", question=["why is it so"], answer=[text])
     row = PairSource(name="toy", id=str(tmp_path / "hub"), anchor="question", positive="answer")
-    monkeypatch.setitem(source_tables.PAIR_SOURCES, "toy", row)
+    monkeypatch.setitem(hub_datasets.PAIR_SOURCES, "toy", row)
     assert list(read_pairs("toy")) == [Pair("why is it so", "Trained.", (), "toy")]
     row = PairSource(name="toy", id=str(tmp_path / "hub"), anchor="question", positive="reply")
-    monkeypatch.setitem(source_tables.PAIR_SOURCES, "toy", row)
+    monkeypatch.setitem(hub_datasets.PAIR_SOURCES, "toy", row)
     with pytest.raises(UserError, match="no column 'reply'; it has: question, answer"):
         next(read_pairs("toy"))
 
 
 def test_table_is_complete() -> None:
     """Every row of the table has an id of the hub and says what may be done with its texts."""
-    for name, row in source_tables.PAIR_SOURCES.items():
+    for name, row in hub_datasets.PAIR_SOURCES.items():
         assert row.name == name
         assert row.id.count("/") == 1
         assert row.licence

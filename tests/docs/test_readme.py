@@ -123,10 +123,10 @@ def check_path(text: str) -> None:
 
 def check_asset(path: str) -> None:
     """Check a path below assets/ against what get_offline_assets.py lays out."""
-    from small_modernbert.data import asset_files, offline_assets, offline_data
+    from small_modernbert.data import asset_writing, offline_assets, offline_data
 
     made = {"models", "assets/manifest.json", *offline_assets.DATA_FOLDERS}
-    modules = (asset_files, offline_assets, offline_data)
+    modules = (asset_writing, offline_assets, offline_data)
     source = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in modules)
     folder, _, rest = path.removeprefix("assets/").partition("/")
     assert folder == "manifest.json" or folder in {name.partition("/")[0] for name in made}, path

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from small_modernbert.data.retrieval_sets import RetrievalSet
-from small_modernbert.evaluation import search, word_index
+from small_modernbert.evaluation import bm25, search
+from small_modernbert.evaluation.bm25 import WordIndex
 from small_modernbert.evaluation.hits import Hits
-from small_modernbert.evaluation.word_index import WordIndex
 from small_modernbert.runs.errors import UserError
 
 
@@ -116,7 +116,7 @@ def test_a_set_without_a_common_word_has_a_reason_and_no_figures() -> None:
 
 def test_an_index_too_large_for_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above a size there is the reason, before any text is read."""
-    monkeypatch.setattr(word_index, "LARGEST_INDEX", 2)
+    monkeypatch.setattr(bm25, "LARGEST_INDEX", 2)
     with pytest.raises(UserError, match="3 documents are more than 2"):
         WordIndex(["a", "b", "c"])
 

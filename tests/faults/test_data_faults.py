@@ -22,11 +22,11 @@ from small_modernbert.data import (
     corpus,
     evaluation_sets,
     graded_pairs,
+    hub_datasets,
     labels,
     pairs,
     parquet,
     shards,
-    source_tables,
     sources,
     triplets,
 )
@@ -547,7 +547,7 @@ def test_parquet_is_written_and_read_with_checksums() -> None:
 def test_sources_of_the_hub_go_through_the_same_cleaning(tmp_path: Path) -> None:
     """Rows of JSON lines can hold anything at all; what is no text is counted as such."""
     odd = [GOOD, None, 3, 0.5, ["a"], {"b": 1}, True, ""]
-    source = replace(source_tables.TEXT_SOURCES["npr"], texts=("text",), join="each", roles=())
+    source = replace(hub_datasets.TEXT_SOURCES["npr"], texts=("text",), join="each", roles=())
     cells = [cell.value for cell in sources.flatten(source, {"text": odd})]
     reasons = [clean(cell, 5) for cell in cells]
     assert reasons == [GOOD, *[Reason.NOT_TEXT] * 6, Reason.BLANK]

@@ -28,9 +28,9 @@ from small_modernbert.data import (
     corpus,
     evaluation_sets,
     graded_pairs,
+    hub_datasets,
     labels,
     pairs,
-    source_tables,
     sources,
     token_store,
     triplets,
@@ -92,7 +92,7 @@ def write(path: Path, columns: Mapping[str, Any]) -> None:
 
 def use_source(folder: Path) -> None:
     """Read a source as mlm/create_dataset.py does; what is kept is text."""
-    source = replace(source_tables.TEXT_SOURCES["offline"], id=str(folder / "train.parquet"), cap=0)
+    source = replace(hub_datasets.TEXT_SOURCES["offline"], id=str(folder / "train.parquet"), cap=0)
     for batch in sources.read_source(source, 1):
         for cell in sources.flatten(source, batch):
             text = clean(cell.value, 5)

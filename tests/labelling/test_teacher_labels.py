@@ -13,8 +13,8 @@ from sentence_transformers import SentenceTransformer
 
 from small_modernbert.data import labels
 from small_modernbert.labelling import lengths, teacher_labels
-from small_modernbert.labelling.reading import Reader
 from small_modernbert.labelling.teacher_labels import Labeller, Slices
+from small_modernbert.labelling.teacher_reading import Reader
 from small_modernbert.models.projection import project
 from small_modernbert.models.prompts import Prompts
 from small_modernbert.models.teachers import load_teacher

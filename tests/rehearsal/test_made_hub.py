@@ -7,7 +7,7 @@ import pytest
 from miniature import Language
 from rehearsal import made_hub
 
-from small_modernbert.data import evaluation_sets, source_tables
+from small_modernbert.data import evaluation_sets, hub_datasets
 from small_modernbert.data.sources import Source
 from small_modernbert.runs import hub, settings
 from small_modernbert.runs.references import ROOT
@@ -19,7 +19,7 @@ MODELS = {
 }
 SOURCES = [
     source
-    for table in (source_tables.TEXT_SOURCES, source_tables.PAIR_SOURCES)
+    for table in (hub_datasets.TEXT_SOURCES, hub_datasets.PAIR_SOURCES)
     for source in table.values()
     if not (ROOT / source.id).exists() and not source.id.startswith("assets/")
 ]

@@ -1,4 +1,4 @@
-"""Promises of export_model.py, onnx_graph.py, parity.py, int8.py and onnx_encoder.py."""
+"""Promises of export_model.py, onnx_export.py, parity.py, int8.py and onnx_encoder.py."""
 
 import json
 import shutil
@@ -21,9 +21,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.export import int8, onnx_graph, parity
+from small_modernbert.export import int8, onnx_export, parity
 from small_modernbert.export.onnx_encoder import OnnxEncoder, cut_by_length, pad
-from small_modernbert.initialisation import static
+from small_modernbert.initialisation import static_table
 from small_modernbert.models import folders, students
 from small_modernbert.models.loading import load_backend
 from small_modernbert.runs import settings, storage
@@ -34,8 +34,8 @@ Make = Callable[..., ModernBertModel]
 MAX_TOKENS = 200
 # Beyond the half window (64) on both sides: layers that see everything would give other vectors.
 SHAPE = {"max_position_embeddings": 256, "local_attention": 128}
-FORMS = (onnx_graph.GRAPH, onnx_graph.INT8, onnx_graph.OPENVINO)
-EXACT = (onnx_graph.GRAPH, onnx_graph.OPENVINO)
+FORMS = (onnx_export.GRAPH, onnx_export.INT8, onnx_export.OPENVINO)
+EXACT = (onnx_export.GRAPH, onnx_export.OPENVINO)
 
 
 def make_static(model: ModernBertModel) -> ModernBertModel:
@@ -45,7 +45,7 @@ def make_static(model: ModernBertModel) -> ModernBertModel:
     table = random.normal(size=(model.config.vocab_size, width))
     # as Zipf's weights do: few entries weigh much, most of them little
     table *= np.geomspace(0.02, 1, len(table))[:, None]
-    static.start_static(model, static.scale_to_fit(table), residual_scale=0.02)
+    static_table.start_static(model, static_table.scale_to_fit(table), residual_scale=0.02)
     return model
 
 
@@ -121,7 +121,7 @@ def test_sliding_window_is_in_the_graph(
     shutil.copytree(student, tmp_path / "wide")
     config = storage.read_json(student / "config.json", "")
     storage.write_json(tmp_path / "wide" / "config.json", config | {"local_attention": 1024})
-    wide = onnx_graph.SentenceEncoder(students.load_student(tmp_path / "wide")).eval()
+    wide = onnx_export.SentenceEncoder(students.load_student(tmp_path / "wide")).eval()
     encoder = OnnxEncoder(exported, threads=1)
     ids = [row.ids for row in encoder._tokenizer.encode_batch(long_texts)]
     found = encoder.encode(long_texts)
@@ -137,7 +137,7 @@ def test_sliding_window_is_in_the_graph(
 def test_int8_stays_close(exported: Path, student: Path, long_texts: list[str]) -> None:
     """Texts that were not calibrated with keep their direction; the file is far smaller."""
     texts = long_texts[::-1][:60]
-    found = OnnxEncoder(exported, onnx_graph.INT8, threads=1).encode(texts)
+    found = OnnxEncoder(exported, onnx_export.INT8, threads=1).encode(texts)
     cosines = (found * of_torch(student, texts)).sum(axis=1)
     assert cosines.mean() > 0.999
     assert cosines.min() > 0.99
@@ -148,12 +148,12 @@ def test_int8_beats_the_quantisers_defaults(
 ) -> None:
     """With loud dimensions, one scale for everything loses several times as much."""
     shutil.copytree(exported, tmp_path / "plain")
-    model = onnx.load(exported / onnx_graph.GRAPH)
+    model = onnx.load(exported / onnx_export.GRAPH)
     del model.graph.value_info[:]
-    quantize_dynamic(model, tmp_path / "plain" / onnx_graph.INT8)
+    quantize_dynamic(model, tmp_path / "plain" / onnx_export.INT8)
     wanted = of_torch(student, long_texts[:40])
     lost = [
-        1 - (OnnxEncoder(folder, onnx_graph.INT8).encode(long_texts[:40]) * wanted).sum(1).mean()
+        1 - (OnnxEncoder(folder, onnx_export.INT8).encode(long_texts[:40]) * wanted).sum(1).mean()
         for folder in (exported, tmp_path / "plain")
     ]
     assert lost[0] < lost[1] / 5
@@ -161,9 +161,9 @@ def test_int8_beats_the_quantisers_defaults(
 
 def test_smoothing_alone_changes_nothing(exported: Path, long_texts: list[str]) -> None:
     """Moving outliers from activations to matrices is exact; only the rounding after it is not."""
-    model = onnx.load(exported / onnx_graph.GRAPH)
+    model = onnx.load(exported / onnx_export.GRAPH)
     backend = load_backend(exported, MAX_TOKENS)
-    batches = onnx_graph.token_batches(long_texts[:20], backend, 0)
+    batches = onnx_export.token_batches(long_texts[:20], backend, 0)
     smoothed = onnx.ModelProto()
     smoothed.CopyFrom(model)
     peaks = int8.activation_peaks(model, batches)
@@ -201,27 +201,27 @@ def test_description_and_record(exported: Path) -> None:
     assert told["inputs"] == {name: ["batch", "tokens"] for name in ("input_ids", "attention_mask")}
     assert told["outputs"] == {"sentence_embedding": ["batch", 64]}
     assert (told["dimensions"], told["max_tokens"], told["pooling"]) == (64, MAX_TOKENS, "mean")
-    graph = onnx.load(exported / onnx_graph.GRAPH).graph
+    graph = onnx.load(exported / onnx_export.GRAPH).graph
     dims = {
         value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
         for value in (*graph.input, *graph.output)
     }
     assert dims == told["inputs"] | told["outputs"]
-    assert set(told["files"]) == {onnx_graph.TORCH, *FORMS, "openvino/openvino_model.bin"}
+    assert set(told["files"]) == {onnx_export.TORCH, *FORMS, "openvino/openvino_model.bin"}
     for name, file in told["files"].items():
         assert file["sha256"] == storage.sha256_file(exported / name)
         assert file["bytes"] == (exported / name).stat().st_size
-    assert set(told["parity"]) == {onnx_graph.TORCH, *FORMS}
-    for form in (onnx_graph.TORCH, *EXACT):
+    assert set(told["parity"]) == {onnx_export.TORCH, *FORMS}
+    for form in (onnx_export.TORCH, *EXACT):
         assert told["parity"][form]["min_cosine"] > 1 - 1e-5
         assert told["parity"][form]["max_error"] < 1e-5
-    assert 0.99 < told["parity"][onnx_graph.INT8]["min_cosine"] < 1
+    assert 0.99 < told["parity"][onnx_export.INT8]["min_cosine"] < 1
     record = storage.read_json(exported.parent / "run.json", "")
     assert record["metrics"] == told["parity"]
     assert record["rows"]["calibration"] == 64
     assert record["rows"]["probes"] > 30
-    int8_bytes = told["files"][onnx_graph.INT8]["bytes"]
-    assert int8_bytes < told["files"][onnx_graph.GRAPH]["bytes"]
+    int8_bytes = told["files"][onnx_export.INT8]["bytes"]
+    assert int8_bytes < told["files"][onnx_export.GRAPH]["bytes"]
 
 
 def test_nothing_tells_of_this_machine(exported: Path) -> None:
@@ -318,7 +318,7 @@ def test_a_form_that_is_off_is_refused(
     shutil.copytree(student, other)
     model = make_static(make_student(hidden_size=64, seed=1, **SHAPE))
     folders.write_transformer(other, model, students.load_tokenizer(student), MAX_TOKENS)
-    forms = [onnx_graph.GRAPH]
+    forms = [onnx_export.GRAPH]
     assert script.measure(student, exported, forms, long_texts[:9], MAX_TOKENS)
     with pytest.raises(UserError, match=r"is off by .*TOLERANCE 0.0001"):
         script.measure(other, exported, forms, long_texts[:9], MAX_TOKENS)
@@ -391,7 +391,7 @@ def test_encoder_keeps_order_and_bounds_batches(exported: Path, long_texts: list
         assert len(rows) == 1 or max(lengths[row] for row in rows) * len(rows) <= 60
 
 
-@pytest.mark.parametrize("missing", ["export.json", "tokenizer.json", onnx_graph.GRAPH])
+@pytest.mark.parametrize("missing", ["export.json", "tokenizer.json", onnx_export.GRAPH])
 def test_encoder_names_what_is_missing(exported: Path, tmp_path: Path, missing: str) -> None:
     """A folder that is no export is named, with the file that it lacks."""
     shutil.copytree(exported, tmp_path / "copy")

@@ -13,7 +13,7 @@ from script_runner import load_script
 from sentence_transformers import SentenceTransformer
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.data import asset_files, triplets
+from small_modernbert.data import asset_writing, triplets
 from small_modernbert.data.keys import words_of
 from small_modernbert.models import students
 from small_modernbert.runs import settings, storage
@@ -40,9 +40,9 @@ class World:
         self.language = Language(0, topics=12, words_per_topic=10)
         students.Student(model, tokenizer, 48).save(folder / "student")
         exam = self.language.retrieval_set("boolq-dev")
-        asset_files.write_retrieval_set(exam, folder / "retrieval")
+        asset_writing.write_retrieval_set(exam, folder / "retrieval")
         sentences = self.language.sentence_pairs(20)
-        asset_files.write_sentence_pairs(folder / "mrpc.parquet", sentences)
+        asset_writing.write_sentence_pairs(folder / "mrpc.parquet", sentences)
         generator = np.random.default_rng(0)
         self.vectors = {word: np.zeros(24) for word in self.language.words}
         for topic in self.language.topics:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from script_runner import load_script
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.data import asset_files, labels
+from small_modernbert.data import asset_writing, labels
 from small_modernbert.data.keys import words_of
 from small_modernbert.models import students
 from small_modernbert.runs import settings, storage
@@ -53,11 +53,11 @@ class World:
             path = labels.shard_path(folder / "labels", split, 0)
             labels.write_shard(path, part, np.stack([self.teach(text) for text in part]))
         labels.write_index(folder / "labels", WIDTH, dict.fromkeys(parts, 1))
-        asset_files.write_retrieval_set(
+        asset_writing.write_retrieval_set(
             self.language.retrieval_set("boolq-dev"), folder / "retrieval"
         )
         pairs = self.language.sentence_pairs(20)
-        asset_files.write_sentence_pairs(folder / "mrpc.parquet", pairs)
+        asset_writing.write_sentence_pairs(folder / "mrpc.parquet", pairs)
 
     def teach(self, text: str) -> np.ndarray:
         """Return the toy teacher's unit vector of a text: the sum of its words'."""

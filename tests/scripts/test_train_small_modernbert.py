@@ -15,7 +15,7 @@ from script_runner import load_script
 from sentence_transformers import SentenceTransformer
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.data import asset_files
+from small_modernbert.data import asset_writing
 from small_modernbert.data.keys import words_of
 from small_modernbert.models import students
 from small_modernbert.runs import settings, stages
@@ -41,8 +41,8 @@ class World:
         language = Language(0, topics=12, words_per_topic=10)
         students.Student(model, tokenizer, 48).save(folder / "student")
         self.exam = language.retrieval_set("boolq-dev")
-        asset_files.write_retrieval_set(self.exam, folder / "retrieval")
-        asset_files.write_sentence_pairs(folder / "mrpc.parquet", language.sentence_pairs(20))
+        asset_writing.write_retrieval_set(self.exam, folder / "retrieval")
+        asset_writing.write_sentence_pairs(folder / "mrpc.parquet", language.sentence_pairs(20))
         self.rows = []
         for i in range(ROWS):
             passage, other = language.passage(), language.passage()

@@ -18,13 +18,13 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.data import examples
+from small_modernbert.data import training_examples
 from small_modernbert.data.evaluation_sets import SentencePairs
-from small_modernbert.data.examples import Examples, Row
 from small_modernbert.data.pairs import Pair
 from small_modernbert.data.token_store import TokenStore, tokenise
+from small_modernbert.data.training_examples import Examples, Row
 from small_modernbert.evaluation import watching
-from small_modernbert.evaluation.dimensions import check_dimensions
+from small_modernbert.evaluation.matryoshka import check_dimensions
 from small_modernbert.models import students, vectors
 from small_modernbert.models.loading import load_backend
 from small_modernbert.models.packed_encoder import PackedEncoder
@@ -262,7 +262,7 @@ def test_packed_is_separate(
     make_student: Make, language: Language, backend: Tokenizer, name: str
 ) -> None:
     """A packed batch of rows with 0 to 3 negatives: loss and gradients of texts run one by one."""
-    data, _ = examples.collect(make_rows(language))
+    data, _ = training_examples.collect(make_rows(language))
     if name != "mnrl":
         data = data.with_negatives()
     task = make_task(make_student(), data, backend, OBJECTIVES[name], distinct=name == "mnrl")
@@ -296,7 +296,7 @@ def test_cached_is_plain(
     cached_tokens: int,
 ) -> None:
     """In many small passes the loss and every gradient are those of one pass, scaled as it is."""
-    data = examples.collect(make_rows(language))[0].with_negatives()
+    data = training_examples.collect(make_rows(language))[0].with_negatives()
     model = make_student()
     loss = contrastive.nested(OBJECTIVES[name], dimensions)
     found = []
@@ -316,7 +316,7 @@ def test_cached_passes_are_small(
     make_student: Make, language: Language, backend: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No pass through the student, forward or again, exceeds the tokens that were given."""
-    data, _ = examples.collect(make_rows(language))
+    data, _ = training_examples.collect(make_rows(language))
     task = make_task(make_student(), data, backend, cached_tokens=150)
     sizes: list[tuple[int, bool]] = []
     pooled = PackedEncoder.pooled
@@ -338,7 +338,7 @@ def test_weights_of_accumulated_batches(
     make_student: Make, language: Language, backend: Tokenizer
 ) -> None:
     """A batch weighs what its loss is a mean over: rows, or negatives."""
-    data, _ = examples.collect(make_rows(language))
+    data, _ = training_examples.collect(make_rows(language))
     batch = np.array([1, 2, 3, 5])  # 1 + 2 + 3 + 1 negatives
     weights = [
         make_task(make_student(), data, backend, weight_by=kind).weight(batch)
@@ -356,7 +356,7 @@ def test_training_lowers_the_loss(
     name: str,
 ) -> None:
     """A few dozen steps on a tiny problem bring each objective well below its start."""
-    data = examples.collect(make_rows(language))[0].with_negatives()
+    data = training_examples.collect(make_rows(language))[0].with_negatives()
     model = make_student(deviation=0.02)
     task = make_task(model, data, backend, OBJECTIVES[name], distinct=name == "mnrl")
     everything = task.epoch(0)
@@ -383,7 +383,7 @@ def test_collect_numbers_texts_and_keeps_evaluation_texts_out() -> None:
         Row("a question!", "An answer", [], "two"),
         Row("who", "secret text", ["another"], "two"),
     ]
-    data, dropped = examples.collect(rows, {"exam": ["Secret text."]})
+    data, dropped = training_examples.collect(rows, {"exam": ["Secret text."]})
     assert len(data) == 2
     assert [[data.texts[text] for text in data.texts_of(row)] for row in range(2)] == [
         ["A question", "An answer", "another"],
@@ -404,7 +404,7 @@ def test_part_of_the_negatives() -> None:
         Row("f", "g", [], "s", 1.0, []),
         Row("h", "i", ["j"], "s", 1.0, [0.1]),
     ]
-    data, _ = examples.collect(rows)
+    data, _ = training_examples.collect(rows)
 
     def negatives(some: Examples) -> list[list[str]]:
         return [[some.texts[text] for text in some.texts_of(row)[2:]] for row in range(len(some))]
@@ -418,10 +418,12 @@ def test_part_of_the_negatives() -> None:
 def test_rows_come_back(tmp_path: Path, language: Language) -> None:
     """Rows written down for a resumed run are the same rows, judged or not."""
     rows = [*make_rows(language), Row("one", "two", ["three"], "raw")]
-    examples.write_rows(tmp_path, {"train": rows}, {"read": 49})
+    training_examples.write_rows(tmp_path, {"train": rows}, {"read": 49})
     one, again = (
-        examples.collect(rows)[0],
-        examples.collect(examples.rows_of(examples.reopen_rows(tmp_path), "train"))[0],
+        training_examples.collect(rows)[0],
+        training_examples.collect(
+            training_examples.rows_of(training_examples.reopen_rows(tmp_path), "train")
+        )[0],
     )
     assert one.texts == again.texts
     for name in ("anchors", "positives", "negatives", "offsets", "sources", "negative_scores"):
@@ -431,23 +433,23 @@ def test_rows_come_back(tmp_path: Path, language: Language) -> None:
 def test_draw() -> None:
     """A draw is seeded; an even one takes as many of each source as there are."""
     sources = ["a"] * 80 + ["b"] * 15 + ["c"] * 5
-    even = examples.draw(sources, 30, 0, evenly=True)
+    even = training_examples.draw(sources, 30, 0, evenly=True)
     assert Counter(sources[row] for row in even) == {"a": 13, "b": 12, "c": 5}
-    plain = examples.draw(sources, 30, 0, evenly=False)
+    plain = training_examples.draw(sources, 30, 0, evenly=False)
     assert len(set(plain)) == 30 and np.array_equal(
-        plain, examples.draw(sources, 30, 0, evenly=False)
+        plain, training_examples.draw(sources, 30, 0, evenly=False)
     )
-    assert not np.array_equal(plain, examples.draw(sources, 30, 1, evenly=False))
-    assert len(examples.draw(sources, 0, 0, evenly=True)) == 100
+    assert not np.array_equal(plain, training_examples.draw(sources, 30, 1, evenly=False))
+    assert len(training_examples.draw(sources, 0, 0, evenly=True)) == 100
 
 
 def test_part() -> None:
     """A dev split of its own takes its pairs out of training; else some are held out."""
     pairs = [Pair(f"anchor {i}", f"positive {i}", (), "s") for i in range(100)]
     dev = [Pair("Anchor 3!", "positive 3", (), "s"), Pair("else", "where", (), "s")]
-    train, kept = examples.part(pairs, dev, 50, 0)
+    train, kept = training_examples.part(pairs, dev, 50, 0)
     assert kept == dev and train == pairs[:3] + pairs[4:]
-    train, kept = examples.part(pairs, [], 10, 0)
+    train, kept = training_examples.part(pairs, [], 10, 0)
     assert len(kept) == 10 and sorted(train + kept, key=pairs.index) == pairs
 
 
@@ -457,7 +459,7 @@ def test_figures(make_student: Make, language: Language, backend: Tokenizer) -> 
         Row("a", "b", ["c", "d"], "s", 0.9, [0.1, 0.5]),
         Row("e", "f", [], "s", 0.4, []),
     ]
-    triplets = examples.collect(rows)[0].with_negatives()
+    triplets = training_examples.collect(rows)[0].with_negatives()
     angles = {"a": 0.0, "b": 0.5, "c": 1.0, "d": 0.2, "e": 0.0, "f": 0.0}
     wide = np.array([[np.cos(angles[t]), np.sin(angles[t]), 0] for t in triplets.texts])
     found = watching.HeldOutTriplets(triplets).figures(wide.astype(np.float32))
@@ -470,7 +472,7 @@ def test_figures(make_student: Make, language: Language, backend: Tokenizer) -> 
     rows = [row._replace(negatives=row.negatives, source="s") for row in make_rows(language)]
     sentences = language.sentence_pairs(10)
     first, second, gold = (list(column) for column in zip(*sentences, strict=True))
-    held_out = watching.HeldOutTriplets(examples.collect(rows)[0].with_negatives())
+    held_out = watching.HeldOutTriplets(training_examples.collect(rows)[0].with_negatives())
     watched = watching.Watched(
         held_out,
         SentencePairs("pairs", first, second, gold, graded=False),
@@ -507,7 +509,7 @@ def test_tokens_must_be_those_of_the_texts(
     make_student: Make, language: Language, backend: Tokenizer
 ) -> None:
     """Another number of tokenised texts than texts is refused."""
-    data, _ = examples.collect(make_rows(language))
+    data, _ = training_examples.collect(make_rows(language))
     tokens = make_store(data.texts, backend).head(3)
     with pytest.raises(ValueError, match="3 of"):
         ContrastiveTask(
@@ -525,11 +527,13 @@ def test_margins_of_a_cross_encoder_are_of_its_logits() -> None:
     assert not contrastive.takes_logits("auto", "cosine")
     assert not contrastive.takes_logits("scores", "sigmoid")
     judged = [Row("a", "b", ["c", "d"], "s", *sigmoid(9), sigmoid(7, -8))]
-    scored = examples.collect(judged)[0]
+    scored = training_examples.collect(judged)[0]
     found = contrastive.with_logits(scored)
     assert found.positive_scores == pytest.approx([9], abs=1e-2)
     assert found.negative_scores == pytest.approx([7, -8], abs=1e-2)
-    ends = contrastive.with_logits(examples.collect([Row("a", "b", ["c"], "s", 1.0, [0.0])])[0])
+    ends = contrastive.with_logits(
+        training_examples.collect([Row("a", "b", ["c"], "s", 1.0, [0.0])])[0]
+    )
     assert np.isfinite([*ends.positive_scores, *ends.negative_scores]).all()
     # What each asks of a student whose cosines are 0.6, 0.5 and -0.2.
     vectors = {"a": (1.0, 0.0), "b": (0.6, 0.8), "c": (0.5, 0.75**0.5), "d": (-0.2, 0.96**0.5)}
@@ -577,7 +581,7 @@ def test_graded_pairs_are_measured_as_by_their_evaluators(
         ]
     )(SentenceTransformer(str(tmp_path / "student"), device="cpu"))
     watched = watching.Watched(
-        watching.HeldOutTriplets(examples.collect(rows)[0]),
+        watching.HeldOutTriplets(training_examples.collect(rows)[0]),
         SentencePairs("sts-dev", first, second, gold, graded=True),
     )
     figures = watched.measure(student.encoder(), student.backend)
@@ -593,7 +597,7 @@ def test_graded_pairs_are_measured_as_by_their_evaluators(
 def test_prompts_stand_before_what_they_are_for() -> None:
     """An anchor is asked as a query, all else stored as a document, in training and held out."""
     rows = [Row("a", "b", ["c"], "s"), Row("d", "a", [], "s")]
-    data = examples.collect(rows)[0]
+    data = training_examples.collect(rows)[0]
     watched = watching.Watched(watching.HeldOutTriplets(data))
     prompts = Prompts(query="q: ", document="d: ")
     train, seen = contrastive.with_prompts(data, watched, prompts)

@@ -1,4 +1,4 @@
-"""Promises of reading.py: a teacher's own vectors by role, and texts cut where it stops."""
+"""Promises of teacher_reading.py: a teacher's own vectors by role, and texts cut where it stops."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from miniature import Language
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 
-from small_modernbert.labelling.reading import Reader
+from small_modernbert.labelling.teacher_reading import Reader
 from small_modernbert.models.projection import principal_directions
 from small_modernbert.models.prompts import ROLES, Prompts, prompts_of
 from small_modernbert.models.teachers import load_teacher, reduce_teacher, save_teacher

@@ -1,4 +1,4 @@
-"""records.py: rows as people keep them are read, or refused with file, row, column and the cure."""
+"""file_rows.py: rows as people keep them are read, or refused with file, row, column and cure."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from small_modernbert.data import records
+from small_modernbert.data import file_rows
 from small_modernbert.runs.errors import UserError
 
 TEXTS = ["One, and a half.", 'He said "two".', "Three\u2028lines", "四。", "Fünf;\tfive"]
@@ -54,7 +54,7 @@ def write(path: Path, text: str, **options: Any) -> Path:  # noqa: ANN401  write
 
 def texts_of(path: Path) -> list[Any]:
     """Return the column `text` of a file."""
-    batches = records.read_rows(path, {"text": "texts"}, "mend it", optional=("source",))
+    batches = file_rows.read_rows(path, {"text": "texts"}, "mend it", optional=("source",))
     return [cell for batch in batches for cell in batch["text"]]
 
 
@@ -68,8 +68,8 @@ def test_every_kind_gives_the_same_texts(name: str, packed: bool, tmp_path: Path
         path = path.with_name(f"{name}.GZ" if name.isupper() else f"{name}.gz")
         path.write_bytes(content)
     assert texts_of(path) == TEXTS
-    assert records.count_rows(path, "mend it") == len(TEXTS)
-    assert "text" in records.read_columns(path, "mend it")
+    assert file_rows.count_rows(path, "mend it") == len(TEXTS)
+    assert "text" in file_rows.read_columns(path, "mend it")
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.pq", "UPPER.PARQUET"])
@@ -106,18 +106,18 @@ def test_a_folder_is_read_to_its_depths(tmp_path: Path) -> None:
     write(tmp_path / ".cache" / "x.txt", "hidden")
     write(tmp_path / "train-00000-of-00002.jsonl", "{}")
     write(tmp_path / "paper.pdf", "")
-    files = records.find_files(tmp_path, cure="x")
+    files = file_rows.find_files(tmp_path, cure="x")
     assert [file.name for file in files] == ["a/notes", "b/notes", "c", "train"]
-    both = records.find_files(*(tmp_path / side / "notes.txt" for side in "ab"), cure="x")
+    both = file_rows.find_files(*(tmp_path / side / "notes.txt" for side in "ab"), cure="x")
     assert [file.name for file in both] == ["a/notes", "b/notes"]
-    (alone,) = records.find_files(tmp_path / "a" / "notes.txt", cure="x")
+    (alone,) = file_rows.find_files(tmp_path / "a" / "notes.txt", cure="x")
     assert alone.name == "notes"
 
 
 def test_a_folder_of_notes_keeps_its_readme(tmp_path: Path) -> None:
     """Where there is nothing but a readme, it is the text."""
     write(tmp_path / "README.md", "# notes")
-    assert [file.name for file in records.find_files(tmp_path, cure="x")] == ["README"]
+    assert [file.name for file in file_rows.find_files(tmp_path, cure="x")] == ["README"]
 
 
 SPLITS = {
@@ -144,7 +144,7 @@ def test_only_the_split_that_is_asked_for_is_read(split: str, tmp_path: Path) ->
     """Splits are known by files and by folders; a word inside another one is none."""
     for name in (name for names in SPLITS.values() for name in names):
         write(tmp_path / name, "text\nx\n")
-    files = records.select_split(records.find_files(tmp_path, cure="x"), split, "x")
+    files = file_rows.select_split(file_rows.find_files(tmp_path, cure="x"), split, "x")
     names = [file.path.relative_to(tmp_path).as_posix() for file in files]
     assert sorted(names) == sorted(SPLITS[split])
 
@@ -153,8 +153,8 @@ def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
     """Nothing else is trained on in its place; a file that is named itself is what it is."""
     path = write(tmp_path / "test.csv", "text\nx\n")
     with pytest.raises(UserError, match="no file is of the train split; x"):
-        records.select_split(records.find_files(tmp_path, cure="x"), "train", "x")
-    assert records.select_split(records.find_files(path, cure="x"), "train", "x")
+        file_rows.select_split(file_rows.find_files(tmp_path, cure="x"), "train", "x")
+    assert file_rows.select_split(file_rows.find_files(path, cure="x"), "train", "x")
 
 
 BROKEN: dict[str, tuple[str | bytes, str]] = {
@@ -183,7 +183,7 @@ def test_what_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=rf"(?s){name}.*{message}.*mend it") as refused:
-        records.find_files(path, cure="mend it")
+        file_rows.find_files(path, cure="mend it")
         texts_of(path)
     assert "\n" not in str(refused.value)
 
@@ -198,7 +198,7 @@ def test_what_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
 def test_numbers(name: str, content: str, number: list[Any], tmp_path: Path) -> None:
     """Numbers are numbers however a file spells them."""
     path = write(tmp_path / name, content)
-    batches = records.read_rows(path, {"score": "number"}, "mend it")
+    batches = file_rows.read_rows(path, {"score": "number"}, "mend it")
     assert [cell for batch in batches for cell in batch["score"]] == number
 
 
@@ -210,7 +210,7 @@ def test_words_for_numbers_are_refused(name: str, content: str, tmp_path: Path) 
     """A score that is text is refused with its column and row."""
     path = write(tmp_path / name, content)
     with pytest.raises(UserError, match=rf"{name}, column 'score', row 2: .* is no number; mend"):
-        list(records.read_rows(path, {"score": "number"}, "mend it"))
+        list(file_rows.read_rows(path, {"score": "number"}, "mend it"))
 
 
 @pytest.fixture
@@ -219,7 +219,7 @@ def corpus(tmp_path: Path) -> Callable[..., list[tuple[str, str]]]:
     from dataclasses import replace
 
     from small_modernbert.data import sources
-    from small_modernbert.data.source_tables import TEXT_SOURCES
+    from small_modernbert.data.hub_datasets import TEXT_SOURCES
 
     def read(*places: Path, **changes: Any) -> list[tuple[str, str]]:  # noqa: ANN401  a Source's
         source = replace(TEXT_SOURCES["offline"], id="own", places=places, **changes)

@@ -1,4 +1,4 @@
-"""Promises of static.py and vocabulary.py: a blank student that already is a static model."""
+"""Promises of static_table.py and vocabulary.py: a blank student that already is a static model."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
 from small_modernbert.data.token_store import TokenStore, tokenise
-from small_modernbert.initialisation import static, vocabulary
+from small_modernbert.initialisation import static_table, vocabulary
 from small_modernbert.models.loading import load_backend
 from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.students import Student, load_tokenizer
@@ -38,18 +38,20 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def test_balanced_rows_pass_layer_norm(table: np.ndarray) -> None:
     """Every balanced row has mean 0 and variance 1, and keeps its content."""
-    content = static.scale_to_fit(table)
-    rows = static.balance(content)
+    content = static_table.scale_to_fit(table)
+    rows = static_table.balance(content)
     assert rows.dtype == np.float32
     np.testing.assert_allclose(rows.mean(axis=1), 0, atol=1e-6)
     np.testing.assert_allclose(rows.var(axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(rows[:, : -static.BALANCE], content[:, : -static.BALANCE], atol=1e-6)
+    np.testing.assert_allclose(
+        rows[:, : -static_table.BALANCE], content[:, : -static_table.BALANCE], atol=1e-6
+    )
 
 
 def test_scaling_keeps_directions_and_nearly_all_proportions(table: np.ndarray) -> None:
     """Rows keep their directions; all but a few outliers share one factor."""
-    content = static.scale_to_fit(table)[:, : -static.BALANCE]
-    before = table[:, : -static.BALANCE].astype(np.float64)
+    content = static_table.scale_to_fit(table)[:, : -static_table.BALANCE]
+    before = table[:, : -static_table.BALANCE].astype(np.float64)
     assert not content[~before.any(axis=1)].any()
     there = before.any(axis=1)
     factors = np.linalg.norm(content[there], axis=1) / np.linalg.norm(before[there], axis=1)
@@ -61,8 +63,8 @@ def test_scaling_keeps_directions_and_nearly_all_proportions(table: np.ndarray) 
 
 def test_empty_table_is_no_division_by_zero() -> None:
     """A table of zeros stays zeros and can be balanced."""
-    content = static.scale_to_fit(np.zeros((4, 8), dtype=np.float32))
-    np.testing.assert_allclose(static.balance(content).var(axis=1), 1, atol=1e-6)
+    content = static_table.scale_to_fit(np.zeros((4, 8), dtype=np.float32))
+    np.testing.assert_allclose(static_table.balance(content).var(axis=1), 1, atol=1e-6)
 
 
 def test_static_start_equals_the_table(
@@ -76,8 +78,8 @@ def test_static_start_equals_the_table(
 
     The same for our encoder, the saved sentence-transformers folder and the saved static twin.
     """
-    student, content = make_student(), static.scale_to_fit(table)
-    static.start_static(student, content, 0.0)
+    student, content = make_student(), static_table.scale_to_fit(table)
+    static_table.start_static(student, content, 0.0)
     Student(student, tokenizer, 64).save(tmp_path / "student")
     vocabulary.save_static(tmp_path / "twin", content, tokenizer)
     backend = load_backend(tmp_path / "student", 64)
@@ -98,7 +100,7 @@ def test_static_start_equals_the_table(
 def test_silent_layers_can_learn(make_student: Make, table: np.ndarray) -> None:
     """At scale 0 the layers write nothing, yet the matrices that write get a gradient."""
     student = make_student()
-    static.start_static(student, static.scale_to_fit(table), 0.0)
+    static_table.start_static(student, static_table.scale_to_fit(table), 0.0)
     hidden = student(torch.tensor([[2, 90, 120, 130, 3]])).last_hidden_state
     hidden[..., :3].sum().backward()
     for layer in student.layers:
@@ -110,7 +112,7 @@ def test_silent_layers_can_learn(make_student: Make, table: np.ndarray) -> None:
 def test_residual_scale(make_student: Make, table: np.ndarray) -> None:
     """Another scale shrinks what the layers write by just that factor."""
     student, blank = make_student(), make_student()
-    static.start_static(student, static.scale_to_fit(table), 0.25)
+    static_table.start_static(student, static_table.scale_to_fit(table), 0.25)
     for mine, before in zip(student.layers, blank.layers, strict=True):
         torch.testing.assert_close(mine.attn.Wo.weight, before.attn.Wo.weight * 0.25)
         torch.testing.assert_close(mine.mlp.Wo.weight, before.mlp.Wo.weight * 0.25)
@@ -120,12 +122,12 @@ def test_residual_scale(make_student: Make, table: np.ndarray) -> None:
 def test_padded_vocabulary_is_balanced(make_student: Make, table: np.ndarray) -> None:
     """Entries that pad the vocabulary are content-free rows that pass LayerNorm too."""
     student = make_student()
-    static.start_static(student, static.scale_to_fit(table), 0.0)
+    static_table.start_static(student, static_table.scale_to_fit(table), 0.0)
     rows = student.embeddings.tok_embeddings.weight.detach().double().numpy()
     assert len(rows) > len(table)
     np.testing.assert_allclose(rows.mean(axis=1), 0, atol=1e-6)
     np.testing.assert_allclose(rows.var(axis=1), rows.var(axis=1).mean(), rtol=1e-5)
-    assert not rows[len(table) :, : -static.BALANCE].any()
+    assert not rows[len(table) :, : -static_table.BALANCE].any()
 
 
 def test_fit_raises_the_cosine(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -151,7 +153,7 @@ def test_fit_raises_the_cosine(tokenizer: PreTrainedTokenizerFast) -> None:
     steps: list[int] = []
 
     def fit() -> np.ndarray:
-        return static.fit_table(
+        return static_table.fit_table(
             start.copy(), tokens, labels, epochs=20, learning_rate=0.1, special=special, seed=0,
             advance=steps.append,
         )  # fmt: skip
@@ -177,7 +179,7 @@ def test_fitted_map_mends_tokens_that_no_text_holds() -> None:
     sums = np.stack([table[text].sum(axis=0) for text in texts]) @ rotation
     labels = (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float16)
     weights = np.full(vocabulary, 0.5)
-    fitted = static.fit_map(
+    fitted = static_table.fit_map(
         table, weights, tokens, labels, epochs=40, learning_rate=0.05, special=special, seed=0
     )
     assert not fitted[special].any()
@@ -193,7 +195,7 @@ def test_fitted_map_mends_tokens_that_no_text_holds() -> None:
 
 def test_zipf_weights_fall_with_frequency() -> None:
     """Rare tokens weigh nearly 1, frequent ones far less, unseen ones are finite."""
-    weights = static.zipf_weights(np.array([0, 10, 100_000, 900_000]))
+    weights = static_table.zipf_weights(np.array([0, 10, 100_000, 900_000]))
     assert np.all(np.diff(weights) < 0)
     assert weights[0] > 0.9
     assert weights[-1] < 1e-3

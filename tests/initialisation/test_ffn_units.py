@@ -1,4 +1,4 @@
-"""Promises of units.py: what says nothing goes unnoticed, and the mean of the rest stays."""
+"""Promises of ffn_units.py: what says nothing goes unnoticed, and the mean of the rest stays."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertModel, ModernBertModel
 
-from small_modernbert.initialisation import units
+from small_modernbert.initialisation import ffn_units
 from small_modernbert.runs.errors import UserError
 
 
@@ -44,7 +44,7 @@ def test_constant_units_go_unnoticed(teacher_folder: Path) -> None:
             layer.intermediate.dense.bias[::3] = 1.5
     wanted = states(model)
     kept = width - len(range(0, width, 3))
-    share = units.keep_units(model, sequences(), kept)
+    share = ffn_units.keep_units(model, sequences(), kept)
     assert share == pytest.approx(1, abs=1e-6)
     assert model.config.intermediate_size == kept
     torch.testing.assert_close(states(model), wanted, atol=1e-4, rtol=0)
@@ -54,7 +54,7 @@ def test_a_cut_model_reloads(teacher_folder: Path, tmp_path: Path) -> None:
     """Fewer units than say something change the states a little, and are saved as they are."""
     model = load(teacher_folder)
     wanted = states(model)
-    share = units.keep_units(model, sequences(), model.config.intermediate_size // 2)
+    share = ffn_units.keep_units(model, sequences(), model.config.intermediate_size // 2)
     assert 0.5 < share < 1
     cut = states(model)
     assert 0 < (cut - wanted).abs().mean() < wanted.abs().mean()
@@ -67,6 +67,6 @@ def test_what_cannot_be_cut(
 ) -> None:
     """Another family, or more units than there are, is refused by name."""
     with pytest.raises(UserError, match="not out of a modernbert"):
-        units.keep_units(make_student(), sequences(), 8)
+        ffn_units.keep_units(make_student(), sequences(), 8)
     with pytest.raises(UserError, match="FFN_UNITS is 9999"):
-        units.keep_units(load(teacher_folder), sequences(), 9_999)
+        ffn_units.keep_units(load(teacher_folder), sequences(), 9_999)
