@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROWS = 160  # of a split: create_dataset.py's default sets 1,000 texts aside
 QUESTIONS = 30  # of a retrieval set
 DISTRACTORS = 30  # documents of a retrieval set that answer nothing
-NANO_SETS = ("NanoMSMARCO", "NanoHotpotQA", "NanoNQ")
+NANO_SETS = ("NanoMSMARCO", "NanoHotpotQA", "NanoNQ", "NanoFiQA2018", "NanoSciFact", "NanoNFCorpus")
 # FACTS of public code: the commits that it pins.
 COMMITS = {
     "HuggingFaceFW/finewiki": "8bd13e72e6a002407649b3e898535f42ceb1aeb9",

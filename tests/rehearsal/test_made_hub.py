@@ -54,6 +54,17 @@ def test_every_default_of_a_script_is_made() -> None:
     assert len(asked & made) > 5
 
 
+def test_every_nano_set_of_a_script_is_made() -> None:
+    """Sets that a constant names are splits of the made NanoBEIR."""
+    scripts = [*ROOT.glob("*.py"), *ROOT.glob("mlm/[!_]*.py"), *ROOT.glob("recipes/*.sh")]
+    named = {
+        name
+        for script in scripts
+        for name in re.findall(r"\bNano[A-Z]\w+", script.read_text(encoding="utf-8"))
+    }
+    assert named - {"NanoBEIR"} <= set(made_hub.NANO_SETS)
+
+
 def test_made_rows_are_read_as_the_hub_serves_them(tmp_path: Path) -> None:
     """Cards name configs and splits, so that a folder is read like the hub's own data set."""
     made_hub.make_data(tmp_path, rows=5)
