@@ -46,8 +46,11 @@ def test_every_default_of_a_script_is_made() -> None:
         for line in script.read_text(encoding="utf-8").splitlines():
             name, _, rest = line.partition(": ")
             if name in known:
-                quoted = re.findall(r"\"([^\"]+)\"", rest.partition("  #")[0])
-                asked.update(text for text in quoted if HUB_ID.fullmatch(text))
+                for text in re.findall(r"\"([^\"]+)\"", rest.partition("  #")[0]):
+                    id, _, revision = text.partition("@")
+                    if HUB_ID.fullmatch(id):
+                        asked.add(id)
+                        assert revision in ("", made_hub.COMMITS.get(id)), text
     stages = {path.relative_to(ROOT).with_suffix("").as_posix() for path in scripts}
     asked = {id for id in asked if id not in stages and id.split("/")[0] not in stages}
     assert asked - made == set()
