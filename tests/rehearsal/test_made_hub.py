@@ -1,5 +1,6 @@
 """Promise of the rehearsal: whatever the scripts' tables ask of the hub, the made hub has."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from rehearsal import made_hub
 
 from small_modernbert.data import evaluation_sets, hub_datasets
 from small_modernbert.data.sources import Source
-from small_modernbert.runs import hub, settings
+from small_modernbert.runs import hub
 from small_modernbert.runs.references import ROOT
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -42,15 +43,14 @@ def test_every_default_of_a_script_is_made() -> None:
     scripts = [*ROOT.glob("*.py"), *ROOT.glob("mlm/[!_]*.py")]
     asked: set[str] = set()
     for script in scripts:
-        known = {constant.name for constant in settings.read_constants(script)}
-        for line in script.read_text(encoding="utf-8").splitlines():
-            name, _, rest = line.partition(": ")
-            if name in known:
-                for text in re.findall(r"\"([^\"]+)\"", rest.partition("  #")[0]):
-                    id, _, revision = text.partition("@")
-                    if HUB_ID.fullmatch(id):
-                        asked.add(id)
-                        assert revision in ("", made_hub.COMMITS.get(id)), text
+        for node in ast.parse(script.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.AnnAssign) or node.value is None:
+                continue
+            for part in ast.walk(node.value):
+                id, _, revision = str(getattr(part, "value", "")).partition("@")
+                if HUB_ID.fullmatch(id):
+                    asked.add(id)
+                    assert revision in ("", made_hub.COMMITS.get(id)), (id, revision)
     stages = {path.relative_to(ROOT).with_suffix("").as_posix() for path in scripts}
     asked = {id for id in asked if id not in stages and id.split("/")[0] not in stages}
     assert asked - made == set()
