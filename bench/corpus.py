@@ -108,7 +108,10 @@ def described(paths: list[str]) -> list[Any]:
     from small_modernbert.data.hub_datasets import TEXT_SOURCES
 
     offline = TEXT_SOURCES["offline"]
-    return [dataclasses.replace(offline, name=Path(path).stem, id=path) for path in paths]
+    # The files have no column of roles, which our reader fills in and the peer's does not.
+    return [
+        dataclasses.replace(offline, name=Path(path).stem, id=path, role=None) for path in paths
+    ]
 
 
 def ours(

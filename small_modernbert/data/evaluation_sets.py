@@ -1,7 +1,7 @@
 """Where evaluation sets come from: folders, files, the hub; retrieval sets and sentence pairs.
 
 A retrieval set is read from a folder in one of two layouts, whose files may be of any kind that
-`records` reads, or from the hub. Imports nothing heavy; `datasets` is imported only for the hub.
+`file_rows` reads, or from the hub. Imports nothing heavy; `datasets` is imported only for the hub.
 
     <folder>/corpus/<set>.parquet    _id, text, title (may be missing)      NanoBEIR's layout
     <folder>/queries/<set>.parquet   _id, text

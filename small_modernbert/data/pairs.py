@@ -91,7 +91,7 @@ def find_sources(reference: str | Path, split: str = "train") -> list[PairSource
     Args:
         reference: a name in PAIR_SOURCES, a file with the columns anchor and positive (and, if it
             has them, negative, negative_1 ... or the list negatives, and source), or a folder of
-            such files, see `records`.
+            such files, see `file_rows`.
         split: of a folder that has splits.
 
     Raises:

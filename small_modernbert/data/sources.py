@@ -42,7 +42,7 @@ class Source:
 
     Attributes:
         name: what corpora and reports call it.
-        id: a dataset of the hub, or a file or folder, see `records`.
+        id: a dataset of the hub, or a file or folder, see `file_rows`.
         config: of a hub dataset; None where there is only one.
         split: of a hub dataset.
         revision: a commit of a hub dataset; None takes the newest and says so.
