@@ -177,15 +177,33 @@ def test_a_reader_that_has_gone_gets_no_traceback(tmp_path: Path, flags: list[st
 def test_the_machine_is_prepared_before_main(
     namespace: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Waiting threads sleep, libraries show no bars; what the user has set stays."""
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    """Waiting threads soon sleep, libraries show no bars; what the user has set stays."""
+    # Set and taken away again, so that they are gone after the test whatever it leaves.
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")
     seen: dict[str, str] = {}
     namespace["main"] = lambda: seen.update(os.environ)
     settings.run(namespace, [])
     assert seen["OMP_WAIT_POLICY"] == "passive"
+    assert 0 < int(seen["GOMP_SPINCOUNT"]) < 100_000
     assert seen["HF_HUB_DISABLE_PROGRESS_BARS"] == "0"
     assert seen["HF_DATASETS_DISABLE_PROGRESS_BARS"] == "1"
+
+
+def test_a_users_wait_policy_outweighs_our_spins(
+    namespace: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GNU's OpenMP puts the count above the policy: a policy of the user's sets no count."""
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    seen: dict[str, str] = {}
+    namespace["main"] = lambda: seen.update(os.environ)
+    settings.run(namespace, [])
+    assert seen["OMP_WAIT_POLICY"] == "active"
+    assert "GOMP_SPINCOUNT" not in seen
 
 
 def test_effective_leaves_overwrite_out(namespace: dict[str, Any]) -> None:
