@@ -22,6 +22,7 @@ from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
     from small_modernbert.export.parity import Parity
+    from small_modernbert.models.students import Student
 
 # Inputs
 STUDENT: str = "distil_modernbert"  # a stage of this recipe, or a folder
@@ -53,42 +54,22 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.export import int8, onnx_export, parity
+        from small_modernbert.export import onnx_export, parity
         from small_modernbert.models import students
         from small_modernbert.models.loading import load_backend
 
         student = students.load_student(folder, max_tokens=MAX_TOKENS)
-        max_tokens = student.max_tokens
         if student.usage.prompts and not student.usage.include_prompt:
             raise UserError(f"{folder} leaves its prompts out of the pooling; no graph does that")
         final, card = stage.building, folder / "README.md"
         student.save(final, card.read_text(encoding="utf-8") if card.is_file() else "")
-        calibration, probes = draw_texts(files)
+        calibration, texts = draw_texts(files)
         uncut = load_backend(final, 1 << 30)
-        probes = parity.probes(probes, uncut, max_tokens, PROBES)
-        forms = [onnx_export.GRAPH]
-        onnx_export.export_onnx(student, final / onnx_export.GRAPH)
-        if INT8:
-            backend, pad = student.backend, student.tokenizer.pad_token_id
-            batches = onnx_export.token_batches(calibration, backend, pad)
-            int8.quantise(final / onnx_export.GRAPH, final / onnx_export.INT8, batches)
-            forms.append(onnx_export.INT8)
-        if OPENVINO:
-            made = onnx_export.export_openvino(
-                final / onnx_export.GRAPH, final / onnx_export.OPENVINO
-            )
-            forms += [onnx_export.OPENVINO] if made else []
-        numbers = {
-            "dimensions": student.width,
-            "max_tokens": max_tokens,
-            "pad_token_id": student.tokenizer.pad_token_id,
-            "pooling": student.pooling,
-            "prompts": student.usage.prompts,
-            "default_prompt_name": student.usage.default_prompt_name,
-        }
-        parity.describe(final, {}, **numbers)
-        distances = measure(folder, final, forms, probes, max_tokens)
-        parity.describe(final, distances, **numbers)
+        probes = parity.probes(texts, uncut, student.max_tokens, PROBES)
+        forms = write_forms(student, final, calibration)
+        parity.describe(final, student, {})  # the readers of the forms go by it
+        distances = measure(folder, final, forms, probes, student.max_tokens)
+        parity.describe(final, student, distances)
         stage.record.rows = {"probes": len(probes), "calibration": len(calibration)}
         stage.record.metrics = {form: vars(figures) for form, figures in distances.items()}
         lost = f", int8 loses {1 - distances[onnx_export.INT8].mean_cosine:.0e}" if INT8 else ""
@@ -97,6 +78,23 @@ def main() -> None:
             f"{lost} (cosine)",
             student.check_reload,
         )
+
+
+def write_forms(student: "Student", final: Path, calibration: list[str]) -> list[str]:
+    """Write the ONNX graph and the forms that are made of it; return the names of all."""
+    from small_modernbert.export import int8, onnx_export
+
+    forms = [onnx_export.GRAPH]
+    graph = final / onnx_export.GRAPH
+    onnx_export.export_onnx(student, graph)
+    if INT8:
+        pad = student.tokenizer.pad_token_id
+        batches = onnx_export.token_batches(calibration, student.backend, pad)
+        int8.quantise(graph, final / onnx_export.INT8, batches)
+        forms.append(onnx_export.INT8)
+    if OPENVINO and onnx_export.export_openvino(graph, final / onnx_export.OPENVINO):
+        forms.append(onnx_export.OPENVINO)
+    return forms
 
 
 def find_texts() -> list[Path]:
@@ -114,10 +112,10 @@ def find_texts() -> list[Path]:
     cure = "give a Parquet file with a text column, or a folder of them"
     if file := references.find_file(TEXTS, "TEXTS", cure):
         return [file]
-    found = sorted(references.need(TEXTS, RECIPE, "TEXTS", cure).rglob("*.parquet"))
-    if not found:
+    files = sorted(references.need(TEXTS, RECIPE, "TEXTS", cure).rglob("*.parquet"))
+    if not files:
         raise UserError(f"TEXTS: no Parquet file below {TEXTS}; {cure}")
-    return found
+    return files
 
 
 def draw_texts(files: list[Path]) -> tuple[list[str], list[str]]:
@@ -145,9 +143,9 @@ def measure(
     from small_modernbert.export.onnx_encoder import OnnxEncoder
 
     wanted = comparison.torch_encoder(student, max_tokens)(probes)
-    found = {onnx_export.TORCH: comparison.torch_encoder(final, max_tokens)(probes)}
-    found |= {form: OnnxEncoder(final, form, THREADS).encode(probes) for form in forms}
-    parity = {form: comparison.compare(wanted, vectors) for form, vectors in found.items()}
+    given = {onnx_export.TORCH: comparison.torch_encoder(final, max_tokens)(probes)}
+    given |= {form: OnnxEncoder(final, form, THREADS).encode(probes) for form in forms}
+    parity = {form: comparison.compare(wanted, vectors) for form, vectors in given.items()}
     print(comparison.table(final, parity))
     for form, figures in parity.items():
         if form != onnx_export.INT8 and figures.min_cosine < 1 - TOLERANCE:

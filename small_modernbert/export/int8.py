@@ -1,8 +1,9 @@
 """An int8 copy of an exported graph that stays close to it.
 
 onnxruntime's `quantize_dynamic` alone gives one scale to a whole table and one to all activations
-of a matrix product. A student that began as a static model (static.py) has two dimensions thirty
-times the others: everything else is lost in the rounding. Three exact rewritings come first:
+of a matrix product. A student that began as a static model (initialisation/static_table.py) has
+two dimensions thirty times the others: everything else is lost in the rounding. Three exact
+rewritings come first:
 
 - each product's inputs are divided, channel by channel, and its matrix is multiplied, so that
   both sides share the outliers (SmoothQuant, Xiao et al., arXiv 2211.10438, with alpha 0.5);
@@ -32,7 +33,7 @@ def quantise(path: Path, to: Path, batches: Sequence[tuple[np.ndarray, np.ndarra
     """Write the int8 copy of a graph.
 
     Args:
-        path: the fp32 graph, of `graphs.export_onnx`.
+        path: the fp32 graph, of `onnx_export.export_onnx`.
         to: the file to write.
         batches: token ids and masks of real texts, to see how large the activations are.
     """
@@ -73,8 +74,8 @@ def activation_peaks(
     )
     peaks: dict[str, np.ndarray] = {}
     for ids, mask in batches:
-        found = session.run(names, {"input_ids": ids, "attention_mask": mask})
-        for name, values in zip(names, found, strict=True):
+        inputs = session.run(names, {"input_ids": ids, "attention_mask": mask})
+        for name, values in zip(names, inputs, strict=True):
             # What stands at padded places is nobody's, and must not widen a scale.
             real = np.abs(values[mask.astype(bool)]).max(axis=0)
             peaks[name] = np.maximum(peaks.get(name, 0), real)

@@ -116,6 +116,6 @@ def token_batches(
     texts: Sequence[str], tokenizer: Tokenizer, pad_token_id: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return token ids and masks of texts, in batches of near-equal lengths."""
-    ids = [found.ids for found in tokenizer.encode_batch(list(texts)) if found.ids]
+    ids = [text.ids for text in tokenizer.encode_batch(list(texts)) if text.ids]
     cut = cut_by_length([len(row) for row in ids], TOKENS_PER_BATCH)
     return [pad([ids[row] for row in rows], pad_token_id) for rows in cut]

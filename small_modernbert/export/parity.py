@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from small_modernbert.export.onnx_encoder import DESCRIPTION
 from small_modernbert.models import encoders, vectors
+from small_modernbert.models.students import Student
 from small_modernbert.runs import report, storage
 from small_modernbert.runs.errors import UserError
 
@@ -41,16 +42,16 @@ class Parity:
     max_error: float
 
 
-def compare(wanted: np.ndarray, found: np.ndarray) -> Parity:
+def compare(wanted: np.ndarray, given: np.ndarray) -> Parity:
     """Compare two arrays of `(texts, width)` unit vectors, row by row.
 
     Raises:
         UserError: a vector is not finite.
     """
-    if not np.isfinite(found).all():
+    if not np.isfinite(given).all():
         raise UserError("the exported model gives NaN or infinite vectors; use another version")
-    cosines = np.minimum(np.einsum("ij,ij->i", wanted, found, dtype=np.float64), 1)
-    figures = (cosines.mean(), cosines.min(), np.abs(wanted - found).max())
+    cosines = np.minimum(np.einsum("ij,ij->i", wanted, given, dtype=np.float64), 1)
+    figures = (cosines.mean(), cosines.min(), np.abs(wanted - given).max())
     return Parity(*(round(float(figure), 7) for figure in figures))
 
 
@@ -70,13 +71,13 @@ def probes(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int, number: 
     if not usable:
         raise UserError("TEXTS: no text has a token in the student's vocabulary; give others")
     source = itertools.cycle(usable)
-    found = [""]
+    ladder = [""]
     for rung in np.unique(np.geomspace(1, max_tokens, number).round().astype(int)):
         text = next(source)
         while len(cut := tokenizer.encode(text, add_special_tokens=False)) < rung:
             text = f"{text} {next(source)}"
-        found.append(text[: cut.offsets[rung - 1][1]])
-    return found
+        ladder.append(text[: cut.offsets[rung - 1][1]])
+    return ladder
 
 
 def torch_encoder(folder: Path, max_tokens: int) -> Callable[[Sequence[str]], np.ndarray]:
@@ -104,22 +105,26 @@ def table(folder: Path, parity: dict[str, Parity]) -> str:
     return report.table(["form", "MB", "mean cosine", "least cosine", "largest error"], rows)
 
 
-def describe(folder: Path, parity: dict[str, Parity], **more: object) -> None:
+def describe(folder: Path, student: Student, parity: dict[str, Parity]) -> None:
     """Write export.json: what goes in, what comes out, each file's digest and its parity.
 
     Args:
         folder: the export.
+        student: that was exported.
         parity: of each form that is checked; empty before any is.
-        more: `dimensions`, `max_tokens`, `pad_token_id`, `pooling`, `prompts`,
-            `default_prompt_name`.
     """
     tokens = ["batch", "tokens"]
     content = {
         "inputs": {"input_ids": tokens, "attention_mask": tokens},
         "input_type": "int64",
-        "outputs": {"sentence_embedding": ["batch", more["dimensions"]]},
+        "outputs": {"sentence_embedding": ["batch", student.width]},
         "output_type": "float32, unit length",
-        **more,
+        "dimensions": student.width,
+        "max_tokens": student.max_tokens,
+        "pad_token_id": student.tokenizer.pad_token_id,
+        "pooling": student.pooling,
+        "prompts": student.usage.prompts,
+        "default_prompt_name": student.usage.default_prompt_name,
         "files": {
             name: {
                 "bytes": (folder / name).stat().st_size,
