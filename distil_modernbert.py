@@ -70,7 +70,7 @@ def main() -> None:
             return
         from small_modernbert.data import evaluation_sets, labels
         from small_modernbert.evaluation import watching
-        from small_modernbert.models import precision, students
+        from small_modernbert.models import precision, prompts, students
         from small_modernbert.training import distillation, loop
 
         labelled = labels.open_labels(inputs["labels"])
@@ -78,7 +78,7 @@ def main() -> None:
         student.to(precision.default_device())
         labelled.check_width(student.width)
         encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
-        student.prompts = distillation.choose_prompts(labelled, student, TRAIN_WITH_PROMPTS)
+        prompts.settle(stage, student, TRAIN_WITH_PROMPTS, labelled.index.get("prompts"))
         tokens = distillation.tokenise(stage, labelled, student, CUT_ALIKE)
         held_out_rows = min(HELD_OUT_ROWS, labelled.counts["held_out"])
         with stage.shared("labels", "vectors") as cache:

@@ -56,6 +56,7 @@ WARMUP: float = 0.1  # share of the steps, linear from 0
 DECAY: float = 0.3  # share of the steps at the end, 1 - sqrt to 0
 WEIGHT_DECAY: float = 0.01  # matrices only
 OPTIMIZER: Literal["stable_adamw", "adamw"] = "stable_adamw"  # the paper's, or torch's fused one
+TRAIN_WITH_PROMPTS: bool = True  # the student's own, if it has any; without, it loses them
 MAX_TOKENS: int = 0  # longer texts are cut; 0 = as many as the student takes
 PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # auto measures which is faster here
 CHECKPOINT_EVERY: int = 500  # steps; what a kill can cost
@@ -86,10 +87,11 @@ def main() -> None:
             return
         from small_modernbert.data.token_store import store
         from small_modernbert.evaluation import matryoshka
-        from small_modernbert.models import precision, students
+        from small_modernbert.models import precision, prompts, students
         from small_modernbert.training import contrastive, loop
 
         student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
+        prompts.settle(stage, student, TRAIN_WITH_PROMPTS)
         measured = matryoshka.check_dimensions(DIMENSIONS, student.width)
         train, watched = contrastive.with_prompts(*load_examples(stage, inputs), student.prompts)
         student.to(precision.default_device())

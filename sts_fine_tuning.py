@@ -56,6 +56,7 @@ WARMUP: float = 0.1  # share of the steps, linear from 0
 DECAY: float = 0.3  # share of the steps at the end, 1 - sqrt to 0
 WEIGHT_DECAY: float = 0.01  # matrices only
 OPTIMIZER: Literal["stable_adamw", "adamw"] = "stable_adamw"  # the paper's, or torch's fused one
+TRAIN_WITH_PROMPTS: bool = True  # the student's own, if it has any; without, it loses them
 MAX_TOKENS: int = 0  # longer texts are cut; 0 = as many as the student takes
 PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # auto measures which is faster here
 CHECKPOINT_EVERY: int = 200  # steps; what a kill can cost
@@ -85,17 +86,18 @@ def main() -> None:
             return
         from small_modernbert.data.token_store import store
         from small_modernbert.evaluation import watching
-        from small_modernbert.models import precision, students
+        from small_modernbert.models import precision, prompts, students
         from small_modernbert.training import graded_similarity, loop
 
         sets, sentence_pairs = load_evaluation(inputs)
         splits = gather_pairs(stage, sets, sentence_pairs)
         graded_similarity.check_range(splits, OBJECTIVE)
         student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
+        prompts.settle(stage, student, TRAIN_WITH_PROMPTS)
         student.to(precision.default_device())
         encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
         backend = student.backend
-        prompt = student.prompts.text  # a student that came with one is trained as it will be used
+        prompt = student.prompts.text  # trained as it will be used
         train_tokens, held_out_tokens = (
             store([prompt + text for text in pairs.texts()], backend, stage.scratch / split, split)
             for split, pairs in (("train", splits.train), ("held_out", splits.held_out))
@@ -234,6 +236,8 @@ def keep_input(
     fine_tuned = outcome.latest if outcome.best_step else last_figures(stage, figure)
     stage.record.facts["result"] = "kept the input model"
     stage.record.facts["reason"] = reason
+    for name in ("prompts", "prompts_trained_with"):  # of the model that is not kept
+        stage.record.facts.pop(name, None)
     stage.record.metrics = {
         "before": outcome.before,
         "after": outcome.before,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from miniature import Language, make_bpe_tokenizer, make_teacher, make_wordpiece_tokenizer
 
+from small_modernbert.models import prompts
 from small_modernbert.runs import hub, machine, references, stages
 
 # Before torch is imported: tiny models gain nothing from a second thread, and on a busy machine
@@ -51,6 +52,7 @@ def runs_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def nothing_was_warned_of() -> None:
     """Let each test see the warnings that a process gives once."""
     hub.warn_unpinned.cache_clear()
+    prompts.warn_of_unread.cache_clear()
 
 
 @pytest.fixture

@@ -5,17 +5,26 @@ A model's folder may name a prompt for queries, one for documents, and a default
 encodes by other means takes them from here, so that the vectors are the model's own.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, get_args
+
+from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from small_modernbert.models.students import Student
+    from small_modernbert.runs.stages import Stage
+
 Role = Literal["text", "query", "document"]
 ROLES: tuple[Role, ...] = get_args(Role)
-# As sentence-transformers looks for it: the first of these names that there is.
-DOCUMENT_NAMES = ("document", "passage", "corpus")
+# Names that sentence-transformers' documentation gives to a prompt of documents, and that its
+# `encode_document` (5.1 to 6.2) never reads: a model always has "document", empty if need be.
+UNREAD_NAMES = ("passage", "corpus")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,17 +62,57 @@ def choose_prompts(
         query: used where the model names none for queries (E5, BGE, DenseOn: it is on their cards).
         document: likewise for documents.
     """
-    own = next((named[name] for name in DOCUMENT_NAMES if name in named), "")
-    return Prompts(
+    prompts = Prompts(
         text=(named.get(default) if default else "") or "",
         query=named.get("query") or query,
-        document=own or document,
+        document=named.get("document") or document,
+    )
+    unread = next((name for name in UNREAD_NAMES if named.get(name)), None)
+    if unread and not prompts.document:
+        warn_of_unread(unread, str(named[unread]))
+    return prompts
+
+
+@lru_cache(maxsize=64)
+def warn_of_unread(name: str, prompt: str) -> None:
+    """Say once a process that documents get no prompt, though one is meant for them."""
+    logger.warning(
+        "a model names a prompt %r (%r), which encode_document of sentence-transformers never "
+        'reads: its documents get none here either; name it "document" in the model\'s '
+        "config_sentence_transformers.json to have it used",
+        name,
+        prompt,
     )
 
 
 def prompts_of(model: "SentenceTransformer", query: str = "", document: str = "") -> Prompts:
     """Return a loaded model's prompts; see `choose_prompts`."""
     return choose_prompts(model.prompts, model.default_prompt_name, query, document)
+
+
+def settle(
+    stage: "Stage", student: "Student", wanted: bool, given: Mapping[str, str] | None = None
+) -> None:
+    """Decide what prompts a student is trained behind, and keeps; run.json says which.
+
+    Args:
+        stage: that trains it.
+        student: its own prompts count where none are given.
+        wanted: whether to train with prompts at all; without, the saved student has none.
+        given: the teacher's, by role; they come before the student's own.
+
+    Raises:
+        UserError: the student leaves prompts out of its pooling, which is not trained here.
+    """
+    prompts = (Prompts(**(given or {})) or student.prompts) if wanted else Prompts()
+    if prompts and not student.usage.include_prompt:
+        raise UserError(
+            "the student's pooling leaves prompts out, which can't be trained here; train it "
+            "without: --no-train-with-prompts"
+        )
+    if not wanted or prompts != student.prompts:
+        student.prompts = prompts
+    stage.record.facts |= {"prompts": vars(prompts), "prompts_trained_with": bool(prompts)}
 
 
 def prompt_tokens(model: "SentenceTransformer", prompt: str) -> int:

@@ -15,7 +15,6 @@ from small_modernbert.models.packing import pack
 from small_modernbert.models.packing import plan_batches as plan
 from small_modernbert.models.prompts import Prompts
 from small_modernbert.models.students import Student
-from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 from small_modernbert.training import losses
 
@@ -36,28 +35,6 @@ def loss_function(
 
         return ranking
     return losses.mse if objective == "mse" else losses.cosine
-
-
-def choose_prompts(labelled: Labels, student: Student, wanted: bool) -> Prompts:
-    """Return the prompts that the student is trained with, and is to be used with.
-
-    Args:
-        labelled: the labels; the teacher's prompts by role are kept with them.
-        student: its own prompts count where the teacher had none.
-        wanted: whether to train with prompts at all.
-
-    Raises:
-        UserError: the student leaves prompts out of its pooling, which is not trained here.
-    """
-    if not wanted:
-        return Prompts()
-    prompts = Prompts(**labelled.index.get("prompts", {})) or student.prompts
-    if prompts and not student.usage.include_prompt:
-        raise UserError(
-            "the student's pooling leaves prompts out, which can't be trained here; train it "
-            "without: --no-train-with-prompts"
-        )
-    return prompts
 
 
 def prompted(labelled: Labels, split: str, prompts: Prompts) -> Iterator[str]:
@@ -91,7 +68,6 @@ def tokenise(
         student.cut_at(limit),
         *([str(prompts)] if prompts else []),
     )
-    stage.record.facts["prompts"] = vars(prompts)
     stage.record.facts["lengths"] = compare_lengths(labelled, tokens["train"], limit)
     return tokens
 

@@ -1,14 +1,20 @@
 """Promises of prompts.py: a text is prompted as the model's own encode functions would."""
 
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
+from transformers import ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.models import inference, prompts
+from small_modernbert.models import inference, prompts, students
 from small_modernbert.models.prompts import Prompts
 from small_modernbert.models.teachers import load_teacher, token_ids
+from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.stages import Stage
 
 NAMED = {"query": "query: ", "document": "passage: ", "sts": "same? "}
 
@@ -23,13 +29,21 @@ def prompted(teacher_folder: Path, tmp_path: Path) -> SentenceTransformer:
     return load_teacher(tmp_path)
 
 
+@pytest.fixture
+def plain_student(
+    make_student: Callable[..., ModernBertModel], tokenizer: PreTrainedTokenizerFast
+) -> students.Student:
+    """Return a student without prompts."""
+    return students.Student(make_student(), tokenizer, 64)
+
+
 @pytest.mark.parametrize(
     ("named", "default", "wanted"),
     [
         ({}, None, Prompts("", "Q ", "D ")),  # E5, BGE: the folder says nothing, the card does
         ({"query": "", "document": ""}, None, Prompts("", "Q ", "D ")),  # as the library fills in
         ({"query": "q: "}, None, Prompts("", "q: ", "D ")),  # the folder's own comes first
-        ({"query": "q: ", "passage": "p: "}, "query", Prompts("q: ", "q: ", "p: ")),
+        ({"query": "q: ", "document": "p: "}, "query", Prompts("q: ", "q: ", "p: ")),
         ({"any": "a: "}, "any", Prompts("a: ", "Q ", "D ")),  # the default is not for queries
     ],
 )
@@ -66,3 +80,57 @@ def test_vectors_are_those_of_the_three_encode_functions(
         vectors[role] = engine.encode(ids, tokens_per_batch=200, prompt_tokens=skipped)
         np.testing.assert_allclose(vectors[role], encode(texts), atol=1e-4)
     assert np.abs(vectors["query"] - vectors["document"]).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["passage", "corpus"])
+def test_a_prompt_that_encode_document_never_reads_is_not_used_and_said(
+    teacher_folder: Path, texts: list[str], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Documents are encoded as by encode_document, and the log says what would change it."""
+    own = {"query": "q: ", name: f"{name}: "}
+    model = SentenceTransformer(str(teacher_folder), device="cpu", prompts=own)
+    with caplog.at_level(logging.WARNING):
+        assert prompts.prompts_of(model) == prompts.choose_prompts(own, None) == Prompts("", "q: ")
+    assert 'name it "document"' in caplog.text
+    np.testing.assert_allclose(model.encode_document(texts), model.encode(texts), atol=1e-6)
+    assert prompts.choose_prompts(own, None, document="given: ").document == "given: "
+
+
+GIVEN = {"text": "", "query": "teacher's: ", "document": ""}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "given", "kept"),
+    [
+        (True, GIVEN, Prompts(query="teacher's: ")),
+        (True, None, Prompts(query="its own: ")),
+        (True, dict.fromkeys(GIVEN, ""), Prompts(query="its own: ")),  # the teacher had none
+        (False, GIVEN, Prompts()),  # not even those that it came with
+    ],
+)
+def test_a_student_keeps_the_prompts_that_it_is_trained_behind(
+    open_stage: Callable[..., Stage],
+    plain_student: students.Student,
+    wanted: bool,
+    given: Mapping[str, str] | None,
+    kept: Prompts,
+) -> None:
+    """The teacher's come before its own, a constant leaves all out, and the record says which."""
+    plain_student.prompts = Prompts(query="its own: ")
+    with open_stage() as stage:
+        prompts.settle(stage, plain_student, wanted, given)
+    assert plain_student.prompts == kept
+    assert stage.record.facts == {"prompts": vars(kept), "prompts_trained_with": bool(kept)}
+
+
+def test_prompts_left_out_of_the_pooling_are_not_trained_with(
+    open_stage: Callable[..., Stage], plain_student: students.Student
+) -> None:
+    """A student with include_prompt: false is refused, and trained as the message says."""
+    plain_student.prompts = Prompts(query="its own: ")
+    plain_student.usage = replace(plain_student.usage, include_prompt=False)
+    with open_stage() as stage:
+        with pytest.raises(UserError, match="--no-train-with-prompts"):
+            prompts.settle(stage, plain_student, True)
+        prompts.settle(stage, plain_student, False)
+    assert not plain_student.usage.prompts

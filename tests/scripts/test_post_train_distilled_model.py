@@ -127,6 +127,7 @@ def test_margins_at_every_dimension(
     record = record_of(stage)
     before, after = record["metrics"]["before"], record["metrics"]["after"]
     assert after["judge_spearman"] > before["judge_spearman"] + 0.1
+    assert record["facts"]["prompts_trained_with"] is False
     assert record["facts"]["judge"] == {
         **{"name": "words", "scale": "cosine"},
         **{"margins": "scores", "margin_scale": 1.0},

@@ -118,6 +118,7 @@ def test_mined_pairs_from_start_to_end(
     assert not [name for name in after if name.startswith("sts")]
     assert {"mrpc_average_precision", "boolq-dev_ndcg@10", "retrieval_ndcg@10"} <= after.keys()
     assert record["facts"]["result"] == "the fine-tuned model"
+    assert record["facts"]["prompts_trained_with"] is False
     assert record["rows"]["scored_by"] == "teacher"
     trained, held_out = (
         read_texts(stage / "final" / "pairs" / split / "shard-00000.parquet")
@@ -148,6 +149,7 @@ def test_a_loss_in_retrieval_keeps_the_input(
     record = record_of(stage)
     assert record["status"] == "finished"
     assert record["facts"]["result"] == "kept the input model"
+    assert "prompts_trained_with" not in record["facts"]
     assert "boolq-dev fell from" in record["facts"]["reason"]
     metrics = record["metrics"]
     assert metrics["after"] == metrics["before"]

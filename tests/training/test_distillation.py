@@ -1,7 +1,6 @@
 """Promises of distillation.py: a packed encoder, a task that learns, figures that warn."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,10 @@ from small_modernbert.data import labels
 from small_modernbert.data.retrieval_sets import RetrievalSet
 from small_modernbert.data.token_store import TokenStore, tokenise
 from small_modernbert.evaluation.watching import HeldOutTexts, Watched
-from small_modernbert.models import forward, students
+from small_modernbert.models import forward, prompts, students
 from small_modernbert.models.loading import load_backend
 from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.prompts import Prompts
-from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 from small_modernbert.training import distillation, loop, losses
 from small_modernbert.training.distillation import DistillationTask
@@ -246,8 +244,9 @@ def test_prompts_are_trained_with_by_role(
 ) -> None:
     """A text is tokenised behind the prompt of its role; the saved student names the prompts."""
     found = labelled(prompts={"text": "", "query": QUERY, "document": DOCUMENT})
-    student.prompts = distillation.choose_prompts(found, student, True)
     with open_stage({"labels": found.folder}) as stage:
+        prompts.settle(stage, student, True, found.index["prompts"])
+        assert stage.record.facts["prompts_trained_with"] is True
         tokens = distillation.tokenise(stage, found, student, alike=False)
     roles = list(found.column("train", "role"))
     for row, text in enumerate(found.texts("train")):
@@ -259,21 +258,6 @@ def test_prompts_are_trained_with_by_role(
     model = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
     wanted = PackedEncoder(student.transformer).encode_texts([QUERY + "sun"], student.backend)
     assert model.encode_query(["sun"]) == pytest.approx(wanted, abs=1e-5)
-
-
-def test_without_prompts_none_is_kept(
-    labelled: Callable[..., labels.Labels], student: students.Student
-) -> None:
-    """Trained without, a student has none, not even those that it came with."""
-    found = labelled(prompts={"text": "", "query": QUERY, "document": ""})
-    student.prompts = Prompts(query="its own: ")
-    assert distillation.choose_prompts(found, student, False) == Prompts()
-    assert distillation.choose_prompts(found, student, True) == Prompts(query=QUERY)
-    bare = labelled(prompts={"text": "", "query": "", "document": ""})
-    assert distillation.choose_prompts(bare, student, True) == Prompts(query="its own: ")
-    student.usage = replace(student.usage, include_prompt=False)
-    with pytest.raises(UserError, match="--no-train-with-prompts"):
-        distillation.choose_prompts(found, student, True)
 
 
 @pytest.mark.parametrize(
