@@ -3,7 +3,7 @@
 Reads:  a student (a stage, or a sentence-transformers folder of ours); texts to check the forms
         with (Parquet files with a `text` column)
 Writes: runs/<recipe>/export_model/final/: the sentence-transformers files, onnx/model.onnx,
-        onnx/model_int8.onnx, openvino/ and export.json (shapes, digests, parity)
+        onnx/model_quantized.onnx, openvino/ and export.json (shapes, digests, parity)
 
     python export_model.py --recipe offline
     python export_model.py --recipe offline --student sts_fine_tuning --variant sts --no-openvino

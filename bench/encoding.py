@@ -43,7 +43,7 @@ SEED: int = 42  # of texts and weights
 
 FORMS = {
     "student, ONNX fp32": "onnx/model.onnx",
-    "student, ONNX int8": "onnx/model_int8.onnx",
+    "student, ONNX int8": "onnx/model_quantized.onnx",
     "student, OpenVINO": "openvino/openvino_model.xml",
 }
 PEER = ("its teacher", "`SentenceTransformer.encode`, default.")

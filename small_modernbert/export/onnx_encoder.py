@@ -1,7 +1,7 @@
 """An exported student on a CPU, without torch and without transformers.
 
     from small_modernbert.export.onnx_encoder import OnnxEncoder
-    encoder = OnnxEncoder("runs/offline/export_model/final", "onnx/model_int8.onnx", threads=2)
+    encoder = OnnxEncoder("runs/offline/export_model/final", "onnx/model_quantized.onnx", threads=2)
     vectors = encoder.encode(["a text", "another"])
 
 Needs numpy, tokenizers and onnxruntime (or openvino, for its files). The file stands alone: it may

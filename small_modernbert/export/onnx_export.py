@@ -23,7 +23,7 @@ from small_modernbert.models.students import Student
 logger = logging.getLogger(__name__)
 OPSET = 20  # the first with Gelu
 # The forms, each named by the file that its reader opens.
-TORCH, GRAPH, INT8 = "model.safetensors", "onnx/model.onnx", "onnx/model_int8.onnx"
+TORCH, GRAPH, INT8 = "model.safetensors", "onnx/model.onnx", "onnx/model_quantized.onnx"
 OPENVINO = "openvino/openvino_model.xml"  # its weights lie beside it, in a .bin
 
 

@@ -29,6 +29,9 @@ HEADS = {
     "Normalize": modules.Normalize,
 }
 CURE = "write the model again"
+# Of one call or one machine, and yet saved. fastembed would cut every text at such a max_length.
+NOT_THE_TOKENIZERS = ("backend", "is_local", "local_files_only", "max_length", "pad_to_multiple_of")
+NOT_THE_TOKENIZERS += ("stride", "truncation_strategy")
 
 
 @dataclass
@@ -189,7 +192,7 @@ def write_transformer(
     finally:
         model.config._attn_implementation = implementation
     if model.config.model_type == "modernbert":
-        _add_flat_fields(folder / "config.json")
+        _add_flat_fields(folder / "config.json", tokenizer)
     write_tokenizer(folder, tokenizer, max_tokens)
 
 
@@ -201,8 +204,12 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast, max_tokens
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     config["model_input_names"] = ["input_ids", "attention_mask"]
     config["model_max_length"] = max_tokens
-    config.pop("backend", None)
+    for name in NOT_THE_TOKENIZERS:
+        config.pop(name, None)
     storage.write_json(path, config)
+    # transformers 5 writes it no more; fastembed and onnxruntime-extensions read it.
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    storage.write_json(folder / "special_tokens_map.json", special)
     # The length belongs to the reader's call, not to the file: a saved truncation would bind all.
     path = folder / "tokenizer.json"
     backend = json.loads(path.read_text(encoding="utf-8"))
@@ -311,11 +318,24 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def _add_flat_fields(path: Path) -> None:
+def _add_flat_fields(path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Say in a ModernBERT's config.json what other readers ask for, beside the newer fields.
+
+    text-embeddings-inference wants both thetas, the distance of global layers, and five ids.
+    """
     config = json.loads(path.read_text(encoding="utf-8"))
     ropes, kinds = config["rope_parameters"], config["layer_types"]
     config["global_rope_theta"] = ropes["full_attention"]["rope_theta"]
     config["local_rope_theta"] = ropes["sliding_attention"]["rope_theta"]
     later = [index for index, kind in enumerate(kinds) if index and kind == "full_attention"]
     config["global_attn_every_n_layers"] = later[0] if later else len(kinds)
+    for name, like in (
+        ("pad", "pad"),
+        ("cls", "cls"),
+        ("sep", "sep"),
+        ("bos", "cls"),
+        ("eos", "sep"),
+    ):
+        if config.get(f"{name}_token_id") is None:
+            config[f"{name}_token_id"] = getattr(tokenizer, f"{like}_token_id")
     storage.write_json(path, config)

@@ -1,5 +1,6 @@
 """Promises of students.py: what is saved loads everywhere, as what it was."""
 
+import copy
 import json
 import re
 import shutil
@@ -99,6 +100,48 @@ def test_older_readers_can_load(folder: Path, make_student: Make) -> None:
     assert tokenizer["model_max_length"] == MAX_TOKENS
     assert read("tokenizer.json")["truncation"] is None
     assert not list(folder.rglob("*.bin"))
+
+
+def test_other_readers_find_every_field(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """What text-embeddings-inference, vLLM, fastembed and onnxruntime-extensions ask for is there.
+
+    Old and new rope fields agree; ids are numbers; no length of another call binds a reader.
+    """
+
+    def read(name: str) -> dict:
+        return json.loads((folder / name).read_text(encoding="utf-8"))
+
+    config = read("config.json")
+    for name in ("pad", "eos", "bos", "cls", "sep"):
+        assert type(config[f"{name}_token_id"]) is int, name
+    assert (config["cls_token_id"], config["sep_token_id"]) == (
+        tokenizer.cls_token_id,
+        tokenizer.sep_token_id,
+    )
+    for name in ("classifier_activation", "initializer_cutoff_factor", "norm_bias", "norm_eps"):
+        assert config[name] is not None, name
+    ropes = config["rope_parameters"]
+    assert ropes["full_attention"]["rope_theta"] == config["global_rope_theta"]
+    assert ropes["sliding_attention"]["rope_theta"] == config["local_rope_theta"]
+    pooling = read("1_Pooling/config.json")
+    assert (pooling["pooling_mode_mean_tokens"], pooling["pooling_mode_cls_token"]) == (True, False)
+    assert read("sentence_bert_config.json")["max_seq_length"] == MAX_TOKENS
+    special = read("special_tokens_map.json")
+    assert special["pad_token"] == tokenizer.pad_token
+    assert special["mask_token"] == tokenizer.mask_token
+
+
+def test_a_length_of_another_call_does_not_go_along(
+    tmp_path: Path, make_student: Make, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A max_length that a tokenizer's maker left in its settings would cut fastembed's texts."""
+    given = copy.deepcopy(tokenizer)
+    given.init_kwargs |= {"max_length": 12, "stride": 2, "truncation_strategy": "only_first"}
+    students.Student(make_student(), given, MAX_TOKENS).save(tmp_path)
+    stored = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert not stored.keys() & {"max_length", "stride", "truncation_strategy", "is_local"}
+    assert stored["model_max_length"] == MAX_TOKENS
+    assert stored["pad_token"] == tokenizer.pad_token
 
 
 def test_tokenizer_comes_back(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
