@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 # Inputs
 SOURCES: list[str] = ["msmarco", "philosophy", "npr", "finewiki"]  # rows of TEXT_SOURCES
 OFFLINE_TEXT: list[str] = ["assets/text/train.parquet"]  # the source "offline": files or folders
-# Parquet, JSON lines, JSON, CSV, TSV (a column `text`), text (one a line), Markdown (one a file).
+# Parquet, JSON lines, JSON, CSV, TSV, text (one a line), Markdown (one a file), gzipped or not.
+TEXT_COLUMN: str = "text"  # of OFFLINE_TEXT: what the column with the texts is called
 FINEWIKI_CAP: int = 500_000  # articles: of some 7M, most teach so small a model no more; 0 = all
 LEAK_SETS: list[str] = ["NanoMSMARCO", "NanoHotpotQA", "NanoNQ"]  # none of their texts may train
 # They leave the hub's sources, and one's own text where RETRIEVAL_FOLDER is given.
@@ -152,7 +153,7 @@ def resolve_sources() -> "list[TextSource]":
         if (place := references.find(text)) is None:
             raise UserError(f"OFFLINE_TEXT: {text} is not there; {ASSETS}, or give your own text")
         places.append(place)
-    own = {"places": tuple(places), "id": ", ".join(OFFLINE_TEXT)}
+    own = {"places": tuple(places), "id": ", ".join(OFFLINE_TEXT), "texts": (TEXT_COLUMN,)}
     if not all((place.parents[1] / "manifest.json").exists() for place in places):
         own["licence"] = "yours to state"
     return [
@@ -249,6 +250,8 @@ def check_enough(counts: dict[str, dict[str, int]]) -> None:
         UserError: with the flags to change.
     """
     kept = sum(row["kept"] for row in counts.values())
+    if not any(row["read"] for row in counts.values()):
+        raise UserError("no source has a text: their files are blank; give other --offline-text")
     if kept <= HELD_OUT_ROWS:
         raise UserError(
             f"{kept:,} texts are left, and {HELD_OUT_ROWS:,} are to be held out; "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from miniature import Language, make_bpe_tokenizer, make_teacher, make_wordpiece_tokenizer
 
+from small_modernbert.data import file_rows
 from small_modernbert.models import prompts
 from small_modernbert.runs import hub, machine, references, stages
 
@@ -50,9 +51,10 @@ def runs_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_was_warned_of() -> None:
-    """Let each test see the warnings that a process gives once."""
+    """Let each test see what a process says once."""
     hub.warn_unpinned.cache_clear()
     prompts.warn_of_unread.cache_clear()
+    file_rows.say.cache_clear()
 
 
 @pytest.fixture

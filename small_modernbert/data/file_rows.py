@@ -12,21 +12,26 @@ may lack a column that others have. In a folder, files of all these kinds are re
 of a data set with splits (train-00000.parquet, test/x.csv) only the split that is asked for.
 """
 
-import codecs
-import csv
 import dataclasses
-import gzip
 import json
 import logging
 import os
 import re
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from small_modernbert.data import parquet
+from small_modernbert.data.row_formats import (
+    NAMELESS,
+    READERS,
+    TABLES,
+    Row,
+    columnar,
+    ending_of,
+)
 from small_modernbert.runs.errors import UserError
 
 READ_ROWS = 2_000
@@ -44,8 +49,8 @@ _WORDS = {
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 # What a folder holds beside its data, and nobody means to train on.
 _BESIDE = re.compile(r"(readme|licen[cs]e|changelog|contributing|dataset_infos?)\b", re.IGNORECASE)
+BESIDE_ENDINGS = (".crc", ".py", ".yaml", ".yml", ".lock", ".log", ".png", ".svg")
 logger = logging.getLogger(__name__)
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +89,7 @@ def find_files(*places: Path, cure: str) -> list[DataFile]:
             data = [path for path in inside if not _BESIDE.match(path.name)] or inside
             if not data:
                 raise UserError(f"{place} holds no file that is read ({kinds()}); {cure}")
+            _say_unread(place)
             splits = [_split_of(path.relative_to(place)) for path in data]
             # Beside files of other splits, one that names none is for training.
             rest = "train" if any(splits) else ""
@@ -99,9 +105,30 @@ def find_files(*places: Path, cure: str) -> list[DataFile]:
     return files
 
 
+def _say_unread(place: Path) -> None:
+    """Say what lies in a folder and is of no kind that is read."""
+    left = [
+        path
+        for path in sorted(place.rglob("*"))
+        if not path.is_dir() and not _is_hidden(path, place) and not _is_data(path, place)
+    ]
+    # What programs put beside the data of theirs: _SUCCESS, .crc, cards without an ending.
+    left = [path for path in left if path.suffix and path.suffix.lower() not in BESIDE_ENDINGS]
+    if left:
+        names = ", ".join(path.relative_to(place).as_posix() for path in left[:5])
+        more = f" and {len(left) - 5:,} more" if len(left) > 5 else ""
+        say(f"{place}: left alone, no kind of file that is read: {names}{more}")
+
+
+@lru_cache(maxsize=1024)
+def say(line: str) -> None:
+    """Log a line once a process, however often a folder is looked into."""
+    logger.info("%s", line)
+
+
 def kinds() -> str:
     """Return the endings that are read, for a message."""
-    return f"{' '.join(_READERS)}, also as .gz"
+    return f"{' '.join(READERS)}, also as .gz"
 
 
 def split_named(word: str) -> str | None:
@@ -118,7 +145,7 @@ def select_split(files: Sequence[DataFile], split: str, cure: str) -> list[DataF
     chosen = [file for file in files if file.split in (split, "")]
     for file in files:
         if file not in chosen:
-            logger.info("%s: left alone, it is of the %s split", file.path, file.split)
+            say(f"{file.path}: left alone, it is of the {file.split} split")
     if not chosen:
         raise UserError(f"{files[0].path.parent}: no file is of the {split} split; {cure}")
     return chosen
@@ -130,7 +157,7 @@ def read_columns(path: Path, cure: str) -> list[str]:
     Raises:
         UserError: see `read_rows`.
     """
-    if _ending(path) in (".parquet", ".pq"):
+    if ending_of(path) in (".parquet", ".pq"):
         return parquet.read_schema(path, cure).names
     rows = next(_batches(_reader(path, cure)(path)), [])
     return list(dict.fromkeys(name for row in rows for name in row))
@@ -142,7 +169,7 @@ def count_rows(path: Path, cure: str) -> int:
     Raises:
         UserError: see `read_rows`.
     """
-    if _ending(path) in (".parquet", ".pq"):
+    if ending_of(path) in (".parquet", ".pq"):
         return parquet.count_rows(path, cure)
     return sum(1 for _ in _reader(path, cure)(path))
 
@@ -160,7 +187,7 @@ def read_rows(
         path: the file.
         columns: those to read, with what they must hold. Cells of text are given as they were
             read, whatever they are: whoever cleans them counts what is none. A number may be
-            spelt as text in CSV alone.
+            spelt as text. Text and Markdown files are the first column, whatever it is called.
         cure: what to do about a file that cannot be used; the end of the message.
         optional: columns to read as well where they are there.
 
@@ -168,44 +195,62 @@ def read_rows(
         UserError: the file is of no kind that is read, is damaged, lacks a column, or has a number
             that is none; with the row.
     """
-    if _ending(path) in (".parquet", ".pq"):
-        others: dict[str, parquet.Kind] = dict.fromkeys(optional, "any")
-        for batch in parquet.read_batches(path, columns, cure, optional=others, rows=READ_ROWS):
-            yield {name: parquet.to_list(batch.column(name)) for name in batch.schema.names}
-        return
-    spelt = _ending(path) in (".csv", ".tsv")
-    wanted, begin = [*columns], 0
-    for rows in _batches(_reader(path, cure)(path)):
-        if not begin:
-            names = dict.fromkeys(name for row in rows for name in row)
-            for name in columns:
-                if name not in names:
-                    there = ", ".join(names) or "none"
-                    raise UserError(f"{path} has no column {name!r}; it has: {there}; {cure}")
-            wanted += [name for name in optional if name in names and name not in columns]
-        batch = {name: [row.get(name) for row in rows] for name in wanted}
+    if ending_of(path) in (".parquet", ".pq"):
+        batches = _read_parquet(path, columns, cure, optional)
+    else:
+        batches = _read_others(path, columns, cure, optional)
+    begin = 0
+    for batch in batches:
         for name, kind in columns.items():
             if kind == "number":
                 where = f"{path}, column {name!r}, row"
                 batch[name] = [
-                    _number(cell, spelt, f"{where} {number:,}", cure)
+                    _number(cell, f"{where} {number:,}", cure)
                     for number, cell in enumerate(batch[name], begin + 1)
                 ]
-        begin += len(rows)
+        begin += len(next(iter(batch.values())))
         yield batch
 
 
-def _number(cell: object, spelt: bool, where: str, cure: str) -> float | None:
-    if cell is None or (spelt and cell == ""):
+def _read_parquet(
+    path: Path, columns: Mapping[str, parquet.Kind], cure: str, optional: Iterable[str]
+) -> Iterator[dict[str, list[Any]]]:
+    others: dict[str, parquet.Kind] = dict.fromkeys(optional, "any")
+    # Whether a cell is a number is seen cell by cell: text may spell one.
+    kinds = {name: "any" if kind == "number" else kind for name, kind in columns.items()}
+    for batch in parquet.read_batches(path, kinds, cure, optional=others, rows=READ_ROWS):
+        yield {name: parquet.to_list(batch.column(name)) for name in batch.schema.names}
+
+
+def _read_others(
+    path: Path, columns: Mapping[str, parquet.Kind], cure: str, optional: Iterable[str]
+) -> Iterator[dict[str, list[Any]]]:
+    wanted: list[str] = []
+    for rows in _batches(_reader(path, cure)(path)):
+        if ending_of(path) in NAMELESS:
+            rows = [{next(iter(columns)): row["text"]} for row in rows]
+        if not wanted:
+            names = dict.fromkeys(name for row in rows for name in row)
+            for name in columns:
+                if name not in names:
+                    there = ", ".join(names) or "none"
+                    named = ", by its first line" if ending_of(path) in TABLES else ""
+                    raise UserError(
+                        f"{path} has no column {name!r}; it has{named}: {there}; {cure}"
+                    )
+            wanted = [*columns, *(name for name in optional if name in names)]
+        yield {name: [row.get(name) for row in rows] for name in wanted}
+
+
+def _number(cell: object, where: str, cure: str) -> float | None:
+    if cell is None or cell == "":
         return None
-    if isinstance(cell, int | float) and not isinstance(cell, bool):
-        return cell
-    if spelt and isinstance(cell, str):
-        try:
-            return float(cell)
-        except ValueError:
-            pass
-    raise UserError(f"{where}: {str(cell)[:40]!r} is no number; {cure}")
+    if isinstance(cell, int | float):
+        return float(cell)
+    try:
+        return float(cell) if isinstance(cell, str) else float("x")
+    except ValueError:
+        raise UserError(f"{where}: {str(cell)[:40]!r} is no number; {cure}") from None
 
 
 def _shards_of(place: Path) -> list[Path]:
@@ -220,14 +265,12 @@ def _shards_of(place: Path) -> list[Path]:
     return []
 
 
+def _is_hidden(path: Path, place: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(place).parts)
+
+
 def _is_data(path: Path, place: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(place).parts)
-    return not hidden and path.is_file() and _ending(path) in _READERS
-
-
-def _ending(path: Path) -> str:
-    name = path.name.lower().removesuffix(".gz")
-    return Path(name).suffix
+    return not _is_hidden(path, place) and path.is_file() and ending_of(path) in READERS
 
 
 def _name(path: Path, below: Path) -> str:
@@ -249,8 +292,8 @@ def _split_of(path: Path) -> str:
 
 
 def _reader(path: Path, cure: str) -> Callable[[Path], Iterator[Row]]:
-    reader = _READERS.get(_ending(path))
-    if reader is None or (reader is _no_rows and path.name.lower().endswith(".gz")):
+    reader = READERS.get(ending_of(path))
+    if reader is None or (reader is columnar and path.name.lower().endswith(".gz")):
         kind = path.suffix or "a file without an ending"
         raise UserError(
             f"{path} cannot be read: {kind} is no kind that is ({kinds()}); save it as one of "
@@ -282,99 +325,3 @@ def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
             waiting = []
     if waiting:
         yield waiting
-
-
-def _open(path: Path, newline: str | None = None) -> TextIO:
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
-    with opened(path, "rb") as stream:
-        wide = stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-    return opened(path, "rt", encoding="utf-16" if wide else "utf-8-sig", newline=newline)
-
-
-def _read_json_lines(path: Path) -> Iterator[Row]:
-    with _open(path) as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"row {number:,} is no JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"row {number:,} is no JSON object but {type(row).__name__}")
-            yield row
-
-
-def _read_json(path: Path) -> Iterator[Row]:
-    with _open(path) as stream:
-        text = stream.read()
-    try:
-        whole = json.loads(text)
-    except ValueError:
-        # Many a file of JSON lines is called .json.
-        yield from _read_json_lines(path)
-        return
-    if isinstance(whole, dict) and isinstance(whole.get("data"), list):
-        whole = whole["data"]
-    if isinstance(whole, dict) and whole and all(isinstance(v, list) for v in whole.values()):
-        lengths = {len(cells) for cells in whole.values()}
-        if len(lengths) > 1:
-            raise ValueError(f"its columns have {sorted(lengths)} rows")
-        whole = [dict(zip(whole, row, strict=True)) for row in zip(*whole.values(), strict=True)]
-    for number, row in enumerate(whole if isinstance(whole, list) else [whole], 1):
-        if isinstance(row, str):
-            row = {"text": row}
-        if not isinstance(row, dict):
-            raise ValueError(f"row {number:,} is no JSON object but {type(row).__name__}")
-        yield row
-
-
-def _read_table(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    delimiter = "\t" if _ending(path) == ".tsv" else ","
-    with _open(path, newline="") as stream:
-        reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
-        names = reader.fieldnames or []
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"it has the column {twice!r} {names.count(twice)} times")
-        try:
-            for number, row in enumerate(reader, 1):
-                if None in row:
-                    raise ValueError(
-                        f"row {number:,} has {len(names) + len(row[None])} cells, and there are "
-                        f"{len(names)} columns; put texts with a {delimiter!r} into quotes"
-                    )
-                yield row
-        except csv.Error as error:
-            raise ValueError(f"line {reader.line_num:,}: {error}") from None
-
-
-def _read_lines(path: Path) -> Iterator[Row]:
-    with _open(path) as stream:
-        for line in stream:
-            if text := line.rstrip("\n"):
-                yield {"text": text}
-
-
-def _read_whole(path: Path) -> Iterator[Row]:
-    with _open(path) as stream:
-        yield {"text": stream.read()}
-
-
-def _no_rows(path: Path) -> Iterator[Row]:
-    raise UserError(f"{path} is read by its columns")
-
-
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".parquet": _no_rows,
-    ".pq": _no_rows,
-    ".jsonl": _read_json_lines,
-    ".ndjson": _read_json_lines,
-    ".json": _read_json,
-    ".csv": _read_table,
-    ".tsv": _read_table,
-    ".txt": _read_lines,
-    ".md": _read_whole,
-    ".markdown": _read_whole,
-}

@@ -230,7 +230,7 @@ def check_lost(name: str, read: int, lost: Mapping[str, int], share: float) -> N
 
 def _cure(source: Source) -> str:
     if source.places:
-        return "give other --offline-text, or run: python get_offline_assets.py"
+        return "give other --offline-text or --text-column, or run: python get_offline_assets.py"
     return f"correct source {source.name!r}, or run: python get_offline_assets.py"
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ FORMS: dict[str, str] = {
     "a.csv": as_csv(","),
     "UPPER.CSV": as_csv(","),
     "a.tsv": as_csv("\t"),
+    "semicolons.csv": as_csv(";"),  # where the comma is the decimal sign
 }
 
 
@@ -85,9 +87,44 @@ def test_plain_text_is_a_text_a_line_and_markdown_one_a_file(tmp_path: Path) -> 
     lines = "One.\r\n\r\n  Two, indented.\r\nThree."
     wanted = ["One.", "  Two, indented.", "Three."]
     assert texts_of(write(tmp_path / "a.txt", lines)) == wanted
-    assert texts_of(write(tmp_path / "b.txt", lines, encoding="utf-16")) == wanted
+    for encoding in ("utf-16", "utf-32"):
+        assert texts_of(write(tmp_path / "b.txt", lines, encoding=encoding)) == wanted
     note = "# Title\n\n    code()\n\n- item\n"
     assert texts_of(write(tmp_path / "a.md", note)) == [note]
+
+
+@pytest.mark.parametrize(
+    ("lines", "wanted"),
+    [
+        # Quotes that are signs: within a cell, around its beginning, never closed, across rows.
+        (['a "b" c', '"d" e', '"f'], ['a "b" c', '"d" e', '"f']),
+        (['"a begins', "b", 'c ends"'], ['"a begins', "b", 'c ends"']),
+        # Quotes that enclose cells, as spreadsheets write them.
+        (['"a\nb"', '"c ""d"""'], ["a\nb", 'c "d"']),
+    ],
+)
+def test_quotes_of_tsv_enclose_cells_or_are_signs(
+    lines: list[str], wanted: list[str], tmp_path: Path
+) -> None:
+    """No row swallows those after it, and no text is refused for a quote in it."""
+    rows = "".join(f"{line}\tmine\n" for line in lines)
+    assert texts_of(write(tmp_path / "a.tsv", f"text\tsource\n{rows}")) == wanted
+
+
+def test_what_a_folder_holds_beside_its_data_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Files of kinds that are not read and links that lead nowhere are named, once."""
+    for name in ("a.txt", "b.pdf", "_SUCCESS", ".hidden.pdf", "folder.parquet/part-0.jsonl"):
+        write(tmp_path / name, "text")
+    (tmp_path / "c.jsonl").symlink_to(tmp_path / "nowhere")
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            files = file_rows.find_files(tmp_path, cure="x")
+    assert [file.path.name for file in files] == ["a.txt", "part-0.jsonl"]
+    assert [record.message.partition(": ")[2] for record in caplog.records] == [
+        "left alone, no kind of file that is read: b.pdf, c.jsonl"
+    ]
 
 
 def test_rows_of_one_file_may_be_of_any_type(tmp_path: Path) -> None:
@@ -168,9 +205,15 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "a.csv": ("text,source\na,b\nc,d,e\n", "row 2 has 3 cells, and there are 2 columns"),
     "b.csv": ('text\n"a" b\n', "line 1"),
     "c.csv": ("text,text\na,b\n", "has the column 'text' 2 times"),
-    "d.csv": ("body,source\na,b\n", "has no column 'text'; it has: body, source"),
+    "d.csv": (
+        "body,source\na,b\n",
+        "has no column 'text'; it has, by its first line: body, source",
+    ),
     "e.csv": ("text\ncaf\u00e9\n".encode("latin1"), "no UTF-8 .*iconv"),
     "a.txt": ("", "it is empty"),
+    "b.txt": ('{"text": "a"}\n', r"holds JSON lines; call it \.jsonl"),
+    "c.txt": ("half of it is zeros".encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8"),
+    "d.txt": ("half of it is zeros".encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8"),
     "a.jsonl.gz": ("no gzip", "cannot be read"),
     "b.jsonl.gz": (gzip.compress(b'{"text": "a"}\n' * 99)[:-9], "cannot be read"),
 }
@@ -192,7 +235,7 @@ def test_what_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
     ("name", "content", "number"),
     [
         ("a.csv", "score\n0.5\n\n4\n", [0.5, 4]),  # numbers are spelt in CSV; blank lines are none
-        ("a.jsonl", '{"score": 1}\n{"score": null}\n', [1, None]),
+        ("a.jsonl", '{"score": 1}\n{"score": null}\n{"score": "4.7"}\n', [1, None, 4.7]),
     ],
 )
 def test_numbers(name: str, content: str, number: list[Any], tmp_path: Path) -> None:
@@ -204,7 +247,7 @@ def test_numbers(name: str, content: str, number: list[Any], tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.csv", "score\n0.5\nhigh\n"), ("a.jsonl", '{"score": 0.5}\n{"score": "4.7"}\n')],
+    [("a.csv", "score\n0.5\nhigh\n"), ("a.jsonl", '{"score": 0.5}\n{"score": [1]}\n')],
 )
 def test_words_for_numbers_are_refused(name: str, content: str, tmp_path: Path) -> None:
     """A score that is text is refused with its column and row."""
