@@ -111,11 +111,10 @@ def find_inputs() -> tuple[dict[str, Path | str], dict[str, Path | str]]:
         if (place := find_model(label, reference)) is not None:
             models[label] = place
     inputs = {f"model {label}": reference for label, reference in models.items()}
-    cure = "run: python get_offline_assets.py"
-    if RETRIEVAL_FOLDER:
-        inputs["retrieval"] = references.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", cure)
+    inputs |= references.need_evaluation(RECIPE, RETRIEVAL_FOLDER)
     for reference in STS:
-        inputs[f"pairs {reference}"] = references.find_file(reference, "STS", cure) or reference
+        file = references.find_file(reference, "STS", references.ASSETS)
+        inputs[f"pairs {reference}"] = file or reference
     return models, inputs
 
 

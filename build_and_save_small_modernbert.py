@@ -12,9 +12,12 @@ Weights start Megatron-style (ModernBERT paper, appendix A.2): normal with devia
 two deviations, and divided by sqrt(2 x layers) where a matrix writes to the residual stream.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from small_modernbert.runs import references, settings, stages
+
+if TYPE_CHECKING:
+    from small_modernbert.models.architecture import Shape
 
 # Shape: a 0 keeps the preset's value
 PRESET: Literal[  # where the shape starts; architecture.py has them with their sources
@@ -54,20 +57,8 @@ def main() -> None:
         from small_modernbert.models import architecture, students
         from small_modernbert.runs import report, storage
 
-        shape = architecture.choose(
-            PRESET,
-            num_hidden_layers=NUM_LAYERS,
-            hidden_size=HIDDEN_SIZE,
-            intermediate_size=INTERMEDIATE_SIZE,
-            head_dim=HEAD_DIM,
-            max_position_embeddings=MAX_TOKENS,
-            global_every=GLOBAL_EVERY,
-            local_attention=LOCAL_ATTENTION,
-            global_rope_theta=GLOBAL_ROPE_THETA,
-            local_rope_theta=LOCAL_ROPE_THETA,
-        )
         tokenizer = students.load_tokenizer(place, TOKENIZER_REVISION or None)
-        config = architecture.configure(shape, tokenizer)
+        config = architecture.configure(choose_shape(), tokenizer)
         stages.logger.info("shape: %s", architecture.describe(config))
         torch.manual_seed(SEED)
         student = students.Student(
@@ -87,6 +78,24 @@ def main() -> None:
             f"a blank student of {total:,} parameters, {share:.0%} of them embedding",
             verify=student.check_reload,
         )
+
+
+def choose_shape() -> "Shape":
+    """Return the preset, with what the constants put in place of its values."""
+    from small_modernbert.models import architecture
+
+    return architecture.choose(
+        PRESET,
+        num_hidden_layers=NUM_LAYERS,
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=INTERMEDIATE_SIZE,
+        head_dim=HEAD_DIM,
+        max_position_embeddings=MAX_TOKENS,
+        global_every=GLOBAL_EVERY,
+        local_attention=LOCAL_ATTENTION,
+        global_rope_theta=GLOBAL_ROPE_THETA,
+        local_rope_theta=LOCAL_ROPE_THETA,
+    )
 
 
 if __name__ == "__main__":

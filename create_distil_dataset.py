@@ -17,6 +17,7 @@ names for them, and keep them in the reduced teacher.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from small_modernbert.runs import references, settings, stages
@@ -47,10 +48,9 @@ OVERWRITE: bool = False  # redo a finished stage
 
 def main() -> None:
     """Encode the sample, fit and save the projection, then label every shard."""
-    corpus = references.need(CORPUS, RECIPE, "corpus", "run: python mlm/create_dataset.py")
-    place = references.locate(TEACHER, RECIPE) or TEACHER
+    inputs = find_inputs()
     width, student_tokens = (DIMENSION, None) if DIMENSION else read_student()
-    inputs = {"corpus": corpus, "teacher": place, "width": f"{width} dimensions"}
+    inputs["width"] = f"{width} dimensions"
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
@@ -60,10 +60,10 @@ def main() -> None:
         from small_modernbert.runs import machine, report, storage
 
         machine.keep_freed()
-        teacher = teachers.load_teacher(place, TEACHER_REVISION or None)
+        teacher = teachers.load_teacher(inputs["teacher"], TEACHER_REVISION or None)
         named = prompts.prompts_of(teacher, QUERY_PROMPT, DOCUMENT_PROMPT)
         reader = Reader(teacher, named, max_tokens=MAX_TOKENS)
-        slices = teacher_labels.Slices.of(corpus, ROWS_PER_SHARD)
+        slices = teacher_labels.Slices.of(inputs["corpus"], ROWS_PER_SHARD)
         dtype = precision.settle(stage, PRECISION, teacher.device)
         stage.record.facts |= reader.prepare(dtype, slices.first(), TOKENS_PER_BATCH)
         stage.record.dtype = reader.engine.precision
@@ -77,8 +77,8 @@ def main() -> None:
             digest = stage.record.inputs["teacher"]["digest"]
             facts = labeller.label(projection, digest)
         stage.record.rows = slices.counts
-        cut = facts["cut"]
-        stage.record.facts["lengths"] = lengths.compare(reader, slices, cut, student_tokens)
+        told = lengths.compare(reader, slices, facts["cut"], student_tokens)
+        stage.record.facts["lengths"] = told
         stage.record.metrics = {"explained": labeller.explained}
         stage.record.tokens_per_second = round(facts["tokens"] / max(stage.seconds, 1e-9))
         stage.finish(
@@ -86,6 +86,14 @@ def main() -> None:
             f"second moment kept, {stage.record.tokens_per_second:,} tokens/s",
             verify=teacher_labels.verify,
         )
+
+
+def find_inputs() -> dict[str, Path | str]:
+    """Resolve every reference before anything is loaded."""
+    return {
+        "corpus": references.need(CORPUS, RECIPE, "corpus", "run: python mlm/create_dataset.py"),
+        "teacher": references.locate(TEACHER, RECIPE) or TEACHER,
+    }
 
 
 def read_student() -> tuple[int, int]:

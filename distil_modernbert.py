@@ -70,14 +70,13 @@ def main() -> None:
             return
         from small_modernbert.data import evaluation_sets, labels
         from small_modernbert.evaluation import watching
-        from small_modernbert.models import precision, prompts, students
+        from small_modernbert.models import prompts, students
         from small_modernbert.training import distillation, loop
 
         labelled = labels.open_labels(inputs["labels"])
         student = students.load_student(inputs["student"], pooling=POOLING, max_tokens=MAX_TOKENS)
-        student.to(precision.default_device())
         labelled.check_width(student.width)
-        encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
+        encoder = student.training_encoder(stage, PRECISION)
         prompts.settle(stage, student, TRAIN_WITH_PROMPTS, labelled.index.get("prompts"))
         tokens = distillation.tokenise(stage, labelled, student, CUT_ALIKE)
         held_out_rows = min(HELD_OUT_ROWS, labelled.counts["held_out"])
@@ -112,11 +111,7 @@ def find_inputs() -> dict[str, Path]:
         "student": references.need_first(STUDENT, RECIPE, "student", cure),
         "labels": references.need(LABELS, RECIPE, "labels", "run: python create_distil_dataset.py"),
     }
-    if RETRIEVAL_FOLDER:
-        inputs["retrieval"] = references.need(
-            RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", "run: python get_offline_assets.py"
-        )
-    return inputs
+    return inputs | references.need_evaluation(RECIPE, RETRIEVAL_FOLDER)
 
 
 if __name__ == "__main__":

@@ -76,8 +76,6 @@ RECIPE: str = "small_v2"  # runs/<recipe>/post_train_distilled_model
 VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
 OVERWRITE: bool = False  # redo a finished stage
 
-ASSETS = "run: python get_offline_assets.py"
-
 
 def main() -> None:
     """Load, train, keep the best, and show what it is worth at every dimension."""
@@ -85,25 +83,22 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.data.token_store import store
         from small_modernbert.evaluation import matryoshka
-        from small_modernbert.models import precision, prompts, students
+        from small_modernbert.models import prompts, students
         from small_modernbert.training import contrastive, loop
 
         student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
         prompts.settle(stage, student, TRAIN_WITH_PROMPTS)
         measured = matryoshka.check_dimensions(DIMENSIONS, student.width)
         train, watched = contrastive.with_prompts(*load_examples(stage, inputs), student.prompts)
-        student.to(precision.default_device())
-        encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
-        backend = student.backend
-        tokens = store(train.texts, backend, stage.scratch / "tokens", str(student.max_tokens))
+        encoder = student.training_encoder(stage, PRECISION)
+        tokens = contrastive.tokenise(stage, train, student)
         task = contrastive.ContrastiveTask(
             encoder,
             train,
             tokens,
             loss_function(stage.record.facts["judge"]["margin_scale"]),
-            lambda: watched.measure(encoder, backend, measured, student.prompts),
+            lambda: watched.measure(encoder, student.backend, measured, student.prompts),
             weight_by="negatives" if OBJECTIVE == "margin_mse" else "rows",
             mix="mixed",
             # Only where the others' texts are negatives does a text that stands twice do harm.
@@ -118,9 +113,8 @@ def main() -> None:
         optimizer, plan = loop.prepare(globals(), encoder.model)
         outcome = loop.train(task, optimizer, plan, stage)
         student.save(stage.building)
-        table = matryoshka.write_dimensions(
-            stage.building, measured, outcome.before, outcome.latest
-        )
+        figures = (outcome.before, outcome.latest)
+        table = matryoshka.write_dimensions(stage.building, measured, *figures)
         loop.finish(stage, outcome, SELECT_BY or "triplet_accuracy", student.check_reload)
         print(table)
 
@@ -133,11 +127,7 @@ def find_inputs() -> dict[str, Path | str]:
             TRIPLETS, RECIPE, "triplets", "run: python relabel_triplets.py"
         ),
     }
-    if STS:
-        inputs["sentence pairs"] = references.find_file(STS, "STS", ASSETS) or STS
-    if RETRIEVAL_FOLDER:
-        inputs["retrieval"] = references.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", ASSETS)
-    return inputs
+    return inputs | references.need_evaluation(RECIPE, RETRIEVAL_FOLDER, STS)
 
 
 def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[Examples, Watched]":
@@ -147,16 +137,13 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
     from small_modernbert.runs.errors import UserError
     from small_modernbert.training import contrastive
 
-    place = inputs.get("sentence pairs")
-    path = place if isinstance(place, Path) else None
-    pairs = evaluation_sets.load_sentence_pairs(STS, path, "validation") if STS else None
-    sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
-    found = triplets.open_triplets(inputs["triplets"])
-    logits = OBJECTIVE == "margin_mse" and contrastive.takes_logits(MARGINS, found.scale)
-    dev, _ = training_examples.collect(training_examples.from_judged(found.rows("dev")))
+    sets, pairs = evaluation_sets.load_watched(VALIDATION_SETS, STS, inputs)
+    judged = triplets.open_triplets(inputs["triplets"])
+    logits = OBJECTIVE == "margin_mse" and contrastive.takes_logits(MARGINS, judged.scale)
+    dev, _ = training_examples.collect(training_examples.from_judged(judged.rows("dev")))
     dev = contrastive.with_logits(dev) if logits else dev
     watched = watching.Watched(watching.HeldOutTriplets(dev.with_negatives()), pairs, sets)
-    rows = training_examples.from_judged(found.rows("train"))
+    rows = training_examples.from_judged(judged.rows("train"))
     train, dropped = training_examples.collect(rows, watched.texts())
     train, read = contrastive.with_logits(train) if logits else train, len(train)
     if NEGATIVES:
@@ -166,12 +153,12 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
         train = train.with_negatives()
     if not len(train):
         raise UserError(
-            f"{found.folder} has no row to train on (dropped: {dropped or 'none'}; without a "
-            f"negative: {read:,}); {found.cure}"
+            f"{judged.folder} has no row to train on (dropped: {dropped or 'none'}; without a "
+            f"negative: {read:,}); {judged.cure}"
         )
     stage.record.facts["judge"] = {
-        "name": found.judge,
-        "scale": found.scale,
+        "name": judged.judge,
+        "scale": judged.scale,
         "margins": "logits" if logits else "scores",
         "margin_scale": MARGIN_SCALE or (contrastive.LOGIT_MARGIN if logits else 1.0),
     }
@@ -179,7 +166,7 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
         "train": len(train),
         "negatives": len(train.negatives),
         "without_negatives": read - len(train),
-        "dev": found.counts["dev"],
+        "dev": judged.counts["dev"],
         "dev_with_negatives": len(watched.held_out),
         "dropped": dropped,
     }

@@ -77,7 +77,6 @@ RECIPE: str = "small_v2"  # runs/<recipe>/relabel_triplets
 VARIANT: str = ""  # a second run in the same recipe: runs/<recipe>/relabel_triplets@<variant>
 OVERWRITE: bool = False  # redo a finished stage
 
-ASSETS = "run: python get_offline_assets.py"
 EXAMPLES = 3  # of an outcome and a source, in examples.md
 
 
@@ -85,10 +84,7 @@ def main() -> None:
     """Gather the pairs, encode the pools, relabel every shard, and say what became of them."""
     check_settings()
     pairs = [find_pairs(reference) for reference in PAIRS]
-    places = [find_model(name) for name in (JUDGE, MINER)]
-    inputs: dict[str, Path | str] = dict(zip(("judge", "miner"), places, strict=True))
-    for reference, place in zip(PAIRS, pairs, strict=True):
-        inputs[f"pairs {reference}"] = place if isinstance(place, Path) else hub_id(place)
+    inputs = find_inputs(pairs)
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
@@ -96,7 +92,7 @@ def main() -> None:
         from small_modernbert.labelling import judgements, relabelling
         from small_modernbert.runs import report
 
-        judge, miner = load_models(*places)
+        judge, miner = load_models(inputs["judge"], inputs["miner"])
         gathered = pair_gathering.gather(
             stage.scratch / "pairs",
             pairs,
@@ -153,6 +149,14 @@ def check_settings() -> None:
             raise UserError(f"{flag} {value} is too small; at least {least}")
 
 
+def find_inputs(pairs: list[Path | str]) -> dict[str, Path | str]:
+    """Return what the stage remembers: the models, and the files or hub ids of the pairs."""
+    inputs = {"judge": find_model(JUDGE), "miner": find_model(MINER)}
+    for reference, place in zip(PAIRS, pairs, strict=True):
+        inputs[f"pairs {reference}"] = place if isinstance(place, Path) else hub_id(place)
+    return inputs
+
+
 def find_pairs(reference: str) -> Path | str:
     """Return a file, a folder, or the name of a row in the table; its columns are checked.
 
@@ -163,7 +167,7 @@ def find_pairs(reference: str) -> Path | str:
 
     place: Path | str = reference
     if reference not in hub_datasets.PAIR_SOURCES:
-        file = references.find_file(reference, "PAIRS", ASSETS)
+        file = references.find_file(reference, "PAIRS", references.ASSETS)
         place = file or references.locate(reference, RECIPE) or reference
     pairs.find_sources(place)
     return place
@@ -188,7 +192,8 @@ def find_model(reference: str) -> Path | str:
     folder = references.locate(reference, RECIPE)
     if folder is None and reference.startswith("assets/"):
         raise UserError(
-            f"{reference} is not there; {ASSETS} (all-mpnet-base-v2 needs --strong-teacher)"
+            f"{reference} is not there; {references.ASSETS} (all-mpnet-base-v2 needs "
+            "--strong-teacher)"
         )
     return folder or reference
 

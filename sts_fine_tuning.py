@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from small_modernbert.data.evaluation_sets import SentencePairs
     from small_modernbert.data.graded_pairs import PairSplits
     from small_modernbert.data.retrieval_sets import RetrievalSet
+    from small_modernbert.data.token_store import TokenStore
+    from small_modernbert.models.students import Student
     from small_modernbert.training.loop import Progress
 
 # Inputs
@@ -75,7 +77,6 @@ VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
 OVERWRITE: bool = False  # redo a finished stage
 
 MINED = "mined"
-ASSETS = "run: python get_offline_assets.py"
 
 
 def main() -> None:
@@ -84,24 +85,18 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.data.token_store import store
+        from small_modernbert.data import evaluation_sets
         from small_modernbert.evaluation import watching
-        from small_modernbert.models import precision, prompts, students
+        from small_modernbert.models import prompts, students
         from small_modernbert.training import graded_similarity, loop
 
-        sets, sentence_pairs = load_evaluation(inputs)
+        sets, sentence_pairs = evaluation_sets.load_watched(VALIDATION_SETS, SENTENCE_PAIRS, inputs)
         splits = gather_pairs(stage, sets, sentence_pairs)
         graded_similarity.check_range(splits, OBJECTIVE)
         student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
         prompts.settle(stage, student, TRAIN_WITH_PROMPTS)
-        student.to(precision.default_device())
-        encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
-        backend = student.backend
-        prompt = student.prompts.text  # trained as it will be used
-        train_tokens, held_out_tokens = (
-            store([prompt + text for text in pairs.texts()], backend, stage.scratch / split, split)
-            for split, pairs in (("train", splits.train), ("held_out", splits.held_out))
-        )
+        encoder = student.training_encoder(stage, PRECISION)
+        train_tokens, held_out_tokens = tokenise(stage, splits, student)
         held_out = watching.HeldOutPairs(held_out_tokens, splits.held_out.scores, splits.figure)
         watched = watching.Watched(held_out, sentence_pairs, sets)
         task = graded_similarity.PairTask(
@@ -109,7 +104,7 @@ def main() -> None:
             train_tokens,
             splits.train.scores,
             graded_similarity.loss_function(OBJECTIVE, SCALE),
-            lambda: watched.measure(encoder, backend, prompts=student.prompts),
+            lambda: watched.measure(encoder, student.backend, prompts=student.prompts),
             tokens_per_batch=TOKENS_PER_BATCH,
             rows_per_batch=ROWS_PER_BATCH,
             seed=SEED,
@@ -139,29 +134,16 @@ def find_inputs() -> dict[str, Path | str]:
             LABELS, RECIPE, "labels", "run: python create_distil_dataset.py"
         )
     else:
-        found = references.find_file(
+        file = references.find_file(
             PAIRS, "PAIRS", "give a Parquet file, a hub id, or: --pairs mined"
         )
-        inputs["pairs"] = found or references.locate(PAIRS, RECIPE) or PAIRS
-    if SENTENCE_PAIRS:
-        found = references.find_file(SENTENCE_PAIRS, "SENTENCE_PAIRS", ASSETS)
-        if found is None:
-            raise UserError(f"SENTENCE_PAIRS: {SENTENCE_PAIRS} is not a file; {ASSETS}")
-        inputs["sentence pairs"] = found
-    if RETRIEVAL_FOLDER:
-        inputs["retrieval"] = references.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", ASSETS)
-    return inputs
-
-
-def load_evaluation(
-    inputs: dict[str, Path | str],
-) -> "tuple[list[RetrievalSet], SentencePairs | None]":
-    """Load the validation sets and the sentence pairs."""
-    from small_modernbert.data import evaluation_sets
-
-    sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
-    place = inputs.get("sentence pairs")
-    return sets, place and evaluation_sets.load_sentence_pairs(SENTENCE_PAIRS, place)
+        inputs["pairs"] = file or references.locate(PAIRS, RECIPE) or PAIRS
+    evaluation = references.need_evaluation(
+        RECIPE, RETRIEVAL_FOLDER, SENTENCE_PAIRS, "SENTENCE_PAIRS"
+    )
+    if isinstance(evaluation.get("sentence pairs"), str):
+        raise UserError(f"SENTENCE_PAIRS: {SENTENCE_PAIRS} is not a file; {references.ASSETS}")
+    return inputs | evaluation
 
 
 def gather_pairs(
@@ -192,12 +174,30 @@ def gather_pairs(
         splits = graded_pairs.read_files(Path(place), HELD_OUT_PAIRS, SEED, MAX_LOST_SHARE)
     else:
         splits = graded_pairs.read_hub(place, MAX_LOST_SHARE)
-    texts = {one.name: [*one.queries, *one.documents] for one in sets}
+    texts = {each.name: [*each.queries, *each.documents] for each in sets}
     if sentence_pairs is not None:
         texts[sentence_pairs.name] = [*sentence_pairs.first, *sentence_pairs.second]
     splits = graded_pairs.keep_apart(splits, texts)
     graded_pairs.write_pairs(folder, splits)
     return splits
+
+
+def tokenise(
+    stage: stages.Stage, splits: "PairSplits", student: "Student"
+) -> "tuple[TokenStore, TokenStore]":
+    """Return the tokens of the training and of the held-out pairs, both sides of each in turn."""
+    from small_modernbert.data.token_store import store
+
+    prompt = student.prompts.text  # trained as it will be used
+    return tuple(
+        store(
+            [prompt + text for text in pairs.texts()],
+            student.backend,
+            stage.scratch / split,
+            split,
+        )
+        for split, pairs in (("train", splits.train), ("held_out", splits.held_out))
+    )
 
 
 def why_keep_input(outcome: "Progress", figure: str) -> str:
@@ -256,8 +256,8 @@ def last_figures(stage: stages.Stage, figure: str) -> dict[str, float]:
     import json
 
     lines = (stage.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    found = [values for values in map(json.loads, lines) if figure in values][-1]
-    return {name: value for name, value in found.items() if name != "step"}
+    last = [values for values in map(json.loads, lines) if figure in values][-1]
+    return {name: value for name, value in last.items() if name != "step"}
 
 
 if __name__ == "__main__":

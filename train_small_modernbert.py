@@ -72,8 +72,6 @@ RECIPE: str = "small_v2"  # runs/<recipe>/train_small_modernbert
 VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
 OVERWRITE: bool = False  # redo a finished stage
 
-ASSETS = "run: python get_offline_assets.py"
-
 
 def main() -> None:
     """Read the pairs, hold some out, train on the rest, keep the best."""
@@ -81,20 +79,17 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.data.token_store import store
-        from small_modernbert.models import precision, prompts, students
+        from small_modernbert.models import prompts, students
         from small_modernbert.training import contrastive, loop
 
         student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
         prompts.settle(stage, student, TRAIN_WITH_PROMPTS)
         train, watched = contrastive.with_prompts(*load_examples(stage, inputs), student.prompts)
-        student.to(precision.default_device())
-        encoder = student.encoder(precision.settle(stage, PRECISION, student.device))
-        backend = student.backend
-        tokens = store(train.texts, backend, stage.scratch / "tokens", str(student.max_tokens))
+        encoder = student.training_encoder(stage, PRECISION)
+        tokens = contrastive.tokenise(stage, train, student)
 
         def measure() -> dict[str, float]:
-            figures = watched.measure(encoder, backend, prompts=student.prompts)
+            figures = watched.measure(encoder, student.backend, prompts=student.prompts)
             return figures | {"sequential_score": watched.sequential_score(figures)}
 
         task = contrastive.ContrastiveTask(
@@ -126,15 +121,10 @@ def find_inputs() -> dict[str, Path | str]:
     }
     for what, given in (("PAIRS", PAIRS), ("DEV", [DEV] if DEV else [])):
         for reference in given:
-            found = references.find_file(reference, what, ASSETS)
-            inputs[f"{what} {reference}"] = (
-                found or references.locate(reference, RECIPE) or reference
-            )
-    if STS:
-        inputs["sentence pairs"] = references.find_file(STS, "STS", ASSETS) or STS
-    if RETRIEVAL_FOLDER:
-        inputs["retrieval"] = references.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", ASSETS)
-    return inputs
+            file = references.find_file(reference, what, references.ASSETS)
+            place = file or references.locate(reference, RECIPE) or reference
+            inputs[f"{what} {reference}"] = place
+    return inputs | references.need_evaluation(RECIPE, RETRIEVAL_FOLDER, STS)
 
 
 def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[Examples, Watched]":
@@ -146,10 +136,7 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
     from small_modernbert.evaluation import watching
     from small_modernbert.runs.errors import UserError
 
-    place = inputs.get("sentence pairs")
-    path = place if isinstance(place, Path) else None
-    graded = evaluation_sets.load_sentence_pairs(STS, path, "validation") if STS else None
-    sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
+    sets, graded = evaluation_sets.load_watched(VALIDATION_SETS, STS, inputs)
     folder = stage.scratch / "rows"
     if not (folder / training_examples.LAYOUT.index).exists():
         counts = pairs.PairCounts()

@@ -63,7 +63,6 @@ SEED: int = 42  # of the choice, the held-out part and the order
 # Fewer are done before a process has started.
 FEW_ROWS = 10_000
 
-ASSETS = "run: python get_offline_assets.py"
 logger = logging.getLogger("small_modernbert.create_dataset")
 
 
@@ -71,11 +70,7 @@ def main() -> None:
     """Clean and spill every source, drop duplicates, choose, shuffle, write shards."""
     check_settings()
     sources = resolve_sources()
-    # Files first: the tokenizer may have to be fetched.
     inputs = find_inputs(sources)
-    if RETRIEVAL_FOLDER:
-        inputs["retrieval"] = references.need(RETRIEVAL_FOLDER, RECIPE, "RETRIEVAL_FOLDER", ASSETS)
-    inputs["tokenizer"] = tokenizer_file = find_tokenizer()
     with stages.Stage(globals(), inputs=inputs) as stage:
         if stage.finished:
             return
@@ -84,6 +79,7 @@ def main() -> None:
         near = duplicates.MinHash(NUM_PERMUTATIONS, NEAR_THRESHOLD, SEED)
         minhash = near if DEDUPLICATE_NEAR else None
         leaks = write_leaks(stage.scratch / "leaks.json", sources, inputs.get("retrieval"))
+        tokenizer_file = inputs["tokenizer"]
         spills = spill_sources(sources, tokenizer_file, minhash, leaks, stage.scratch)
         choice = corpus_selection.choose(
             spills, minhash, MAX_TEXTS, PASSAGE_TOKENS, PASSAGE_SHARE, SEED
@@ -151,7 +147,9 @@ def resolve_sources() -> "list[TextSource]":
     places = []
     for text in OFFLINE_TEXT:
         if (place := references.find(text)) is None:
-            raise UserError(f"OFFLINE_TEXT: {text} is not there; {ASSETS}, or give your own text")
+            raise UserError(
+                f"OFFLINE_TEXT: {text} is not there; {references.ASSETS}, or give your own text"
+            )
         places.append(place)
     own = {"places": tuple(places), "id": ", ".join(OFFLINE_TEXT), "texts": (TEXT_COLUMN,)}
     if not all((place.parents[1] / "manifest.json").exists() for place in places):
@@ -163,7 +161,9 @@ def resolve_sources() -> "list[TextSource]":
 
 
 def find_inputs(sources: "list[TextSource]") -> dict[str, Path | str]:
-    """Return what the stage remembers of the sources: places, or hub ids with their revisions.
+    """Return what the stage reads: places of the sources, or hub ids with their revisions.
+
+    Files come first: the tokenizer may have to be fetched.
 
     Raises:
         UserError: a file is not there, or of a kind that is not read.
@@ -176,6 +176,8 @@ def find_inputs(sources: "list[TextSource]") -> dict[str, Path | str]:
             inputs[f"source {source.name}"] = f"{source.id}@{source.revision or 'newest'}"
         for number, place in enumerate(source.places, 1):
             inputs[f"source {source.name}" + (f" {number}" if number > 1 else "")] = place
+    inputs |= references.need_evaluation(RECIPE, RETRIEVAL_FOLDER)
+    inputs["tokenizer"] = find_tokenizer()
     return inputs
 
 
@@ -205,7 +207,7 @@ def write_leaks(path: Path, sources: "list[TextSource]", folder: Path | None) ->
         return None
     if not path.exists():
         sets = evaluation_sets.load_named(LEAK_SETS, folder)
-        leaks.write_filter(path, {one.name: [*one.queries, *one.documents] for one in sets})
+        leaks.write_filter(path, {each.name: [*each.queries, *each.documents] for each in sets})
     return path
 
 

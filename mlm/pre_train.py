@@ -19,9 +19,16 @@ The recipe is the ModernBERT paper's (arXiv 2412.13663, section 2.2). Prediction
 masked positions only; the decoder is the embedding table.
 """
 
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from small_modernbert.runs import references, settings, stages
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from small_modernbert.data.token_store import TokenStore
+    from small_modernbert.models.students import Student
 
 # Inputs
 STUDENT: str = "mlm/init_model_mlm"  # a stage of this recipe, or a folder
@@ -61,30 +68,20 @@ OVERWRITE: bool = False  # redo a finished stage
 
 def main() -> None:
     """Tokenise once, pack, train, keep the best, save with the head."""
-    inputs = {
-        "student": references.need(STUDENT, RECIPE, "student", "run: python mlm/init_model_mlm.py"),
-        "corpus": references.need(CORPUS, RECIPE, "corpus", "run: python mlm/create_dataset.py"),
-    }
+    inputs = find_inputs()
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
         import torch
 
-        from small_modernbert.data import token_store
-        from small_modernbert.data.corpus import open_corpus
         from small_modernbert.models import precision, students
         from small_modernbert.training import loop, masked_lm
 
         torch.manual_seed(SEED)  # a bare student gets a fresh head
         student = students.load_student(inputs["student"], masked_lm=True)
-        taken = student.max_tokens
+        tokens, weights = read_corpus(stage, inputs["corpus"], student)
         student.extend_context(SEQUENCE_TOKENS, GLOBAL_ROPE_THETA)
         student.to(precision.default_device())
-        texts = open_corpus(inputs["corpus"])
-        backend = student.cut_at(SEQUENCE_TOKENS)
-        tokens = token_store.store_splits(stage, "corpus", texts.texts, backend)
-        weights = masked_lm.mixture_weights(MIXTURE, texts.sources()) if MIXTURE else None
-        masked_lm.check_extension(tokens["train"].lengths, weights, taken, SEQUENCE_TOKENS)
         task = masked_lm.MaskedTask(
             student.transformer,
             student.tokenizer,
@@ -107,6 +104,34 @@ def main() -> None:
         outcome = loop.train(task, optimizer, plan, stage)
         student.save(stage.building)
         loop.finish(stage, outcome, "held_out_loss", student.check_reload)
+
+
+def find_inputs() -> dict[str, Path]:
+    """Resolve every reference before anything is loaded."""
+    return {
+        "student": references.need(STUDENT, RECIPE, "student", "run: python mlm/init_model_mlm.py"),
+        "corpus": references.need(CORPUS, RECIPE, "corpus", "run: python mlm/create_dataset.py"),
+    }
+
+
+def read_corpus(
+    stage: stages.Stage, folder: Path, student: "Student"
+) -> "tuple[dict[str, TokenStore], np.ndarray | None]":
+    """Tokenise both splits; weigh the training texts if MIXTURE is given, else None.
+
+    Raises:
+        UserError: the sequences are longer than the student takes, and the texts are not.
+    """
+    from small_modernbert.data import corpus, token_store
+    from small_modernbert.training import masked_lm
+
+    texts = corpus.open_corpus(folder)
+    backend = student.cut_at(SEQUENCE_TOKENS)
+    tokens = token_store.store_splits(stage, "corpus", texts.texts, backend)
+    weights = masked_lm.mixture_weights(MIXTURE, texts.sources()) if MIXTURE else None
+    lengths = tokens["train"].lengths
+    masked_lm.check_extension(lengths, weights, student.max_tokens, SEQUENCE_TOKENS)
+    return tokens, weights
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import logging
 import random
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,22 @@ def load_nanobeir(name: str, revision: str | None = NANOBEIR_REVISION) -> Retrie
 def load_named(names: Sequence[str], folder: Path | None) -> list[RetrievalSet]:
     """Read sets by name: from a folder in the NanoBEIR layout, or NanoBEIR's from the hub."""
     return [load_retrieval_set(folder, name) if folder else load_nanobeir(name) for name in names]
+
+
+def load_watched(
+    names: Sequence[str], sentence_pairs: str, inputs: Mapping[str, Path | str]
+) -> tuple[list[RetrievalSet], SentencePairs | None]:
+    """Read what a stage is watched by: retrieval sets, and pairs of sentences if any are named.
+
+    Args:
+        names: of the retrieval sets.
+        sentence_pairs: hub id, of which the validation split is read, or a file; "" for none.
+        inputs: of the stage, from `references.need_evaluation`.
+    """
+    place = inputs.get("sentence pairs")
+    path = place if isinstance(place, Path) else None
+    pairs = load_sentence_pairs(sentence_pairs, path, "validation") if sentence_pairs else None
+    return load_named(names, inputs.get("retrieval")), pairs
 
 
 def load_hotpotqa(

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from small_modernbert.models import folders
+from small_modernbert.models import folders, precision
 from small_modernbert.models.folders import Usage
 from small_modernbert.models.loading import (
     CURE,
@@ -39,6 +39,7 @@ from small_modernbert.models.packed_encoder import PackedEncoder, output_width
 from small_modernbert.models.prompts import Prompts, choose_prompts
 from small_modernbert.runs import hub, storage
 from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.stages import Stage
 
 # Parts of a checkpoint that a bare transformer does not have.
 PREDICTION_HEADS = ("head.", "decoder.", "classifier.", "cls.", "lm_head.", "pooler.")
@@ -141,9 +142,14 @@ class Student:
         self.head.to(device)
         return self
 
-    def encoder(self, precision: str = "fp32") -> PackedEncoder:
+    def encoder(self, dtype: str = "fp32") -> PackedEncoder:
         """Return the student as a function of token ids, to be trained or to encode."""
-        return PackedEncoder(self.body, self.pooling, precision, head=self.head)
+        return PackedEncoder(self.body, self.pooling, dtype, head=self.head)
+
+    def training_encoder(self, stage: Stage, wanted: precision.Precision) -> PackedEncoder:
+        """Move to the best device, settle a stage's precision there, and return the encoder."""
+        self.to(precision.default_device())
+        return self.encoder(precision.settle(stage, wanted, self.device))
 
     def save(self, folder: Path, card: str = "") -> None:
         """Write a sentence-transformers folder in the portable form.

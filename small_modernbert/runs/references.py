@@ -11,6 +11,7 @@ from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+ASSETS = "run: python get_offline_assets.py"  # the cure where a file of assets/ is missing
 # Of what people keep text, pairs and graded pairs in.
 DATA_ENDINGS = frozenset(
     {".parquet", ".pq", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".gz"}
@@ -113,6 +114,28 @@ def need_first(references: Sequence[str], recipe: str, what: str, cure: str) -> 
         except UserError as reason:
             reasons.append(str(reason))
     raise UserError("; or ".join(reasons) or f"{what}: nothing is named; {cure}")
+
+
+def need_evaluation(
+    recipe: str, retrieval_folder: str, sentence_pairs: str = "", what: str = "STS"
+) -> dict[str, Path | str]:
+    """Return what a stage is watched by, as its inputs: "retrieval" and "sentence pairs".
+
+    Args:
+        recipe: whose stages may be meant.
+        retrieval_folder: RETRIEVAL_FOLDER; "" takes the sets from the hub, and is no input.
+        sentence_pairs: a file or a hub id; "" for none.
+        what: the constant that names these.
+
+    Raises:
+        UserError: a folder or a file is not there.
+    """
+    inputs: dict[str, Path | str] = {}
+    if sentence_pairs:
+        inputs["sentence pairs"] = find_file(sentence_pairs, what, ASSETS) or sentence_pairs
+    if retrieval_folder:
+        inputs["retrieval"] = need(retrieval_folder, recipe, "RETRIEVAL_FOLDER", ASSETS)
+    return inputs
 
 
 def find_file(reference: str, what: str, cure: str) -> Path | None:

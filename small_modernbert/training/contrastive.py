@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from small_modernbert.data.token_store import TokenStore
+from small_modernbert.data.token_store import TokenStore, store
 from small_modernbert.data.training_examples import Examples
 from small_modernbert.evaluation.watching import HeldOutTriplets, Watched
 from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.packing import cut_by_tokens, pack
 from small_modernbert.models.prompts import Prompts
+from small_modernbert.models.students import Student
+from small_modernbert.runs.stages import Stage
 from small_modernbert.training import losses
 from small_modernbert.training.batches import Epoch, Mix, plan_epoch
 
@@ -68,6 +70,12 @@ def with_prompts(train: Examples, watched: Watched, prompts: Prompts) -> tuple[E
     both = (prompts.query, prompts.document)
     held_out = HeldOutTriplets(watched.held_out.rows.with_prompts(*both))
     return train.with_prompts(*both), replace(watched, held_out=held_out)
+
+
+def tokenise(stage: Stage, examples: Examples, student: Student) -> TokenStore:
+    """Return the tokens of a stage's texts, which a resumed run takes up."""
+    folder, limit = stage.scratch / "tokens", str(student.max_tokens)
+    return store(examples.texts, student.backend, folder, limit)
 
 
 def takes_logits(margins: Literal["auto", "scores", "logits"], scale: str) -> bool:
