@@ -13,7 +13,6 @@ import torch
 from sentence_transformers.sentence_transformer.modules import Dense
 
 from small_modernbert.models.packed_encoder import PackedEncoder
-from small_modernbert.models.packing import cut_by_tokens, pack
 from small_modernbert.models.vectors import normalise
 
 RIDGE = 1e-2  # of the mean of the pooled vectors' second moments
@@ -40,12 +39,9 @@ def fit_head(
     hidden_size = encoder.transformer.config.hidden_size
     if len(sequences) != len(labels) or len(labels) <= hidden_size:
         raise ValueError(f"{len(sequences)} texts and {len(labels)} labels for {hidden_size} rows")
-    lengths = np.asarray([len(sequence) for sequence in sequences])
-    order = np.argsort(lengths, kind="stable")
-    pooled = torch.empty((len(order), hidden_size), dtype=torch.float64)
-    encoder.model.eval()
-    for rows in cut_by_tokens(order, lengths[order], encoder.tokens_per_batch, len(order)):
-        pooled[rows] = encoder.pooled(pack([sequences[row] for row in rows])).cpu().double()
+    pooled = torch.empty((len(sequences), hidden_size), dtype=torch.float64)
+    for rows, vectors in encoder.pooled_by_length(sequences):
+        pooled[rows] = vectors.cpu().double()
     wanted = torch.from_numpy(normalise(labels)).double()
     center, goal = pooled.mean(dim=0), wanted.mean(dim=0)
     spread = pooled - center

@@ -4,8 +4,9 @@ Pure functions over lists and tensors. The same format serves MLM, distillation 
 `small_modernbert.models.attention` keeps the sequences of one batch from seeing each other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -127,6 +128,20 @@ def plan_batches(
         piece = piece[np.argsort(lengths[piece], kind="stable")]
         batches.extend(cut_by_tokens(piece, lengths[piece], tokens_per_batch, rows_per_batch))
     return [batches[i] for i in random.permutation(len(batches))]
+
+
+def batches_by_epoch(
+    lengths: np.ndarray,
+    *,
+    tokens_per_batch: int,
+    rows_per_batch: int,
+    window_batches: int,
+    seed: int,
+) -> Callable[[int], list[np.ndarray]]:
+    """Return `plan_batches` as a function of the epoch that remembers its last two answers."""
+    rules = {"tokens_per_batch": tokens_per_batch, "rows_per_batch": rows_per_batch}
+    rules |= {"window_batches": window_batches, "seed": seed}
+    return lru_cache(maxsize=2)(lambda epoch: plan_batches(lengths, **rules, epoch=epoch))
 
 
 def cut_by_tokens(

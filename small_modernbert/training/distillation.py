@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -11,8 +10,7 @@ import torch
 from small_modernbert.data.labels import Labels
 from small_modernbert.data.token_store import TokenStore, store_splits
 from small_modernbert.models.packed_encoder import PackedEncoder
-from small_modernbert.models.packing import pack
-from small_modernbert.models.packing import plan_batches as plan
+from small_modernbert.models.packing import batches_by_epoch, pack
 from small_modernbert.models.prompts import Prompts
 from small_modernbert.models.students import Student
 from small_modernbert.runs.stages import Stage
@@ -149,20 +147,13 @@ class DistillationTask:
         self.model = encoder.model
         self.encoder, self.tokens, self.vectors = encoder, tokens, vectors
         self.objective, self.evaluate = objective, evaluate
-        lengths = tokens.lengths
-
-        @lru_cache(maxsize=2)
-        def epoch_batches(epoch: int) -> list[np.ndarray]:
-            return plan(
-                lengths,
-                tokens_per_batch=tokens_per_batch,
-                rows_per_batch=rows_per_batch,
-                window_batches=64,
-                seed=seed,
-                epoch=epoch,
-            )
-
-        self.epoch = epoch_batches
+        self.epoch = batches_by_epoch(
+            tokens.lengths,
+            tokens_per_batch=tokens_per_batch,
+            rows_per_batch=rows_per_batch,
+            window_batches=64,
+            seed=seed,
+        )
 
     def weight(self, batch: np.ndarray) -> float:
         """Return the number of texts."""

@@ -7,7 +7,6 @@ semantic textual similarity and must never be reported as such.
 
 import logging
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch.nn import functional
 from small_modernbert.data.graded_pairs import PairSplits
 from small_modernbert.data.token_store import TokenStore
 from small_modernbert.models.packed_encoder import PackedEncoder
-from small_modernbert.models.packing import pack, plan_batches
+from small_modernbert.models.packing import batches_by_epoch, pack
 from small_modernbert.runs.errors import UserError
 from small_modernbert.training import losses
 
@@ -81,22 +80,15 @@ class PairTask:
         self.model = encoder.model
         self.encoder, self.tokens, self.scores = encoder, tokens, scores
         self.objective, self.evaluate = objective, evaluate
-        lengths = tokens.lengths.reshape(-1, 2).sum(axis=1)
-
-        @lru_cache(maxsize=2)
-        def epoch_batches(epoch: int) -> list[np.ndarray]:
-            # One batch a window: a ranking loss learns from pairs of all kinds side by side, and
-            # packing leaves grouping by length little to save.
-            return plan_batches(
-                lengths,
-                tokens_per_batch=tokens_per_batch,
-                rows_per_batch=rows_per_batch,
-                window_batches=1,
-                seed=seed,
-                epoch=epoch,
-            )
-
-        self.epoch = epoch_batches
+        # One batch a window: a ranking loss learns from pairs of all kinds side by side, and
+        # packing leaves grouping by length little to save.
+        self.epoch = batches_by_epoch(
+            tokens.lengths.reshape(-1, 2).sum(axis=1),
+            tokens_per_batch=tokens_per_batch,
+            rows_per_batch=rows_per_batch,
+            window_batches=1,
+            seed=seed,
+        )
 
     def weight(self, batch: np.ndarray) -> float:
         """Return the number of pairs."""

@@ -29,8 +29,8 @@ from small_modernbert.data.keys import words_of
 from small_modernbert.data.leaks import LeakFilter
 from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
+from small_modernbert.runs.references import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"seed": 42, "validation_questions": 3}
 SHARED = "amber basalt cedar delta ember fjord glade heath inlet jetty knoll lagoon marsh north"
 

@@ -17,7 +17,6 @@ from small_modernbert.models import encoders, vectors
 from small_modernbert.runs import settings
 from small_modernbert.runs.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 WORDS = [
     "rain",
     "snow",

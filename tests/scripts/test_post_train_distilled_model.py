@@ -1,7 +1,5 @@
 """Promises of post_train_distilled_model.py: the judge's margins, at every dimension."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +9,33 @@ from miniature import Language
 from safetensors.torch import load_file
 from script_runner import load_script
 from sentence_transformers import SentenceTransformer
+from training_world import TrainingWorld, record_of
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.data import asset_writing, triplets
+from small_modernbert.data import triplets
 from small_modernbert.data.keys import words_of
-from small_modernbert.models import students
 from small_modernbert.runs import settings, storage
 from small_modernbert.training import loop
 
-Make = Callable[..., ModernBertModel]
-ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 32
+STUDENT = {"num_hidden_layers": 2, "hidden_size": WIDTH, "deviation": 0.05}
 TRAIN, DEV, BARE = 200, 40, 12
 FLAGS = (
     *("--epochs", "2", "--learning-rate", "3e-3", "--rows-per-batch", "16", "--precision", "fp32"),
     *("--dimensions", "32", "16", "8", "--checkpoint-every", "5", "--evaluate-every", "8"),
-    *("--select-by", "judge_spearman", "--recipe", "toy"),
+    *("--select-by", "judge_spearman"),
 )
 
 
-class World:
+class World(TrainingWorld):
     """A student, triplets judged by their words' topics, a validation set and labelled pairs."""
+
+    flags_of_all = FLAGS
 
     def __init__(
         self, folder: Path, model: ModernBertModel, tokenizer: PreTrainedTokenizerFast
     ) -> None:
-        self.folder = folder
-        self.language = Language(0, topics=12, words_per_topic=10)
-        students.Student(model, tokenizer, 48).save(folder / "student")
-        exam = self.language.retrieval_set("boolq-dev")
-        asset_writing.write_retrieval_set(exam, folder / "retrieval")
-        sentences = self.language.sentence_pairs(20)
-        asset_writing.write_sentence_pairs(folder / "mrpc.parquet", sentences)
+        super().__init__(folder, Language(0, topics=12, words_per_topic=10), model, tokenizer)
         generator = np.random.default_rng(0)
         self.vectors = {word: np.zeros(24) for word in self.language.words}
         for topic in self.language.topics:
@@ -79,43 +72,12 @@ class World:
 
     def flags(self, *more: str) -> list[str]:
         """Return the flags of a run."""
-        return [
-            *("--student", str(self.folder / "student")),
-            *("--triplets", str(self.folder / "triplets")),
-            *("--retrieval-folder", str(self.folder / "retrieval")),
-            *("--validation-sets", "boolq-dev"),
-            *("--sts", str(self.folder / "mrpc.parquet")),
-            *FLAGS,
-            *more,
-        ]
-
-
-@pytest.fixture(scope="module")
-def world(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_student: Make,
-    tokenizer: PreTrainedTokenizerFast,
-) -> World:
-    """Make the inputs once."""
-    model = make_student(num_hidden_layers=2, hidden_size=WIDTH, deviation=0.05)
-    return World(tmp_path_factory.mktemp("world"), model, tokenizer)
-
-
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the test a runs folder of its own."""
-    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs" / "toy"
+        return super().flags("--triplets", str(self.folder / "triplets"), *more)
 
 
 def run(world: World, *flags: str) -> None:
     """Run the script."""
     settings.run(load_script("post_train_distilled_model").__dict__, world.flags(*flags))
-
-
-def record_of(stage: Path) -> dict[str, Any]:
-    """Read a stage's run.json."""
-    return json.loads((stage / "run.json").read_text(encoding="utf-8"))
 
 
 def test_margins_at_every_dimension(

@@ -1,10 +1,8 @@
 """Promises of sts_fine_tuning.py: honest figures, retrieval guarded, kills survived."""
 
-import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,18 @@ import pytest
 from miniature import Language
 from safetensors.torch import load_file
 from script_runner import load_script
+from training_world import TrainingWorld, record_of
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.data import asset_writing, labels
+from small_modernbert.data import labels
 from small_modernbert.data.keys import words_of
 from small_modernbert.models import students
 from small_modernbert.runs import settings, storage
+from small_modernbert.runs.references import ROOT
 from small_modernbert.training import loop
 
-Make = Callable[..., ModernBertModel]
-ROOT = Path(__file__).resolve().parents[2]
 WIDTH = 32
+STUDENT = {"num_hidden_layers": 2, "hidden_size": WIDTH}
 TRAIN, HELD_OUT = 160, 60
 # Few and large steps: enough to see the tiny student learn.
 FLAGS = (
@@ -35,29 +34,25 @@ FLAGS = (
 )
 
 
-class World:
+class World(TrainingWorld):
     """A student, labels by a teacher that counts words, a validation set and labelled pairs."""
+
+    flags_of_all, pairs_flag = FLAGS, "--sentence-pairs"
 
     def __init__(
         self, folder: Path, model: ModernBertModel, tokenizer: PreTrainedTokenizerFast
     ) -> None:
-        self.folder = folder
-        self.language = Language(0, topics=6, words_per_topic=10)
-        students.Student(model, tokenizer, 48).save(folder / "student")
-        generator = np.random.default_rng(0)
-        self.vectors = {word: generator.normal(size=WIDTH) for word in self.language.words}
-        texts = [self.language.passage().text for _ in range(TRAIN + HELD_OUT)]
+        language = Language(0, topics=6, words_per_topic=10)
+        texts = [language.passage().text for _ in range(TRAIN + HELD_OUT)]
         texts = [text if i % 2 else text.partition(".")[0] for i, text in enumerate(texts)]
+        super().__init__(folder, language, model, tokenizer)
+        generator = np.random.default_rng(0)
+        self.vectors = {word: generator.normal(size=WIDTH) for word in language.words}
         parts = {"train": texts[:TRAIN], "held_out": texts[TRAIN:]}
         for split, part in parts.items():
             path = labels.shard_path(folder / "labels", split, 0)
             labels.write_shard(path, part, np.stack([self.teach(text) for text in part]))
         labels.write_index(folder / "labels", WIDTH, dict.fromkeys(parts, 1))
-        asset_writing.write_retrieval_set(
-            self.language.retrieval_set("boolq-dev"), folder / "retrieval"
-        )
-        pairs = self.language.sentence_pairs(20)
-        asset_writing.write_sentence_pairs(folder / "mrpc.parquet", pairs)
 
     def teach(self, text: str) -> np.ndarray:
         """Return the toy teacher's unit vector of a text: the sum of its words'."""
@@ -66,38 +61,8 @@ class World:
 
     def flags(self, *more: str) -> list[str]:
         """Return the flags of a mined run."""
-        return [
-            *("--recipe", "toy", "--student", str(self.folder / "student")),
-            *("--pairs", "mined", "--labels", str(self.folder / "labels")),
-            *("--retrieval-folder", str(self.folder / "retrieval")),
-            *("--validation-sets", "boolq-dev"),
-            *("--sentence-pairs", str(self.folder / "mrpc.parquet")),
-            *FLAGS,
-            *more,
-        ]
-
-
-@pytest.fixture(scope="module")
-def world(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_student: Make,
-    tokenizer: PreTrainedTokenizerFast,
-) -> World:
-    """Make the inputs once."""
-    model = make_student(num_hidden_layers=2, hidden_size=WIDTH)
-    return World(tmp_path_factory.mktemp("world"), model, tokenizer)
-
-
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the test a runs folder of its own."""
-    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs" / "toy"
-
-
-def record_of(stage: Path) -> dict[str, Any]:
-    """Read a stage's run.json."""
-    return json.loads((stage / "run.json").read_text(encoding="utf-8"))
+        mined = ("--pairs", "mined", "--labels", str(self.folder / "labels"))
+        return super().flags(*mined, *more)
 
 
 def read_texts(path: Path) -> set[str]:

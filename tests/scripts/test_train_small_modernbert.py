@@ -1,7 +1,6 @@
 """Promises of train_small_modernbert.py: a blank student learns, what is held out stays out."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +12,32 @@ from miniature import Language
 from safetensors.torch import load_file
 from script_runner import load_script
 from sentence_transformers import SentenceTransformer
+from training_world import TrainingWorld, record_of
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.data import asset_writing
 from small_modernbert.data.keys import words_of
-from small_modernbert.models import students
 from small_modernbert.runs import settings, stages
 from small_modernbert.training import loop
 
-Make = Callable[..., ModernBertModel]
-ROOT = Path(__file__).resolve().parents[2]
+STUDENT = {"num_hidden_layers": 2, "deviation": 0.02}
 ROWS = 240
 FLAGS = (
     *("--epochs", "2", "--learning-rate", "3e-3", "--rows-per-batch", "16", "--precision", "fp32"),
     *("--dev", "", "--dev-rows", "40", "--checkpoint-every", "5", "--evaluate-every", "6"),
-    *("--select-by", "triplet_accuracy", "--recipe", "toy"),
+    *("--select-by", "triplet_accuracy"),
 )
 
 
-class World:
+class World(TrainingWorld):
     """A blank student, pairs of two sources, a validation set and labelled sentence pairs."""
+
+    flags_of_all = FLAGS
 
     def __init__(
         self, folder: Path, model: ModernBertModel, tokenizer: PreTrainedTokenizerFast
     ) -> None:
-        self.folder = folder
         language = Language(0, topics=12, words_per_topic=10)
-        students.Student(model, tokenizer, 48).save(folder / "student")
-        self.exam = language.retrieval_set("boolq-dev")
-        asset_writing.write_retrieval_set(self.exam, folder / "retrieval")
-        asset_writing.write_sentence_pairs(folder / "mrpc.parquet", language.sentence_pairs(20))
+        super().__init__(folder, language, model, tokenizer)
         self.rows = []
         for i in range(ROWS):
             passage, other = language.passage(), language.passage()
@@ -64,33 +59,7 @@ class World:
 
     def flags(self, *more: str) -> list[str]:
         """Return the flags of a run."""
-        return [
-            *("--student", str(self.folder / "student")),
-            *("--pairs", str(self.folder / "pairs.parquet")),
-            *("--retrieval-folder", str(self.folder / "retrieval")),
-            *("--validation-sets", "boolq-dev"),
-            *("--sts", str(self.folder / "mrpc.parquet")),
-            *FLAGS,
-            *more,
-        ]
-
-
-@pytest.fixture(scope="module")
-def world(
-    tmp_path_factory: pytest.TempPathFactory,
-    make_student: Make,
-    tokenizer: PreTrainedTokenizerFast,
-) -> World:
-    """Make the inputs once."""
-    model = make_student(num_hidden_layers=2, deviation=0.02)
-    return World(tmp_path_factory.mktemp("world"), model, tokenizer)
-
-
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the test a runs folder of its own."""
-    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs" / "toy"
+        return super().flags("--pairs", str(self.folder / "pairs.parquet"), *more)
 
 
 @pytest.fixture
@@ -102,11 +71,6 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(world: World, *flags: str) -> None:
     """Run the script."""
     settings.run(load_script("train_small_modernbert").__dict__, world.flags(*flags))
-
-
-def record_of(stage: Path) -> dict[str, Any]:
-    """Read a stage's run.json."""
-    return json.loads((stage / "run.json").read_text(encoding="utf-8"))
 
 
 def weights(stage: Path) -> dict[str, Any]:
