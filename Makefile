@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup assets run run-main recipes bench gpu-check test faults rehearse smoke search lint clean
+.PHONY: setup assets run run-main mine recipes bench gpu-check test faults rehearse smoke search lint clean
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: requirements.txt requirements-dev.txt pyproject.toml
+$(VENV)/.ready: requirements.txt requirements-dev.txt requirements-documents.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=python3.12, say")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check -q -r requirements.txt -r requirements-dev.txt
@@ -19,6 +19,10 @@ assets: setup
 
 run: assets
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/offline.sh $(ARGS)
+
+mine: assets
+	@test -n "$(DOCS)" || { echo "error: name your folder: make mine DOCS=path" >&2; exit 2; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/my_domain.sh "$(DOCS)" $(ARGS)
 
 smoke: assets
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/offline.sh --size smoke $(ARGS)

@@ -44,6 +44,7 @@ HOTPOTQA_QRELS: str = (
     "BeIR/hotpotqa-qrels@b15429e9244c8ec966985d7778427c3b1543b314"  # which documents answer them
 )
 DISTRACTORS: int = 30_000  # beside all gold documents of hotpotqa; 0 for the full corpus (hours)
+JUDGED_SET: str = ""  # say in sentences whether the student is worth it there; "" = do not
 MAX_QUERIES: int = 0  # the first of each set, over all its documents; 0 for all
 
 # Speed
@@ -80,10 +81,11 @@ def main() -> None:
         remarks = add_rows(made, models)
         if distractors:
             storage.write_json(stage.building / "hotpotqa_distractors.json", distractors)
+        remarks += judge(made)
         benchmark_report.write(stage.building, made, remarks)
         stage.record.metrics = {row.label: row.quality for row in made.rows.values()}
         stage.finish(f"{len(made.rows)} rows on {', '.join(RETRIEVAL)}", benchmark_report.read)
-        print(benchmark_report.summary_table(made))
+        print("\n".join((benchmark_report.summary_table(made), *judge(made))))
 
 
 def find_inputs() -> tuple[dict[str, Path | str], dict[str, Path | str]]:
@@ -94,6 +96,8 @@ def find_inputs() -> tuple[dict[str, Path | str], dict[str, Path | str]]:
     """
     if not RETRIEVAL:
         raise UserError("RETRIEVAL is empty; name at least one set: --retrieval NanoMSMARCO")
+    if JUDGED_SET and JUDGED_SET not in RETRIEVAL:
+        raise UserError(f"JUDGED_SET: {JUDGED_SET!r} is none of RETRIEVAL; add it there")
     if repeated := next((name for name in RETRIEVAL if RETRIEVAL.count(name) > 1), None):
         raise UserError(f"RETRIEVAL: {repeated!r} stands twice; name each set once")
     if not 0 <= BM25_WEIGHT <= 1:
@@ -193,6 +197,15 @@ def add_rows(made: "Benchmark", models: dict[str, Path | str]) -> list[str]:
         if label in made.rows:
             made.add_mixed(label, BM25_WEIGHT)
     return []
+
+
+def judge(made: "Benchmark") -> list[str]:
+    """Return sentences on JUDGED_SET; a row `start` is the student before it was trained."""
+    from small_modernbert.evaluation import verdict
+
+    if not JUDGED_SET or not MODELS:
+        return []
+    return verdict.judge(made, JUDGED_SET, MODELS[0].partition("=")[0], before="start")
 
 
 if __name__ == "__main__":

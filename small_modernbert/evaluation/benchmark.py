@@ -257,6 +257,11 @@ class Benchmark:
         }
         self._finish(mixed, hits)
 
+    def query_scores(self, label: str, name: str) -> np.ndarray:
+        """Return a row's nDCG@10 of each query of a set, `(queries,)`."""
+        questions = next(each for each in self.sets if each.name == name)
+        return metrics.query_metrics(self._hits[label][name].rows, questions)["ndcg@10"]
+
     def _score(self, row: Row, queries: VectorStore, documents: VectorStore) -> None:
         hits = {}
         for each in self.sets:

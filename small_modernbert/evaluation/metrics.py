@@ -25,6 +25,12 @@ def ranking_metrics(ranking: np.ndarray, questions: RetrievalSet) -> dict[str, f
     Returns:
         The METRICS, each a mean over the queries.
     """
+    per_query = query_metrics(ranking, questions)
+    return {name: float(per_query[name].mean()) for name in METRICS}
+
+
+def query_metrics(ranking: np.ndarray, questions: RetrievalSet) -> dict[str, np.ndarray]:
+    """Return the METRICS of each query, `(queries,)`; see `ranking_metrics`."""
     row_of = {document: row for row, document in enumerate(questions.document_ids)}
     gains = np.zeros(ranking.shape)
     ideal = np.zeros(len(ranking))
@@ -44,14 +50,13 @@ def ranking_metrics(ranking: np.ndarray, questions: RetrievalSet) -> dict[str, f
     ranks = np.arange(1, hits.shape[1] + 1)
     precision = np.cumsum(hits[:, :100], axis=1) / ranks[:100]
     first = np.where(hits[:, :10].any(axis=1), hits[:, :10].argmax(axis=1) + 1, np.inf)
-    per_query = {
+    return {
         "ndcg@10": (gains[:, :10] * discounts[: gains.shape[1]]).sum(axis=1) / ideal,
         "map@100": (precision * hits[:, :100]).sum(axis=1) / totals,
         "recall@10": hits[:, :10].sum(axis=1) / totals,
         "recall@100": hits[:, :100].sum(axis=1) / totals,
         "mrr@10": 1 / first,
     }
-    return {name: float(per_query[name].mean()) for name in METRICS}
 
 
 def ranking_agreement(ranking: np.ndarray, wanted: np.ndarray, depth: int = 10) -> float:

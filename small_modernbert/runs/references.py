@@ -19,6 +19,7 @@ DATA_ENDINGS = frozenset(
 
 SCRIPTS = (
     "get_offline_assets",
+    "prepare_documents",
     "build_and_save_small_modernbert",
     "train_small_modernbert",
     "mlm/create_dataset",

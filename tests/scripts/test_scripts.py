@@ -37,6 +37,7 @@ MISSING = {
     "post_train_distilled_model.py": ([], "python distil_modernbert.py --recipe empty"),
     "relabel_triplets.py": ([], "make run"),
     "sts_fine_tuning.py": ([], "python distil_modernbert.py --recipe empty"),
+    "prepare_documents.py": ([], "--documents ~/notes"),
     "train_small_modernbert.py": (
         [],
         "python build_and_save_small_modernbert.py --recipe empty",

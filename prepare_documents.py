@@ -1,0 +1,314 @@
+"""Turn a folder of documents into texts to train on, passages to search, and sets to measure on.
+
+Reads:  DOCUMENTS (files of many kinds, see small_modernbert/data/documents.py), QUERIES where the
+        user has some, TOKENIZER, and a share of general text, so that the rest is not forgotten
+Writes: runs/<recipe>/prepare_documents/final/: text/own.parquet and text/general.parquet to train
+        on; retrieval/ with the sets `mine` and `mine-validation`, of documents that never train;
+        passages/ with every passage; documents.md: what became of every file, with examples
+
+    python prepare_documents.py --documents ~/notes
+    python prepare_documents.py --documents ~/notes --queries ~/asked.csv
+"""
+
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from small_modernbert.runs import references, report, settings, stages, storage
+from small_modernbert.runs.errors import UserError
+
+if TYPE_CHECKING:
+    from small_modernbert.data.documents import Document
+    from small_modernbert.data.own_sets import Parts, UserQuery
+    from small_modernbert.data.passages import Passage
+    from small_modernbert.data.retrieval_sets import RetrievalSet
+
+# Inputs
+DOCUMENTS: str = ""  # a folder, or one file with a document a row
+QUERIES: str = ""  # a file with a column `query`, and `document` (a file's name) where one answers
+TOKENIZER: str = "assets/models/all-MiniLM-L6-v2"  # counts a passage's tokens: stage, folder
+GENERAL_TEXT: list[str] = ["assets/text/wiki.parquet", "assets/text/papers.parquet"]  # mixed in
+GENERAL_SETS: list[str] = ["squad"]  # copied beside the own sets: what else is the model good for?
+GENERAL_FOLDER: str = "assets/retrieval"  # where those are
+
+# Documents
+MAX_DOCUMENTS: int = 20_000  # beyond it a seeded sample; 0 for all, held in memory
+MAX_TOKENS: int = 224  # of a passage, special tokens included; headings come on top when it trains
+
+# Texts
+OWN_TEXTS: int = 14_000  # passages and queries to train on; beyond it a seeded choice
+GENERAL_TEXTS: int = 6_000  # of other text
+
+# Evaluation
+HELD_OUT_SHARE: float = 0.2  # of the documents: half to select on, half to report
+MAX_QUERIES: int = 400  # of each set
+
+# Output
+RECIPE: str = "mine"  # folder below runs/
+VARIANT: str = ""  # a folder of its own for a run with other settings
+OVERWRITE: bool = False  # redo a finished run
+SEED: int = 42  # of every choice
+
+EXAMPLES = 3  # of each kind, in documents.md
+ENOUGH_QUERIES = 50  # below, a figure says next to nothing
+ASSETS = "run: python get_offline_assets.py"
+logger = logging.getLogger("small_modernbert.prepare_documents")
+
+
+def main() -> None:
+    """Read and cut the documents, keep some apart, make queries, write it all down."""
+    inputs = find_inputs()
+    with stages.Stage(globals(), inputs=inputs) as stage:
+        if stage.finished:
+            return
+        from small_modernbert.data import own_sets, passages
+
+        counts = Counter[str]()
+        documents = read_sample(inputs["documents"], counts)
+        queries = read_queries(inputs.get("queries"), documents, counts)
+        parts = own_sets.divide(documents, queries, HELD_OUT_SHARE, SEED)
+        cut = cut_documents(documents, inputs["tokenizer"])
+        held_out = {*parts.validation, *parts.reported}
+        training = [piece for piece in cut if piece.document not in held_out]
+        learned = [query for query in queries if query.document not in held_out]
+        rows, made = own_sets.training_texts(training, learned, OWN_TEXTS, SEED)
+        general = read_general(inputs)
+
+        storage.remove(stage.building)
+        write_texts(stage.building / "text" / "own.parquet", rows)
+        write_texts(stage.building / "text" / "general.parquet", general)
+        write_texts(
+            stage.building / "passages" / "passages.parquet",
+            ((piece.titled, piece.document, "document") for piece in cut),
+        )
+        common = passages.common_headings(cut)
+        sets = write_sets(stage.building / "retrieval", cut, common, queries, parts)
+        copy_general_sets(stage.building / "retrieval", inputs)
+        counts |= {
+            "documents": len(documents),
+            "documents to train on": len(parts.training),
+            "documents held out": len(held_out),
+            "passages": len(cut),
+            **{f"own texts: {kind}": number for kind, number in made.items()},
+            "general texts": len(general),
+        }
+        write_report(stage.building, counts, rows, sets)
+        stage.record.rows = dict(counts)
+        stage.record.facts = {"queries": {name: kind for name, (_, kind) in sets.items()}}
+        stage.finish(
+            f"{len(documents):,} documents → {len(cut):,} passages, {len(rows):,} own texts",
+            verify=check,
+        )
+
+
+def find_inputs() -> dict[str, Path]:
+    """Resolve every place before anything is read.
+
+    Raises:
+        UserError: one is not there, or a number makes no sense.
+    """
+    if not DOCUMENTS:
+        raise UserError("DOCUMENTS is empty; name a folder: --documents ~/notes")
+    if not 0 < HELD_OUT_SHARE < 1:
+        raise UserError(f"HELD_OUT_SHARE is {HELD_OUT_SHARE}; between 0 and 1: 0.2, say")
+    if OWN_TEXTS < 2 or GENERAL_TEXTS < 0 or MAX_QUERIES < 1 or MAX_DOCUMENTS < 0:
+        raise UserError("OWN_TEXTS is at least 2, MAX_QUERIES 1, GENERAL_TEXTS and MAX_DOCUMENTS 0")
+    inputs = {}
+    for name, place in (("documents", DOCUMENTS), ("queries", QUERIES)):
+        if place and (path := references.find(place)) is None:
+            raise UserError(f"{name.upper()}: {place} is not there; correct --{name}")
+        if place:
+            inputs[name] = path
+    inputs["tokenizer"] = references.need(TOKENIZER, RECIPE, "TOKENIZER", ASSETS)
+    if not (inputs["tokenizer"] / "tokenizer.json").is_file():
+        raise UserError(f"{inputs['tokenizer']} has no tokenizer.json; --tokenizer takes one with")
+    for number, text in enumerate(GENERAL_TEXT if GENERAL_TEXTS else [], 1):
+        path = references.find_file(text, "GENERAL_TEXT", ASSETS)
+        if path is None:
+            raise UserError(f"GENERAL_TEXT: {text} is not there; {ASSETS}, or --general-texts 0")
+        inputs[f"general text {number}"] = path
+    if GENERAL_SETS:
+        inputs["general sets"] = references.need(GENERAL_FOLDER, RECIPE, "GENERAL_FOLDER", ASSETS)
+    return inputs
+
+
+def read_sample(folder: Path, counts: Counter[str]) -> "list[Document]":
+    """Read the documents, beyond MAX_DOCUMENTS a seeded sample of them; in order of their names.
+
+    Raises:
+        UserError: there is none.
+    """
+    import random
+
+    from small_modernbert.data import documents
+
+    files = documents.list_files(folder, MAX_DOCUMENTS, SEED, counts)
+    kept: list[Document] = []
+    rng, seen = random.Random(SEED), 0
+    for file in report.progress(files, description="reading documents"):
+        for document in documents.read_documents(file, folder, counts):
+            seen += 1
+            if not MAX_DOCUMENTS or len(kept) < MAX_DOCUMENTS:
+                kept.append(document)
+            elif (place := rng.randrange(seen)) < MAX_DOCUMENTS:
+                kept[place] = document  # Vitter's reservoir: each document has the same chance
+    if not kept:
+        raise UserError(f"{folder}: none of {len(files):,} files holds text; name another folder")
+    counts["files"] += len(files)
+    counts["documents beyond the sample"] += seen - len(kept)
+    for reason in [reason for reason, number in counts.items() if not number]:
+        del counts[reason]
+    return sorted(kept, key=lambda document: document.name)
+
+
+def read_queries(
+    file: Path | None, documents: "list[Document]", counts: Counter[str]
+) -> "list[UserQuery]":
+    """Read the user's queries; none where there is no file."""
+    from small_modernbert.data import own_sets
+
+    if file is None:
+        return []
+    return own_sets.read_queries(file, [document.name for document in documents], counts)
+
+
+def cut_documents(documents: "list[Document]", tokenizer: Path) -> "list[Passage]":
+    """Cut all documents to passages."""
+    from tokenizers import Tokenizer
+
+    from small_modernbert.data import passages
+    from small_modernbert.data.chunking import Chunker
+
+    chunker = Chunker(Tokenizer.from_file(str(tokenizer / "tokenizer.json")), MAX_TOKENS)
+    return [
+        piece
+        for document in report.progress(documents, description="cutting to passages")
+        for piece in passages.cut_document(document, chunker)
+    ]
+
+
+def read_general(inputs: dict[str, Path]) -> list[tuple[str, str, str]]:
+    """Return a seeded choice of the general texts, an equal share of each file."""
+    import random
+
+    from small_modernbert.data import file_rows
+
+    files = [path for name, path in inputs.items() if name.startswith("general text")]
+    rows: list[tuple[str, str, str]] = []
+    for number, path in enumerate(files):
+        share = (GENERAL_TEXTS - len(rows)) // (len(files) - number)
+        cells = []
+        for batch in file_rows.read_rows(path, {"text": "any"}, ASSETS, optional=("role",)):
+            roles = batch.get("role") or ["text"] * len(batch["text"])
+            cells += zip(batch["text"], roles, strict=True)
+        chosen = random.Random(SEED).sample(cells, min(share, len(cells)))
+        rows += [(text, path.stem, role) for text, role in chosen]
+    return rows
+
+
+def write_texts(path: Path, rows: Iterable[tuple[str, str, str]]) -> None:
+    """Write rows of text, source and role."""
+    from small_modernbert.data.asset_writing import RowWriter
+
+    with RowWriter(path, ("text", "source", "role")) as writer:
+        for row in rows:
+            writer.append(*row)
+
+
+def write_sets(
+    folder: Path,
+    cut: "list[Passage]",
+    common: set[str],
+    queries: "list[UserQuery]",
+    parts: "Parts",
+) -> "dict[str, tuple[RetrievalSet, str]]":
+    """Make and write the sets of the held-out documents.
+
+    Raises:
+        UserError: one would have no query.
+    """
+    from small_modernbert.data import own_sets
+    from small_modernbert.data.asset_writing import write_retrieval_set
+
+    sets = {}
+    for name, names in (
+        (own_sets.REPORTED, set(parts.reported)),
+        (own_sets.VALIDATION, set(parts.validation)),
+    ):
+        pieces = [piece for piece in cut if piece.document in names]
+        made, kind = own_sets.make_set(name, pieces, common, queries, MAX_QUERIES, SEED)
+        if made is None:
+            raise UserError(
+                f"no query can be made for the {len(names):,} documents of the set {name}: they "
+                "have no headings, and no sentence with text after it; give --queries, or more "
+                "documents"
+            )
+        write_retrieval_set(made, folder)
+        sets[name] = made, kind
+        if len(made.queries) < ENOUGH_QUERIES:
+            logger.warning(
+                "%s: %d queries over %d passages are too few for a figure that says much",
+                *(name, len(made.queries), len(made.documents)),
+            )
+    return sets
+
+
+def copy_general_sets(folder: Path, inputs: dict[str, Path]) -> None:
+    """Copy GENERAL_SETS beside the own ones: a script reads all its sets from one folder."""
+    for name in GENERAL_SETS:
+        for kind in ("corpus", "queries", "qrels"):
+            file = inputs["general sets"] / kind / f"{name}.parquet"
+            if not file.is_file():
+                raise UserError(f"GENERAL_SETS: {file} is not there; {ASSETS}")
+            shutil.copyfile(file, folder / kind / file.name)
+
+
+def write_report(
+    folder: Path,
+    counts: Counter[str],
+    rows: list[tuple[str, str, str]],
+    sets: "dict[str, tuple[RetrievalSet, str]]",
+) -> None:
+    """Write documents.md, and log its first table."""
+    table = report.table(["what", "how many"], [[what, number] for what, number in counts.items()])
+    for line in table.splitlines():
+        logger.info("%s", line)
+    parts = ["# Documents", table, "## Texts to train on"]
+    for kind in dict.fromkeys(source for _, source, _ in rows):
+        texts = [text for text, source, _ in rows if source == kind][:EXAMPLES]
+        parts.append("\n".join([f"{kind}:", "", *(f"- {shorten(text)}" for text in texts)]))
+    for name, (made, kind) in sets.items():
+        parts.append(f"## {name}: {kind}")
+        parts.append(f"{len(made.queries):,} queries over {len(made.documents):,} passages.")
+        text_of = dict(zip(made.document_ids, made.documents, strict=True))
+        for query, text in list(zip(made.query_ids, made.queries, strict=True))[:EXAMPLES]:
+            answer = text_of[next(iter(made.relevant[query]))]
+            parts.append(f"- {shorten(text)} → {shorten(answer)}")
+    storage.write_text(folder / "documents.md", "\n\n".join(parts) + "\n")
+
+
+def shorten(text: str, most: int = 160) -> str:
+    """Return a text on one line, cut after some characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]} …"
+
+
+def check(folder: Path) -> None:
+    """Read everything back as later stages do.
+
+    Raises:
+        UserError: something does not read.
+    """
+    from small_modernbert.data import evaluation_sets, file_rows, own_sets
+
+    for file in file_rows.find_files(folder / "text", folder / "passages", cure="redo it"):
+        file_rows.count_rows(file.path, "redo it")
+    for name in (own_sets.REPORTED, own_sets.VALIDATION, *GENERAL_SETS):
+        evaluation_sets.load_retrieval_set(folder / "retrieval", name)
+
+
+if __name__ == "__main__":
+    settings.run(globals())
