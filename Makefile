@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup assets run run-main mine recipes bench gpu-check test faults rehearse smoke search lint clean
+.PHONY: setup assets run run-main mine recipes bench experiments gpu-check test faults rehearse smoke
+.PHONY: search lint clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +33,9 @@ recipes: assets
 
 bench: assets
 	$(BIN)/python bench/run_all.py $(ARGS)
+
+experiments: assets
+	$(BIN)/python bench/experiments/run.py $(ARGS)
 
 gpu-check: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" python bench/gpu_check.py $(ARGS)

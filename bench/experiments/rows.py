@@ -1,0 +1,134 @@
+"""The experiments: a row a set of flags to the ordinary scripts, or a peer as its documentation is.
+
+Every row trains for the same processor seconds on the same labels; what its start takes (the fit of
+a layer, of a table) is counted beside them, and masked-language modelling is counted among them.
+"""
+
+import dataclasses
+from typing import Any
+
+Flags = dict[str, Any]
+
+# As recipes/offline.sh has them; no evaluations on the way, the last weights are kept.
+DISTIL: Flags = {
+    "objective": "cosine",
+    "optimizer": "adamw",
+    "rows_per_batch": 32,
+    "decay": 0.5,
+    "epochs": 1,
+    "learning_rate": 1e-3,
+    "held_out_rows": 100,
+    "validation_sets": [],
+    "select_by": "",
+    "evaluate_every": 0,
+    "checkpoint_every": 0,
+}
+LAYERS: Flags = {"init": "layers", "layers": [0, 4, 5], "ffn_units": 1280, "head_texts": 4000}
+STATIC: Flags = {"init": "static", "map_epochs": 0}
+MODERNBERT: Flags = {"learning_rate": 2e-3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One experiment.
+
+    Attributes:
+        name: unique; the record is found by it.
+        question: the heading in the tables that it stands under.
+        shape: rows of equal shapes take equally long a step; "" for what is not trained.
+        start: flags of mlm/init_model_mlm; None for the blank student, or for a peer.
+        distil: flags of distil_modernbert that differ from DISTIL.
+        peer: a function of peers.py, with its arguments.
+        language_share: of the budget that goes into masked-language modelling first.
+        seed: of the start and of the batches.
+        budget: times the processor seconds of the others.
+        note: what a reader must know.
+    """
+
+    name: str
+    question: str
+    shape: str
+    start: Flags | None = None
+    distil: Flags = dataclasses.field(default_factory=dict)
+    peer: tuple[str, Flags] | None = None
+    language_share: float = 0.0
+    seed: int = 42
+    budget: float = 1.0
+    note: str = ""
+
+
+def ours(
+    name: str,
+    question: str,
+    seed: int = 42,
+    start: Flags | None = None,
+    **distil: Any,  # noqa: ANN401  flags
+) -> Row:
+    """Make a row of the recipe's best student, with what differs."""
+    flags = LAYERS | (start or {})
+    batch = (DISTIL | distil)["rows_per_batch"]
+    shape = f"layers {len(flags['layers'])} {flags['ffn_units']} {batch}"
+    return Row(name, question, shape, flags, distil, seed=seed)
+
+
+def modernbert(
+    name: str,
+    question: str,
+    start: Flags | None,
+    seed: int = 42,
+    **more: Any,  # noqa: ANN401  fields of a row
+) -> Row:
+    """Make a row of the small ModernBERT, with its start."""
+    return Row(name, question, "modernbert", start, MODERNBERT, seed=seed, **more)
+
+
+def reduction(name: str, peer: Flags, **more: Any) -> Row:  # noqa: ANN401  a row's fields
+    """Make a row of sentence-transformers' layer reduction."""
+    shape = f"trainer {peer.get('batch', 64)}"
+    return Row(name, PEERS, shape, peer=("reduce_layers", peer), **more)
+
+
+PEERS = "Ours and peers"
+SEEDS = "Seeds"
+DEPTH = "Layers and units"
+HOW = "Objective, rate, layer on top"
+STARTS = "Starts of the small ModernBERT"
+GUIDE: Flags = {"init": "guide"}
+
+ROWS = (
+    Row("teacher", PEERS, "", peer=("take", {"model": "teacher"}), note="no training"),
+    Row("our student after make run", PEERS, "", peer=("take", {"model": "student"}),
+        note="one pass of 844 steps, 632 processor seconds"),
+    ours("ours: layers 0, 4, 5, 1,280 units", PEERS),
+    reduction("layer reduction, MSELoss", {"loss": "mse"}),
+    reduction("layer reduction, EmbedDistillLoss", {"loss": "cosine"}),
+    reduction("layer reduction, our rate and batch", {"loss": "mse", "rate": 1e-3, "batch": 32}),
+    modernbert("static start", PEERS, STATIC),
+    Row("fresh BERT, MSELoss", PEERS, "trainer fresh", peer=("train_fresh", {})),
+    Row("v2 in its words", PEERS, "trainer guide", GUIDE | {"transfer_layers": 1},
+        peer=("train_folder", {}), note="GUIDE of the first layer, batches of 64 at random, 1e-4"),
+    Row("model2vec distil", PEERS, "", peer=("distil_static", {}), note="static"),
+    Row("model2vec, fitted to the labels", PEERS, "", peer=("fit_static", {}), note="static"),
+    ours("ours, seed 43", SEEDS, seed=43),
+    ours("ours, seed 44", SEEDS, seed=44),
+    modernbert("static start, seed 43", SEEDS, STATIC, seed=43),
+    modernbert("static start, seed 44", SEEDS, STATIC, seed=44),
+    ours("layers 0, 2, 4, 1,280 units", DEPTH, start={"layers": [0, 2, 4]}),
+    ours("layers 0, 5, 1,152 units", DEPTH, start={"layers": [0, 5], "ffn_units": 1152}),
+    ours("the teacher's PCA layer in place of the fitted one", HOW,
+         start={"donor": "{reduced}", "head_texts": 0, "ffn_units": 0}),
+    ours("all units", HOW, start={"ffn_units": 0}),
+    ours("rate 5e-4", HOW, learning_rate=5e-4),
+    ours("rate 2e-3", HOW, learning_rate=2e-3),
+    ours("mse", HOW, objective="mse"),
+    ours("kl", HOW, objective="kl"),
+    modernbert("random", STARTS, None),
+    modernbert("GUIDE, all layers", STARTS, GUIDE),
+    modernbert("GUIDE, first layer", STARTS, GUIDE | {"transfer_layers": 1}),
+    modernbert("GUIDE, all layers, norm scale", STARTS, GUIDE | {"norm_scale": True}),
+    modernbert("GUIDE, all layers, norm scale, MLM half the budget", STARTS,
+               GUIDE | {"norm_scale": True}, language_share=0.5),
+    ours("layers 0, 5, all units", DEPTH, start={"layers": [0, 5], "ffn_units": 0}),
+    reduction("layer reduction, MSELoss, twice the budget", {"loss": "mse"}, budget=2.0),
+    ours("batches of 64", HOW, rows_per_batch=64),
+)  # fmt: skip

@@ -1,0 +1,157 @@
+"""docs/EXPERIMENTS.md and its plot, out of the record of finished rows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from rows import SEEDS, Row
+
+from small_modernbert.runs import report, storage
+
+SELECTION, REPORTED = ("squad", "wiki-descriptions"), ("sciq", "boolq")
+TEACHER, STUDENT = "teacher", "our student after make run"
+HEADERS = (
+    "row", "SQuAD", "descriptions", "of the teacher's", "SciQ", "BoolQ", "of the teacher's ",
+    "MRPC", "documents/s", "without embeddings", "start, s", "training, s", "steps",
+)  # fmt: skip
+INTRODUCTION = """# Experiments
+
+Written by `python bench/experiments/run.py` out of docs/experiments.jsonl; `--tables-only` writes
+it anew without running a row.
+
+A row is one set of flags to the ordinary scripts (bench/experiments/rows.py), or a peer as its own
+documentation writes it (bench/experiments/peers.py). All of them have the labels of `make run`
+(27,000 texts, all-MiniLM-L6-v2 after its PCA layer, 256 wide) and {budget:.0f} processor seconds of
+training on one thread, a seventh of what `make run` gives its best student: what a row shows is how
+fast a recipe learns, not where it ends. What a start takes (the fit of a layer or a table) stands
+beside them. Our texts are tokenised before, the peers' in their steps: three or four seconds for
+what a row sees.
+
+**Defaults are chosen on the first two sets alone**; SciQ and BoolQ are reported. All four are drawn
+documents with the queries that they answer (400 documents of SQuAD and of Wikipedia's descriptions,
+250 of SciQ and BoolQ, drawn once), so figures are higher than those of whole sets in README.md.
+nDCG@10; shares are of the mean over two sets. *documents/s* is in times of the teacher's, by the
+processor's seconds over 1,300 documents, in fp32 with padding. Trained in bf16.
+"""
+
+
+def write(folder: Path, record: Sequence[dict[str, Any]], rows: Sequence[Row]) -> None:
+    """Write EXPERIMENTS.md, and experiments.png once there is a teacher to compare with."""
+    lines = {line["name"]: line for line in record}
+    known = [row for row in rows if row.name in lines]
+    if TEACHER not in lines:
+        return
+    teacher = lines[TEACHER]
+    budget = teacher["flags"]["seconds"]
+    parts = [INTRODUCTION.format(budget=budget), "![Quality and speed](experiments.png)\n"]
+    for question in dict.fromkeys(row.question for row in known):
+        here = [row for row in known if row.question == question]
+        cells = [_cells(lines[row.name], teacher) for row in here]
+        parts.append(f"## {question}\n\n{report.table(HEADERS, cells)}\n")
+        notes = [f"- *{row.name}*: {row.note}." for row in here if row.note]
+        parts += ["\n".join(notes) + "\n"] if notes else []
+        if question == SEEDS:
+            parts.append(_spread(known, lines, teacher))
+    if STUDENT in lines:
+        parts.append(_with_words(lines[STUDENT], teacher))
+    storage.write_text(folder / "EXPERIMENTS.md", "\n".join(parts))
+    _plot([lines[row.name] for row in known], teacher, folder / "experiments.png")
+
+
+def share(line: dict[str, Any], teacher: dict[str, Any], sets: Sequence[str]) -> float:
+    """Return a row's mean nDCG@10 over some sets, as a share of the teacher's."""
+    means = [mean(each["retrieval"][name] for name in sets) for each in (line, teacher)]
+    return means[0] / means[1]
+
+
+def pace(line: dict[str, Any], teacher: dict[str, Any]) -> float:
+    """Return how many times the teacher's documents a row encodes in a second."""
+    return line["documents_per_second"] / teacher["documents_per_second"]
+
+
+def _cells(line: dict[str, Any], teacher: dict[str, Any]) -> list[Any]:
+    figures = line["retrieval"]
+    return [
+        line["name"],
+        *(f"{figures[name]:.4f}" for name in SELECTION),
+        f"**{100 * share(line, teacher, SELECTION):.1f} %**",
+        *(f"{figures[name]:.4f}" for name in REPORTED),
+        f"{100 * share(line, teacher, REPORTED):.1f} %",
+        f"{line['mrpc']:.4f}",
+        f"{pace(line, teacher):.2f}",
+        f"{line['parameters_without_embeddings'] / 1e6:.1f} M",
+        f"{line['start_seconds']:.0f}" if line.get("start_seconds") else "–",
+        f"{_training(line):.0f}" if _training(line) else "–",
+        f"{line['steps']:,}" if line.get("steps") else "–",
+    ]
+
+
+def _training(line: dict[str, Any]) -> float:
+    return line.get("seconds", 0.0) + line.get("language_seconds", 0.0)
+
+
+def _spread(known: Sequence[Row], lines: dict[str, dict[str, Any]], teacher: dict[str, Any]) -> str:
+    """Say what seeds do to rows that have the same flags but for them."""
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for row in known:
+        flags = {name: value for name, value in lines[row.name]["flags"].items() if name != "seed"}
+        alike.setdefault(storage.digest_json(flags), []).append(lines[row.name])
+    cells = []
+    for group in alike.values():
+        if len({line["seed"] for line in group}) > 1:
+            for title, sets in (("selection", SELECTION), ("reported", REPORTED)):
+                shares = [100 * share(line, teacher, sets) for line in group]
+                span = f"{min(shares):.1f} to {max(shares):.1f} %"
+                cells.append([group[0]["name"], title, len(group), f"{mean(shares):.1f} %", span])
+    return report.table(("row", "sets", "seeds", "mean", "from, to"), cells) + "\n"
+
+
+def _with_words(student: dict[str, Any], teacher: dict[str, Any]) -> str:
+    """Say how much BM25 should weigh beside the student of `make run`, and beside the teacher."""
+    cells = []
+    for weight, figures in student["with_bm25"].items():
+        mixed = [{"retrieval": line["with_bm25"][weight]} for line in (student, teacher)]
+        shares = [
+            f"{100 * share(line, teacher, sets):.1f} %"
+            for line in mixed
+            for sets in (SELECTION, REPORTED)
+        ]
+        cells.append([weight, *(f"{figures[name]:.4f}" for name in SELECTION), *shares])
+    headers = (
+        "weight of BM25", "SQuAD", "descriptions", "student, selection", "student, reported",
+        "teacher, selection", "teacher, reported",
+    )  # fmt: skip
+    return (
+        "## BM25 beside a model\n\nThe student of `make run`; scores of each side scaled to 0 to 1 "
+        "over its best hundred, shares of the teacher alone. 0 is the model, 1 is BM25.\n\n"
+        + report.table(headers, cells)
+        + "\n"
+    )
+
+
+def _plot(lines: Sequence[dict[str, Any]], teacher: dict[str, Any], path: Path) -> None:
+    """Draw the shares on selection and reported sets against speed, a number a row."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(13, 8), layout="constrained", sharex=True)
+    titles = ("SQuAD and descriptions (selected on)", "SciQ and BoolQ (reported)")
+    for panel, sets, title in zip(panels, (SELECTION, REPORTED), titles, strict=True):
+        for number, line in enumerate(lines, start=1):
+            place = (pace(line, teacher), 100 * share(line, teacher, sets))
+            label = f"{number}  {line['name']}" if panel is panels[0] else None
+            panel.scatter(*place, color=f"C{number % 10}", label=label)
+            # By turns to each side, so that neighbours do not write over one another.
+            offset = (6, 3) if number % 2 else (-14, -9)
+            panel.annotate(str(number), place, offset, textcoords="offset points", fontsize="small")
+        panel.set(title=title, xlabel="documents per second, times the teacher's", xscale="log")
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter("")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("nDCG@10, % of the teacher's")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

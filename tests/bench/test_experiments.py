@@ -1,0 +1,79 @@
+"""Promises of bench/experiments: rows that can be run, run once, and counted rightly in tables."""
+
+import dataclasses
+import importlib
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from small_modernbert.runs import settings
+from small_modernbert.runs.references import ROOT
+
+sys.path.append(str(ROOT / "bench" / "experiments"))
+peers, rows, run, tables = map(importlib.import_module, ("peers", "rows", "run", "tables"))
+
+
+def line(row: Any, ndcg: float, speed: float = 10.0) -> dict[str, Any]:  # noqa: ANN401  a Row
+    """Make the record of a row that has the same figure on every set."""
+    sets = dict.fromkeys((*tables.SELECTION, *tables.REPORTED), ndcg)
+    return {
+        "name": row.name, "flags": run.flags_of(row) | {"seconds": run.BUDGET}, "seed": row.seed,
+        "retrieval": sets, "with_bm25": {"0.5": sets}, "mrpc": 0.5, "documents_per_second": speed,
+        "parameters": 2, "parameters_without_embeddings": 1,
+    }  # fmt: skip
+
+
+def test_every_row_names_constants_of_its_scripts() -> None:
+    """No row asks a script for a constant, or a peer for an argument, that it does not have."""
+    starts, trainings = (
+        {constant.name.lower() for constant in settings.read_constants(ROOT / f"{script}.py")}
+        for script in ("mlm/init_model_mlm", "distil_modernbert")
+    )
+    assert len({row.name for row in rows.ROWS}) == len(rows.ROWS)
+    for row in rows.ROWS:
+        assert (row.start or {}).keys() <= starts
+        assert rows.DISTIL.keys() | row.distil.keys() <= trainings
+        if row.peer:
+            function, arguments = row.peer
+            inspect.signature(getattr(peers, function)).bind("work", **arguments)
+
+
+def test_a_finished_row_is_run_again_only_with_other_flags(tmp_path: Path) -> None:
+    """The last line of a name counts; another flag, or another budget, makes the row due again."""
+    row = rows.ROWS[-1]
+    path = tmp_path / "experiments.jsonl"
+    path.write_text("".join(json.dumps(line(row, ndcg)) + "\n" for ndcg in (0.1, 0.2)))
+    record = run.read_record(path)
+    assert [stored["retrieval"]["squad"] for stored in record] == [0.2]
+    assert run.is_done(row, record)
+    assert not run.is_done(dataclasses.replace(row, distil={"rows_per_batch": 8}), record)
+    record[0]["flags"]["seconds"] += 1
+    assert not run.is_done(row, record)
+
+
+def test_tables_give_shares_of_the_teacher_and_the_spread_of_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares are of the teacher's mean; rows that differ by the seed alone are told together."""
+    monkeypatch.setattr(tables, "_plot", lambda *_: None)  # seconds of matplotlib
+    teacher = next(row for row in rows.ROWS if row.name == tables.TEACHER)
+    student = next(row for row in rows.ROWS if row.name == tables.STUDENT)
+    first = next(row for row in rows.ROWS if row.name.startswith("ours: "))
+    again = next(row for row in rows.ROWS if row.name == "ours, seed 43")
+    record = [line(teacher, 0.8), line(student, 0.6, 25.0), line(first, 0.4), line(again, 0.6)]
+    tables.write(tmp_path, record, rows.ROWS)
+    text = (tmp_path / "EXPERIMENTS.md").read_text(encoding="utf-8")
+    [row_of_student] = [part for part in text.splitlines() if part.startswith(f"| {student.name}")]
+    assert "**75.0 %**" in row_of_student and "2.50" in row_of_student
+    assert "50.0 to 75.0 %" in text and "62.5 %" in text
+
+
+def test_only_what_is_a_row_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that no row has is refused, before anything is run."""
+    monkeypatch.setattr(run, "ONLY", ["no such row"])
+    with pytest.raises(run.UserError, match="no such row"):
+        run.main()
