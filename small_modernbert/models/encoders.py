@@ -221,15 +221,17 @@ def size_on_disk(folder: Path) -> int:
 def reduction_of(reduced: Encoder, teacher: Encoder) -> Callable[[np.ndarray], np.ndarray] | None:
     """Return what turns the teacher's vectors into the reduced teacher's, if that is all it does.
 
-    A reduced teacher is the teacher followed by Dense and Normalize, so its vectors need no
-    second pass over the texts. Whether it is so is tried on a few texts, not assumed.
+    A reduced teacher is the teacher followed by Dense and Normalize, or the teacher itself where
+    the student is as wide, so its vectors need no second pass over the texts. Whether it is so is
+    tried on a few texts, not assumed.
 
     Returns:
         `(texts, teacher width)` unit vectors -> `(texts, reduced width)` unit vectors, or None.
     """
     modules = list(reduced.model) if hasattr(reduced.model, "_modules") else []
-    first = next((i for i, m in enumerate(modules) if type(m).__name__ == "Dense"), None)
-    if first is None or reduced.prompts != teacher.prompts:
+    dense = (i for i, module in enumerate(modules) if type(module).__name__ == "Dense")
+    first = next(dense, len(modules))
+    if not modules or reduced.prompts != teacher.prompts:
         return None
     import torch
 
@@ -247,9 +249,9 @@ def reduction_of(reduced: Encoder, teacher: Encoder) -> Callable[[np.ndarray], n
     probes = ["A small model.", "Which river flows through Vienna?", "Rain fell on the hills. " * 9]
     try:
         guessed = reduce(teacher.encode(probes))
-    except RuntimeError:  # the widths do not fit: another teacher
+        agreement = np.einsum("ij,ij->i", guessed, reduced.encode(probes))
+    except (RuntimeError, ValueError):  # the widths do not fit: another teacher
         return None
-    agreement = np.einsum("ij,ij->i", guessed, reduced.encode(probes))
     return reduce if float(agreement.min()) > 0.9999 else None
 
 

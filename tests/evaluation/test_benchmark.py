@@ -375,7 +375,7 @@ def test_packed_encoding_equals_sentence_transformers(tmp_path: Path, pooling: s
 
 
 def test_another_teachers_reduction_is_not_taken_for_its_own(world: Path) -> None:
-    """Only a reduced teacher whose body is this teacher shares its vectors."""
+    """Only a reduced teacher whose body is this teacher shares its vectors; so does the teacher."""
     reduced = encoders.load_encoder(world / "reduced")
     teacher = encoders.load_encoder(world / "teacher")
     texts = [" ".join(WORDS), "rain on stone"]
@@ -383,7 +383,8 @@ def test_another_teachers_reduction_is_not_taken_for_its_own(world: Path) -> Non
     assert reduce is not None
     assert np.allclose(reduce(teacher.encode(texts)), reduced.encode(texts), atol=1e-5)
     assert encoders.reduction_of(reduced, encoders.load_encoder(world / "student")) is None
-    assert encoders.reduction_of(teacher, teacher) is None
+    itself, vectors = encoders.reduction_of(teacher, teacher), teacher.encode(texts)
+    assert itself is not None and np.allclose(itself(vectors), vectors, atol=1e-6)
 
 
 def test_the_speed_sample_is_fixed_by_the_seed(world: Path) -> None:

@@ -15,6 +15,7 @@ from miniature import make_miniature_assets
 from script_runner import load_script, record_recipe, run
 from test_offline_recipe import stage_of
 
+from small_modernbert.initialisation.guide import choose_layers
 from small_modernbert.runs import references, settings, storage
 from small_modernbert.runs.references import ROOT
 
@@ -36,6 +37,7 @@ SMALLER = {
     ],
     "mlm/create_dataset.py": ["--max-texts", "600", "--held-out-rows", "100"],
     "mlm/pre_train.py": ["--sequence-tokens", "128"],  # what the miniature's student takes
+    "mlm/init_model_mlm.py": ["--num-layers", "1"],  # the miniature's teacher has two
     "relabel_triplets.py": ["--max-triplets", "120", "--dev-rows", "24", "--pool", "200"],
     "sts_fine_tuning.py": ["--mine-pairs", "100", "--held-out-pairs", "50"],
     "distil_model2vec.py": ["--pca-dims", "16"],
@@ -100,8 +102,12 @@ def test_every_input_was_made_before(system: str, size: str, tmp_path: Path) -> 
         made.append(stage_of(command))
     assert len(set(made)) == len(made)
     assert made[-1] == "benchmark_hotpotqa"
-    trained = {"mlm/pre_train"} if system != "small_v1" else {"train_small_modernbert"}
-    assert trained | {"distil_modernbert"} < set(made)
+    trained = {
+        "small_v1": "train_small_modernbert",
+        "small_v2": "mlm/pre_train",
+        "small_v2_guide": "mlm/init_model_mlm",
+    }
+    assert {trained[system], "distil_modernbert"} < set(made)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -136,9 +142,13 @@ def test_systems_are_those_of_their_sources(tmp_path: Path) -> None:
     assert second["distil_modernbert"].VALIDATION_SETS == ["NanoMSMARCO", "NanoHotpotQA"]
     assert second["mlm/pre_train"].MASKING == 0.3
     assert second["mlm/init_model_mlm"].LAYER_SELECTION == "first"
-    assert guide["mlm/init_model_mlm"].LAYER_SELECTION == "uniform"
+    start = guide["mlm/init_model_mlm"]
+    assert (start.INIT, start.NUM_LAYERS, start.LAYER_SPACING) == ("layers", 6, "uniform")
+    assert choose_layers("uniform", start.NUM_LAYERS, 22) == [0, 4, 8, 12, 16, 20]
+    assert not (start.HEAD_TEXTS or start.FFN_UNITS) and "mlm/pre_train" not in guide
+    assert guide["create_distil_dataset"].STUDENT == "mlm/init_model_mlm"
     margins = guide["post_train_distilled_model"]
-    assert margins.OBJECTIVE == "margin_mse" and margins.DIMENSIONS == [384, 256, 128, 64]
+    assert margins.OBJECTIVE == "margin_mse" and margins.DIMENSIONS == [768, 512, 256, 128]
     assert 3 <= margins.EPOCHS <= 5 and 64 <= margins.ROWS_PER_BATCH <= 128
     assert margins.LEARNING_RATE == 2e-5 and margins.PRECISION == "bf16"
     assert guide["relabel_triplets"].JUDGE == "BAAI/bge-reranker-base"
@@ -173,8 +183,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         flags = ("--size", "small", "--assets", str(miniature))
         for command in record_recipe(system, folder / system, *flags):
             smaller = SMALLER.get(command[0], [])
-            if "256" in command and "post_train" in command[0]:
-                smaller = [*smaller, "--dimensions", str(WIDTH), str(WIDTH // 2)]
+            if "--dimensions" in command and system == "small_v2_guide":
+                smaller = [*smaller, "--dimensions", "48", "16"]
             run([*command, *smaller], folder / "runs").check()
     return folder / "runs"
 
@@ -204,9 +214,10 @@ def test_each_recipe_ends_in_its_table(whole: Path) -> None:
 def test_vectors_are_shared_by_the_tables(whole: Path) -> None:
     """The teacher of all tables was encoded once; the kept vectors hold no speed."""
     kept = list((whole / "vectors").iterdir())
-    teachers = [one for one in kept if json_width(one / "sciq.documents.npy") == 48]
-    # One text set with BoolQ, one without: model2vec's small size has SciQ alone.
-    assert len(teachers) == 2
+    wide = [one for one in kept if json_width(one / "sciq.documents.npy") == 48]
+    # The teacher: a text set with BoolQ, one without, since model2vec's small size has SciQ alone.
+    # The guide's student, before and after, and its teacher, which nothing has reduced.
+    assert len(wide) == 2 + 3
     assert not list((whole / "vectors").rglob("speed.json"))
     assert not (whole / "small_v1_small" / "benchmark_hotpotqa" / "scratch").exists()
 
@@ -234,10 +245,13 @@ def test_no_stage_ends_below_its_start(whole: Path) -> None:
     assert {"triplet_accuracy", "mrpc_average_precision", "boolq-dev_ndcg@10"} <= watched.keys()
 
 
-def test_only_the_guide_spreads_its_layers(whole: Path) -> None:
-    """The guide's layers are evenly spread over the donor's, v2's are its first ones."""
-    chosen = {
-        system: record_of(whole, system, "mlm/init_model_mlm")["settings"]["LAYER_SELECTION"]
+def test_the_guide_keeps_the_width_of_its_donor(whole: Path) -> None:
+    """Its layers are the donor's own, its labels the teacher's, unprojected; v2's are carved."""
+    settled = {
+        system: record_of(whole, system, "mlm/init_model_mlm")["settings"]["INIT"]
         for system in ("small_v2", "small_v2_guide")
     }
-    assert chosen["small_v2_guide"] == "uniform" != chosen["small_v2"]
+    assert settled == {"small_v2": "guide", "small_v2_guide": "layers"}
+    labels = whole / "small_v2_guide_small" / "create_distil_dataset" / "final"
+    assert storage.read_json(labels / "labels.json", "")["dimension"] == 48
+    assert not (labels / "projection.safetensors").exists()
