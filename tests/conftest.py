@@ -55,6 +55,7 @@ def nothing_was_warned_of() -> None:
     hub.warn_unpinned.cache_clear()
     prompts.warn_of_unread.cache_clear()
     file_rows.say.cache_clear()
+    hub.revisions.clear()
 
 
 @pytest.fixture

@@ -252,7 +252,10 @@ def load_hub_split(repository: str, config: str | None, split: str, revision: st
 
     try:
         with hub.cached_if_unreachable(repository, revision):
-            return datasets.load_dataset(repository, config, split=split, revision=revision)
+            table = datasets.load_dataset(repository, config, split=split, revision=revision)
+            if not Path(repository).is_dir():  # of a folder there is no commit
+                hub.note_commit(repository, revision, table.cache_files)
+            return table
     except Exception as error:  # whatever the hub's many libraries raise, with the cure
         raise hub.explain(error, f"dataset {repository}", split) from error
 

@@ -3,7 +3,9 @@
 from small_modernbert.data.sources import PairSource, TextSource
 from small_modernbert.runs.errors import UserError
 
-# Pinned are the revisions that public code pins; the others could not be looked up.
+# Pinned are the revisions that public code pins: msmarco and finewiki. The others, philosophy and
+# npr here and every source of pairs, could not be looked up: their newest is taken, and the log and
+# run.json name its commit.
 TEXT_SOURCES = {
     source.name: source
     for source in (
@@ -52,8 +54,8 @@ TEXT_SOURCES = {
     )
 }
 
-# Revisions are not pinned, and columns and licences are from memory: the hub was out of reach where
-# this was written. A wrong column is refused by name; of licences, the dataset's card decides.
+# Columns and licences are from memory: the hub was out of reach where this was written. A wrong
+# column is refused by name; of licences, the dataset's card decides.
 PAIR_SOURCES = {
     source.name: source
     for source in (

@@ -267,6 +267,8 @@ def load_tokenizer(reference: Path | str, revision: str | None = None) -> PreTra
         )
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise ValueError("it is no fast tokenizer")
+        if not Path(reference).is_dir():
+            hub.note_cached(str(reference), revision, "tokenizer_config.json")
         return tokenizer
 
 

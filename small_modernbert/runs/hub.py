@@ -19,7 +19,9 @@ RETRIES, RETRY_SECONDS = 5, 10  # beyond the library's own, which last some two 
 KNOCK_SECONDS = 15
 # What loading a model needs; neither its other exports nor any code of it.
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
+# id -> what was read of it in this process, "main at <commit>": a run.json has them all.
+revisions: dict[str, str] = {}
 logger = logging.getLogger(__name__)
 
 
@@ -58,6 +60,8 @@ def stream_rows(
         try:
             if not local:
                 _knock()
+                # What is taken up after a break must be the very same rows.
+                revision = _settle_revision(id, revision)
             stream = _open(id, config, split, None if local else revision, columns)
             if shuffle_seed is not None:
                 stream = stream.shuffle(
@@ -126,6 +130,39 @@ def warn_unpinned(id: str, revision: str | None) -> None:
         )
 
 
+def _settle_revision(id: str, revision: str | None) -> str | None:
+    """Return the commit of a dataset that a revision means now, and note it."""
+    from huggingface_hub import HfApi
+
+    commit = HfApi().dataset_info(id, revision=revision).sha
+    note_commit(id, revision, str(commit))
+    return commit or revision
+
+
+def note_commit(id: str, revision: str | None, place: object) -> None:
+    """Note, and say once, which commit was read where the revision can move.
+
+    Args:
+        id: of the model or dataset.
+        revision: that was asked for.
+        place: the commit, or what names it: the path of a file in a cache.
+    """
+    commit = _COMMIT.search(str(place))
+    if commit is None or revision == commit[0]:
+        return
+    read = f"{revision or 'main'} at {commit[0]}"
+    if revisions.get(id) != read:
+        revisions[id] = read
+        logger.info("%s: revision %s; %s@%s pins it", id, read, id, commit[0])
+
+
+def note_cached(id: str, revision: str | None, name: str) -> None:
+    """Note the commit of a model's file that some library has fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    note_commit(id, revision, try_to_load_from_cache(id, name, revision=revision))
+
+
 @contextmanager
 def cached_if_unreachable(reference: Path | str, revision: str | None = None) -> Iterator[None]:
     """Load inside this: with the hub out of reach, what is cached is taken or missed at once.
@@ -165,10 +202,13 @@ def fetch_file(id: str, revision: str | None, name: str) -> Path:
             _knock()
         except Exception:  # out of reach, in whichever library's words: what is cached will do
             cached = try_to_load_from_cache(id, name, revision=revision)
-            if isinstance(cached, str):
-                return Path(cached)
-            raise
-        return Path(hf_hub_download(id, name, revision=revision))
+            if not isinstance(cached, str):
+                raise
+            path = cached
+        else:
+            path = hf_hub_download(id, name, revision=revision)
+        note_commit(id, revision, path)
+        return Path(path)
     except Exception as error:  # whatever the hub's many libraries raise, with the cure
         raise explain(error, f"{name} of {id}") from error
 
@@ -189,6 +229,7 @@ def fetch_model(id: str, revision: str | None) -> Path:
             # Out of reach, the folder is whatever was fetched before: a tokenizer alone, say.
             if constants.HF_HUB_OFFLINE and not any(folder.glob("*.safetensors")):
                 raise ConnectionError("only a part of it is cached")
+            note_commit(id, revision, folder)
             return folder
     except HFValidationError:
         raise UserError(f"{id!r} is neither a folder, a stage, nor a hub id") from None

@@ -30,6 +30,7 @@ from typing import Any, Self
 
 from small_modernbert.runs import (
     disk_faults,
+    hub,
     lineage,
     processes,
     redaction,
@@ -271,7 +272,10 @@ class Stage:
         return self.record.seconds_before + time.monotonic() - self._begun
 
     def save_record(self) -> None:
-        """Write run.json, atomically."""
+        """Write run.json, atomically; with the commits that were read where ids are not pinned."""
+        if hub.revisions:
+            known = self.record.facts.get("revisions", {})
+            self.record.facts["revisions"] = {**known, **hub.revisions}
         self.record.seconds = round(self.seconds, 1)
         self.record.peak_memory_mib = peak_memory_mib()
         storage.write_json(self.folder / "run.json", redaction.redact_json(self.record.to_json()))

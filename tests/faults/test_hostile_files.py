@@ -636,8 +636,9 @@ def test_datasets_that_can_move_are_warned_of(
     """So is a hub dataset without a commit; a folder does not move."""
     said: list[str] = []
     monkeypatch.setattr(hub.logger, "warning", lambda line, *values: said.append(line % values))
-    monkeypatch.setattr("datasets.load_dataset", lambda *_, **named: named["revision"])
-    assert evaluation_sets.load_hub_split("owner/name", None, "train", revision) == revision
+    table = SimpleNamespace(cache_files=[])
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **named: (table, named)[0])
+    assert evaluation_sets.load_hub_split("owner/name", None, "train", revision) is table
     assert bool(said) == warned
     assert all("owner/name" in one for one in said)
     said.clear()

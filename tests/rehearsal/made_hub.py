@@ -15,12 +15,17 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from miniature import Language, make_bpe_tokenizer
 
+from small_modernbert.data import bpe_tokenizer, hub_datasets
+
 if TYPE_CHECKING:
     import torch
 
-ROWS = 160  # of a split: create_dataset.py's default sets 1,000 texts aside
-QUESTIONS = 30  # of a retrieval set
-DISTRACTORS = 30  # documents of a retrieval set that answer nothing
+ROWS = 60  # of a split of pairs, triplets or scores
+# Of a split of the corpus, nine texts to four rows: create_dataset.py sets 1,000 texts aside.
+TEXT_ROWS = 130
+QUESTIONS = 16  # of a retrieval set
+DISTRACTORS = 14  # documents of a retrieval set that answer nothing
+SENTENCES = 2  # of a document
 NANO_SETS = ("NanoMSMARCO", "NanoHotpotQA", "NanoNQ", "NanoFiQA2018", "NanoSciFact", "NanoNFCorpus")
 # FACTS of public code: the commits that it pins.
 COMMITS = {
@@ -41,11 +46,12 @@ XLM_ROBERTA_ENTRIES = 250_002
 Column = tuple[pa.DataType, Callable[[], Any]]
 
 
-def make_data(root: Path, rows: int = ROWS, seed: int = 0) -> None:
+def make_data(root: Path, rows: int = ROWS, text_rows: int = TEXT_ROWS, seed: int = 0) -> None:
     """Make every data set below root/datasets, of as many rows a split."""
     language = Language(seed)
+    corpus = {source.id for source in hub_datasets.TEXT_SOURCES.values()}
     for id, configs in tables(language).items():
-        write_dataset(root / "datasets" / id, configs, rows)
+        write_dataset(root / "datasets" / id, configs, text_rows if id in corpus else rows)
     write_retrieval(root / "datasets", language)
 
 
@@ -64,7 +70,7 @@ def tables(language: Language) -> dict[str, dict[str, dict[str, dict[str, Column
 
     string = pa.string()
     triplet = {"anchor": sentence, "positive": sentence, "negative": sentence}
-    asked = {"query": question, "positive": text, "negative": text}
+    asked = {"query": question, "positive": sentence, "negative": sentence}
     wiki = {"text": text, "id": lambda: f"enwiki/{number()}", "title": question, "url": sentence}
     graded = {"sentence1": sentence, "sentence2": sentence}
 
@@ -188,7 +194,8 @@ def retrieval_rows(language: Language) -> tuple[list[list[str]], list[list[str]]
     passages = [language.passage() for _ in range(QUESTIONS + DISTRACTORS)]
     ids = [str(1000 + number) for number in range(len(passages))]
     titles = [language.random.choice(passage.words) for passage in passages]
-    documents = [ids, titles, [passage.text for passage in passages]]
+    texts = [". ".join(passage.text.split(". ")[:SENTENCES]) for passage in passages]
+    documents = [ids, titles, texts]
     asked = [language.question(passage) for passage in passages[:QUESTIONS]]
     queries = [[f"q{number}" for number in range(QUESTIONS)], asked]
     return queries, documents, [queries[0], ids[:QUESTIONS]]
@@ -248,22 +255,23 @@ def loosen(layers: "torch.nn.Module", name: str) -> None:
 
 
 def make_modernbert_tokenizer(folder: Path, texts: Sequence[str]) -> None:
-    """Save ModernBERT's tokenizer with all its entries; most of them stand for nothing here."""
+    """Save ModernBERT's tokenizer with all its entries; most of them stand for nothing here.
+
+    They are named as unused ones are, which Model2Vec leaves out: 48,000 would take it minutes.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     make_bpe_tokenizer(folder, texts, entries=2_000)
     path = folder / "tokenizer.json"
     made = json.loads(path.read_text(encoding="utf-8"))
-    from small_modernbert.data import offline_tasks
-
     made["added_tokens"] = [
         token for token in made["added_tokens"] if token["content"].startswith("<|")
     ]
     vocabulary = made["model"]["vocab"]
     for number in range(max(vocabulary.values()) + 1, MODERNBERT_ENTRIES):
-        vocabulary[f"entry{number}"] = number
-    offline_tasks.save_bpe_tokenizer(made, folder)
+        vocabulary[f"[unused{number}]"] = number
+    bpe_tokenizer.save_bpe_tokenizer(made, folder)
     made = json.loads(path.read_text(encoding="utf-8"))
-    first = MODERNBERT_ENTRIES + len(offline_tasks.SPECIAL_TOKENS)
+    first = MODERNBERT_ENTRIES + len(bpe_tokenizer.SPECIAL_TOKENS)
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
     made["added_tokens"] += [
         {"id": id, "content": f"[unused{id - first}]", **flags}

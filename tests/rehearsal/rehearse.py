@@ -64,13 +64,12 @@ def main() -> int:
     """Make the hub, run the recipes, load what they made, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
-    parser.add_argument("--rows", type=int, default=made_hub.ROWS, help="of a data set's split")
     parser.add_argument("--keep", action="store_true", help="keep the hub and the runs: gigabytes")
     chosen = parser.parse_args()
     work = runs_folder() / "rehearsal"
     begun = time.monotonic()
     storage.remove(work / "hub" / "datasets")
-    made_hub.make_data(work / "hub", chosen.rows)
+    made_hub.make_data(work / "hub")
     if not (work / "hub" / "models" / "made").is_file():  # kept from a run before
         made_hub.make_models(work / "hub")
         storage.write_text(work / "hub" / "models" / "made", "")

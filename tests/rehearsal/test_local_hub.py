@@ -85,6 +85,8 @@ def change(hub: LocalHub, kind: str, fault: str, value: object) -> None:
 
 MODEL = "hub.fetch_model('o/model', None)"
 DATA = STREAM.format("'triplet', 'train', None")
+MODULE = "__import__('small_modernbert.data.evaluation_sets', fromlist=['data'])"
+LOAD = f"{MODULE}.load_hub_split('o/data', 'triplet', 'train', None).num_rows"
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])
@@ -145,16 +147,33 @@ def test_half_a_model_is_not_taken_for_a_whole_one(
     assert json.loads(json.dumps(ask(MODEL, nobody))).endswith(PINNED)
 
 
+NOTED = "(hub.revisions.clear(), {call}, dict(hub.revisions))[2]"
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_what_was_read_of_a_moving_revision_is_noted(
+    hub: LocalHub, ask: Callable[[str], str]
+) -> None:
+    """Without a pin the newest is read, and its commit is there for run.json; with one, nothing."""
+    config = "hub.fetch_file('o/model', None, 'config.json')"
+    calls = {MODEL: "models", config: "models", DATA: "datasets", LOAD: "datasets"}
+    pinned = MODEL.replace("None", repr(PINNED))
+    expression = ", ".join(NOTED.format(call=call) for call in (*calls, pinned))
+    *noted, of_pinned = eval(ask(f"({expression})").splitlines()[-1])
+    for kind, told in zip(calls.values(), noted, strict=True):
+        served = repository(hub, kind)
+        assert told == {served.id: f"main at {served.commits[-1]}"}
+    assert of_pinned == {}
+
+
 @pytest.mark.allow_hosts(["127.0.0.1"])
 def test_evaluation_data_out_of_reach_is_told_at_once_or_cached(
     hub: LocalHub, ask: Callable[[str], str]
 ) -> None:
     """No half minute of tries that fail: one line, or what was loaded before."""
-    module = "__import__('small_modernbert.data.evaluation_sets', fromlist=['data'])"
-    load = f"{module}.load_hub_split('o/data', 'triplet', 'train', None).num_rows"
     nobody = "http://127.0.0.1:9"
-    output = ask(load, nobody)
+    output = ask(LOAD, nobody)
     assert output.startswith("error: dataset o/data cannot be reached")
     assert "Retrying" not in output
-    assert int(ask(load)) == ROWS
-    assert int(ask(load, nobody).splitlines()[-1]) == ROWS
+    assert int(ask(LOAD)) == ROWS
+    assert int(ask(LOAD, nobody).splitlines()[-1]) == ROWS
