@@ -25,6 +25,7 @@ DISTIL: Flags = {
 }
 LAYERS: Flags = {"init": "layers", "layers": [0, 4, 5], "ffn_units": 1280, "head_texts": 4000}
 STATIC: Flags = {"init": "static", "map_epochs": 0}
+REDUCED = "the reduced teacher"  # a donor that stands with the labels, wherever those are
 MODERNBERT: Flags = {"learning_rate": 2e-3}
 
 
@@ -116,7 +117,7 @@ ROWS = (
     ours("layers 0, 2, 4, 1,280 units", DEPTH, start={"layers": [0, 2, 4]}),
     ours("layers 0, 5, 1,152 units", DEPTH, start={"layers": [0, 5], "ffn_units": 1152}),
     ours("the teacher's PCA layer in place of the fitted one", HOW,
-         start={"donor": "{reduced}", "head_texts": 0, "ffn_units": 0}),
+         start={"donor": REDUCED, "head_texts": 0, "ffn_units": 0}),
     ours("all units", HOW, start={"ffn_units": 0}),
     ours("rate 5e-4", HOW, learning_rate=5e-4),
     ours("rate 2e-3", HOW, learning_rate=2e-3),

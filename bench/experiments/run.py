@@ -26,6 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # bench/, whose input
 
 import inputs
 import peers
+import quality
 import rows
 import tables
 
@@ -50,10 +51,8 @@ REPORTED_DOCUMENTS: int = 250  # of each set that is only reported
 OUTPUT: str = "docs"  # folder of experiments.jsonl and EXPERIMENTS.md
 
 RECIPE = "experiments"
-SEED = 42  # draws the documents
-SELECTION, REPORTED = ("squad", "wiki-descriptions"), ("sciq", "boolq")
+SEED = 42  # of starts that draw nothing
 TRIAL_STEPS = 10  # that tell what a token takes; the first is not counted
-WEIGHTS = tuple(round(0.1 * tenth, 1) for tenth in range(11))  # of BM25 beside a model
 
 
 def main() -> None:
@@ -125,7 +124,10 @@ def measure(
         trained, model = distil(row, start, known)
         facts |= trained
     line = {"name": row.name, "flags": flags_of(row) | {"seconds": BUDGET}, "seed": row.seed}
-    figures = evaluate(model, with_words=not row.shape)
+    documents = dict.fromkeys(tables.SELECTION, SELECTION_DOCUMENTS)
+    documents |= dict.fromkeys(tables.REPORTED, REPORTED_DOCUMENTS)
+    # What is not trained here are the models that BM25's weight is chosen for.
+    figures = quality.evaluate(model, references.ROOT / ASSETS, documents, with_words=not row.shape)
     for script in ("distil_modernbert", "mlm/pre_train"):
         shutil.rmtree(references.runs_folder() / RECIPE / f"{script}@{variant_of(row)}", True)
     shutil.rmtree(scratch)
@@ -161,10 +163,9 @@ def make_start(row: rows.Row) -> tuple[str | None, float]:
         common = {"labels": labels, "student": blank_student(), "donor": teacher, "seed": seed}
         common["teacher"] = f"{labels}/reduced_teacher"
         tokenise_once(common)
-        flags = {
-            name: value.format(reduced=common["teacher"]) if isinstance(value, str) else value
-            for name, value in row.start.items()
-        }
+        flags = dict(row.start)
+        if flags.get("donor") == rows.REDUCED:
+            flags["donor"] = common["teacher"]
         begun = time.process_time()
         inputs.run_stage("mlm/init_model_mlm", RECIPE, variant=variant, **(common | flags))
         storage.write_json(seconds, time.process_time() - begun)
@@ -192,7 +193,7 @@ def peer_work(row: rows.Row, start: str | None, output: Path, step_seconds: floa
     vectors = stored.vectors("train", output.with_name("vectors.f16"))
     return peers.Work(
         texts=list(stored.texts("train")),
-        vectors=np_float32(vectors),
+        vectors=vectors.astype("float32"),
         teacher=(references.ROOT / ASSETS / "models/all-MiniLM-L6-v2").resolve(),
         reduced=stored.folder / "reduced_teacher",
         student=references.ROOT / OFFLINE / "distil_modernbert/final",
@@ -202,11 +203,6 @@ def peer_work(row: rows.Row, start: str | None, output: Path, step_seconds: floa
         step_seconds=step_seconds,
         seed=row.seed,
     )
-
-
-def np_float32(vectors: Any) -> Any:  # noqa: ANN401  an array; numpy is imported in the rows alone
-    """Return half-precision vectors in single precision."""
-    return vectors.astype("float32")
 
 
 def distil(row: rows.Row, start: str, step_seconds: float) -> tuple[dict[str, Any], Path]:
@@ -256,69 +252,6 @@ def tokens_per_text() -> float:
     index = references.ROOT / OFFLINE / "create_distil_dataset/final/labels.json"
     counts = storage.read_json(index, "run: make run")
     return counts["tokens"] / sum(counts["rows"].values())
-
-
-def evaluate(model: Path, with_words: bool) -> dict[str, Any]:
-    """Measure a model on the drawn documents: retrieval, alone and with BM25, pairs, speed."""
-    from small_modernbert.data import evaluation_sets
-    from small_modernbert.evaluation import metrics, search
-    from small_modernbert.models import encoders
-
-    encoder = encoders.load_encoder(model)
-    retrieval, mixed = {}, {}
-    documents = seconds = 0.0
-    for name in (*SELECTION, *REPORTED):
-        questions = draw(name)
-        begun = time.process_time()
-        held = encoder.encode_documents(questions.documents)
-        seconds += time.process_time() - begun
-        documents += len(questions.documents)
-        hits = search.rank(questions, encoder.encode_queries(questions.queries), held)
-        retrieval[name] = round(metrics.ranking_metrics(hits.rows, questions)["ndcg@10"], 5)
-        words = search.rank_by_words(questions) if with_words else None
-        for weight in WEIGHTS if with_words else ():
-            both = search.combine(hits, words, weight)
-            figure = metrics.ranking_metrics(both.rows, questions)["ndcg@10"]
-            mixed.setdefault(str(weight), {})[name] = round(figure, 5)
-    path = references.ROOT / ASSETS / "sentence_pairs/mrpc.parquet"
-    pairs = evaluation_sets.load_sentence_pairs("mrpc", path)
-    both = [encoder.encode(side) for side in (pairs.first, pairs.second)]
-    return {
-        "retrieval": retrieval,
-        "with_bm25": mixed,
-        "mrpc": round([*metrics.pair_figures(*both, pairs).values()][-1], 5),
-        "documents_per_second": round(documents / seconds, 2),
-        "parameters": encoder.parameters,
-        "parameters_without_embeddings": encoder.parameters_without_embeddings,
-    }
-
-
-def draw(name: str) -> "Any":  # noqa: ANN401  a RetrievalSet, which is imported in the rows alone
-    """Return a set's drawn documents, and the queries whose every answer is among them."""
-    import random
-
-    from small_modernbert.data import evaluation_sets
-
-    whole = evaluation_sets.load_retrieval_set(references.ROOT / ASSETS / "retrieval", name)
-    number = SELECTION_DOCUMENTS if name in SELECTION else REPORTED_DOCUMENTS
-    places = range(len(whole.document_ids))
-    kept = sorted(random.Random(SEED).sample(places, min(number, len(places))))
-    ids = [whole.document_ids[place] for place in kept]
-    there = set(ids)
-    asked = [
-        place
-        for place, query in enumerate(whole.query_ids)
-        if there.issuperset(whole.relevant[query])
-    ]
-    queries = [whole.query_ids[place] for place in asked]
-    return dataclasses.replace(
-        whole,
-        query_ids=queries,
-        queries=[whole.queries[place] for place in asked],
-        document_ids=ids,
-        documents=[whole.documents[place] for place in kept],
-        relevant={query: whole.relevant[query] for query in queries},
-    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from small_modernbert.runs import settings
 from small_modernbert.runs.references import ROOT
 
 sys.path.append(str(ROOT / "bench" / "experiments"))
-peers, rows, run, tables = map(importlib.import_module, ("peers", "rows", "run", "tables"))
+peers, quality, rows, run, tables = map(
+    importlib.import_module, ("peers", "quality", "rows", "run", "tables")
+)
 
 
 def line(row: Any, ndcg: float, speed: float = 10.0) -> dict[str, Any]:  # noqa: ANN401  a Row
@@ -53,6 +55,19 @@ def test_a_finished_row_is_run_again_only_with_other_flags(tmp_path: Path) -> No
     assert not run.is_done(dataclasses.replace(row, distil={"rows_per_batch": 8}), record)
     record[0]["flags"]["seconds"] += 1
     assert not run.is_done(row, record)
+
+
+def test_drawn_documents_keep_the_queries_that_they_answer_whole() -> None:
+    """A query stays when every document that answers it is drawn; the draw is always the same."""
+    from small_modernbert.data.retrieval_sets import RetrievalSet
+
+    names = [f"d{number}" for number in range(20)]
+    relevant = {f"q{i}": {names[i]: 1.0, names[i + 1]: 1.0} for i in range(0, 18, 2)}
+    whole = RetrievalSet("made", list(relevant), list(relevant), names, names, relevant)
+    some = quality.draw(whole, 12)
+    assert len(some.documents) == 12 and some == quality.draw(whole, 12)
+    kept = {query for query in relevant if set(relevant[query]) <= set(some.document_ids)}
+    assert set(some.query_ids) == kept and 0 < len(kept) < len(relevant)
 
 
 def test_tables_give_shares_of_the_teacher_and_the_spread_of_seeds(
