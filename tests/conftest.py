@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from miniature import Language, make_bpe_tokenizer, make_teacher, make_wordpiece_tokenizer
 
-from small_modernbert.data import file_rows
+from small_modernbert.data import row_formats
 from small_modernbert.models import prompts
 from small_modernbert.runs import hub, machine, references, stages
 
@@ -54,8 +54,8 @@ def nothing_was_warned_of() -> None:
     """Let each test see what a process says once."""
     hub.warn_unpinned.cache_clear()
     prompts.warn_of_unread.cache_clear()
-    file_rows.say.cache_clear()
     hub.revisions.clear()
+    row_formats.say.cache_clear()
 
 
 @pytest.fixture

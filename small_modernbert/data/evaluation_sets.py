@@ -9,41 +9,25 @@ A retrieval set is read from a folder in one of two layouts, whose files may be 
 
     <folder>/<set>/corpus.jsonl      the same columns                       BEIR's layout
     <folder>/<set>/queries.jsonl
-    <folder>/<set>/qrels/test.tsv    or TREC's four columns without a header
+    <folder>/<set>/qrels/test.tsv    or TREC's, see `retrieval_tables`
 """
 
-import gzip
 import logging
 import random
-import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from small_modernbert.data import file_rows, parquet
+from small_modernbert.data import retrieval_tables
 from small_modernbert.data.retrieval_sets import RetrievalSet, assemble, check_numbers, check_texts
+from small_modernbert.data.retrieval_tables import COLUMNS
 from small_modernbert.runs import hub
 from small_modernbert.runs.errors import UserError
 
 ASSETS = "python get_offline_assets.py"
-KINDS: dict[str, parquet.Kind] = {
-    "_id": "any",
-    "query-id": "any",
-    "corpus-id": "any",
-    "score": "any",
-    "label": "number",
-}
-COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # those that must be there, others
-    "queries": (("_id", "text"), ()),
-    "corpus": (("_id", "text"), ("title",)),
-    "qrels": (("query-id", "corpus-id"), ("score",)),
-}
-_ENDING = r"\.(parquet|pq|jsonl|ndjson|json|csv|tsv)(\.gz)?"
 NANOBEIR = "sentence-transformers/NanoBEIR-en"
 NANOBEIR_REVISION = "beb106fbcfaa599c508c667041bf8c85fd78736b"
-QRELS_SPLITS = ("test", "dev", "validation", "train")  # of the BEIR layout; the first that is there
 STS_DEV = "sts-dev"  # what a hub dataset's validation split is called in figures
 logger = logging.getLogger(__name__)
 
@@ -73,7 +57,7 @@ def load_retrieval_set(folder: Path, name: str) -> RetrievalSet:
     Raises:
         UserError: a file or column is missing, or `assemble` refuses the set.
     """
-    files = {part: _files_of(folder, part, name) for part in COLUMNS}
+    files = {part: retrieval_tables.find_tables(folder, part, name) for part in COLUMNS}
     if not files["queries"]:
         known = ", ".join(list_retrieval_sets(folder)) or "none"
         raise UserError(
@@ -87,21 +71,18 @@ def load_retrieval_set(folder: Path, name: str) -> RetrievalSet:
                 f"{folder}: the set {name!r} has queries ({files['queries'][0].name}), and no "
                 f"{part}; put it beside them, or for the offline sets run: {ASSETS}"
             )
-    tables = [_read(files[part], *wanted) for part, wanted in COLUMNS.items()]
+    tables = [retrieval_tables.read_part(paths, part) for part, paths in files.items()]
     return assemble(name, *tables, where=str(folder))
 
 
 def list_retrieval_sets(folder: Path) -> list[str]:
     """Return the names of the sets in a folder, sorted; a folder that is a BEIR set holds one."""
-    tables = _matching(folder / "queries", ".+?")
-    names = {re.split(rf"(-\d+-of-\d+)?{_ENDING}$", path.name)[0] for path in tables}
-    inside = {path.name for path in folder.iterdir() if _matching(path, "queries")}
-    return sorted(names | inside | ({folder.name} if _matching(folder, "queries") else set()))
+    return retrieval_tables.list_sets(folder)
 
 
 def has_retrieval_set(folder: Path, name: str) -> bool:
     """Say whether a folder holds a set, in either layout."""
-    return bool(_files_of(folder, "queries", name))
+    return bool(retrieval_tables.find_tables(folder, "queries", name))
 
 
 def load_nanobeir(name: str, revision: str | None = NANOBEIR_REVISION) -> RetrievalSet:
@@ -208,7 +189,7 @@ def load_sentence_pairs(reference: str, path: Path | None, split: str = "test") 
     wanted, optional = ("sentence1", "sentence2"), ("score", "label")
     if path is not None:
         name = path.stem
-        columns = _read([path], wanted, optional)
+        columns = retrieval_tables.read_table([path], wanted, optional)
     else:
         repository, revision = hub.split_revision(reference)
         name = STS_DEV if split == "validation" else repository.rpartition("/")[2]
@@ -231,7 +212,7 @@ def read_texts(paths: list[Path]) -> list[str]:
     Raises:
         UserError: a file can't be read or has no such column, or nothing is left.
     """
-    texts = _read(paths, ("text",), ())["text"]
+    texts = retrieval_tables.read_table(paths, ("text",), ())["text"]
     good = [text for text in texts if isinstance(text, str) and text.strip()]
     if not good:
         raise UserError(f"{paths[0]} and its like hold no text")
@@ -258,75 +239,3 @@ def load_hub_split(repository: str, config: str | None, split: str, revision: st
             return table
     except Exception as error:  # whatever the hub's many libraries raise, with the cure
         raise hub.explain(error, f"dataset {repository}", split) from error
-
-
-def _matching(folder: Path, stem: str) -> list[Path]:
-    """Return the files of a folder with a stem (a pattern), or its shards as the hub names them."""
-    pattern = re.compile(rf"{stem}(-\d+-of-\d+)?{_ENDING}", re.IGNORECASE)
-    paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path for path in paths if path.is_file() and pattern.fullmatch(path.name))
-
-
-def _files_of(folder: Path, part: str, name: str) -> list[Path]:
-    """Return the files of one table of a set, in either layout; none where there are none."""
-    if tables := _matching(folder / part, re.escape(name)):
-        return tables
-    for place in (folder / name, folder):
-        if place == folder and folder.name != name:
-            continue
-        if part != "qrels":
-            tables = _matching(place, part)
-        else:
-            splits = (_matching(place / part, split) for split in QRELS_SPLITS)
-            tables = next(filter(None, splits), [])
-        if tables:
-            return tables
-    return []
-
-
-def _read(
-    paths: Sequence[Path], columns: tuple[str, ...], optional: tuple[str, ...]
-) -> dict[str, list[Any]]:
-    table: dict[str, list[Any]] = {}
-    cure = f"mend it, or remove it and run: {ASSETS}"
-    kinds = {name: KINDS.get(name, "text") for name in columns}
-    for path in paths:
-        rows: dict[str, list[Any]] = {}
-        if columns == COLUMNS["qrels"][0] and (judgements := _read_trec(path)):
-            rows = judgements
-        else:
-            for batch in file_rows.read_rows(path, kinds, cure, optional=optional):
-                for column, values in batch.items():
-                    rows.setdefault(column, []).extend(values)
-        if table and rows.keys() != table.keys():
-            raise UserError(
-                f"{path} has other columns than the shards before it: {', '.join(rows)}, not "
-                f"{', '.join(table)}; {cure}"
-            )
-        for column, values in rows.items():
-            table.setdefault(column, []).extend(values)
-    if not table:  # no rows; the columns may be there
-        there = file_rows.read_columns(paths[0], cure)
-        table = {name: [] for name in (*columns, *optional) if name in there}
-    return table
-
-
-def _read_trec(path: Path) -> dict[str, list[Any]] | None:
-    """Read judgements without a header: query, document, grade, or TREC's four columns.
-
-    Returns:
-        The columns; None where the file is another one.
-    """
-    if not re.search(r"\.tsv(\.gz)?$", path.name, re.IGNORECASE):
-        return None
-    opened = gzip.open if path.suffix.lower() == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig") as stream:
-            rows = [line.split() for line in stream if line.strip()]
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error):
-        return None  # whoever reads it next says what is wrong
-    widths = {len(row) for row in rows}
-    if widths not in ({3}, {4}) or not re.fullmatch(r"-?\d+(\.\d+)?", rows[0][-1]):
-        return None
-    queries, *_, documents, grades = (list(column) for column in zip(*rows, strict=True))
-    return {"query-id": queries, "corpus-id": documents, "score": grades}

@@ -14,12 +14,10 @@ of a data set with splits (train-00000.parquet, test/x.csv) only the split that 
 
 import dataclasses
 import json
-import logging
 import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from small_modernbert.data.row_formats import (
     Row,
     columnar,
     ending_of,
+    say,
 )
 from small_modernbert.runs.errors import UserError
 
@@ -50,7 +49,6 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 # What a folder holds beside its data, and nobody means to train on.
 _BESIDE = re.compile(r"(readme|licen[cs]e|changelog|contributing|dataset_infos?)\b", re.IGNORECASE)
 BESIDE_ENDINGS = (".crc", ".py", ".yaml", ".yml", ".lock", ".log", ".png", ".svg")
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +116,6 @@ def _say_unread(place: Path) -> None:
         names = ", ".join(path.relative_to(place).as_posix() for path in left[:5])
         more = f" and {len(left) - 5:,} more" if len(left) > 5 else ""
         say(f"{place}: left alone, no kind of file that is read: {names}{more}")
-
-
-@lru_cache(maxsize=1024)
-def say(line: str) -> None:
-    """Log a line once a process, however often a folder is looked into."""
-    logger.info("%s", line)
 
 
 def kinds() -> str:

@@ -7,7 +7,7 @@ and said; what would give a wrong figure is refused.
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, overload
@@ -20,9 +20,26 @@ MEND = "mend the set"
 JUDGEMENT_COUNTS = (
     "judgements",
     "irrelevant_judgements",
+    "contradicting_judgements",
     "judgements_of_missing_queries",
     "judgements_of_missing_documents",
 )
+# What a reader must know of a set, by what was counted as it was read; a number stands before it.
+REMARKS = {
+    "unjudged_queries": "queries left out: unjudged",
+    "unanswered_queries": "queries left out: no document is judged to answer them",
+    "blank_queries": "queries left out: blank",
+    "repeated_queries": "queries left out: they stand twice",
+    "repeated_documents": "documents left out: they stand twice",
+    "blank_documents": "documents left out: blank",
+    "contradicting_judgements": "judgements repeat another with another grade; the highest counts",
+    "judgements_of_missing_queries": "judgements left out: the query is not there",
+    "judgements_of_missing_documents": (
+        "judged documents are not there (or blank); they count as relevant and not returned"
+    ),
+    "queries_in_the_corpus": "queries stand in the corpus; each is left out of its own ranking",
+    "equal_ids": "queries have the id of a document with another text, ranked like any other",
+}
 _WHOLE_FLOAT = re.compile(r"-?\d+\.0+")
 logger = logging.getLogger(__name__)
 
@@ -55,14 +72,23 @@ class RetrievalSet:
         """The row of the document that is each query itself, `(queries,)`; -1 where none is.
 
         Where queries are taken from the corpus (ArguAna, Quora) they stand in it under their own
-        ids; BEIR leaves them out of their own rankings. One that is judged to answer is kept.
+        ids; BEIR leaves them out of their own rankings. One that is judged to answer is kept, and
+        one that holds another text: where both are numbered from 1, equal ids say nothing.
         """
-        row_of = {document: row for row, document in enumerate(self.document_ids)}
         rows = [
+            row if row >= 0 and _plain(query) in _plain(self.documents[row]) else -1
+            for query, row in zip(self.queries, self._equal_ids, strict=True)
+        ]
+        return np.array(rows, dtype=np.int64)
+
+    @cached_property
+    def _equal_ids(self) -> list[int]:
+        """The row of the document under each query's id that is not judged to answer it, or -1."""
+        row_of = {document: row for row, document in enumerate(self.document_ids)}
+        return [
             -1 if query in self.relevant[query] else row_of.get(query, -1)
             for query in self.query_ids
         ]
-        return np.array(rows, dtype=np.int64)
 
     @property
     def graded(self) -> bool:
@@ -116,49 +142,53 @@ def assemble(
 
     Ids are texts: an integer, a float that is whole and their spellings are one id. A `title`
     column is put before the text, as BEIR does. Left out, counted and said: queries that nobody
-    judged, queries and documents that stand twice (same id, same text), judgements of queries that
-    are not there, and of a score of 0 or less. A judged document that is not there counts as
-    relevant and never returned, as trec_eval has it.
+    judged or whose documents are all of score 0, queries and documents that are blank or stand
+    twice (same id, same text), judgements of queries that are not there, and of a score of 0 or
+    less. A judged document that is not there counts as relevant and never returned, as trec_eval
+    has it; of two grades of one document the higher counts.
 
     Raises:
-        UserError: an id stands twice with two texts, a text is missing, a score is no number, or
+        UserError: an id stands twice with two texts, a cell is no text, a score is no number, or
             the judgements answer no query.
     """
     where = f"{where}, set {name}"
     query_rows, repeated_queries = _check_ids(queries["_id"], queries["text"], f"{where}, queries")
     document_rows, repeated = _check_ids(corpus["_id"], corpus["text"], f"{where}, corpus")
-    relevant, counts = _judgements(qrels, query_rows, document_rows, where)
-    judged = [query for query in query_rows if query in relevant]
-    documents, texts, blank = _documents(corpus, document_rows, relevant.values(), where)
+    documents, texts, blank = _documents(corpus, document_rows, where)
+    there = {document: row for row, document in enumerate(documents)}
+    relevant, counts, judged = _judgements(qrels, query_rows, there, where)
+    _check_types(queries["text"], f"{where}, queries")
+    asked = {query: queries["text"][row] for query, row in query_rows.items() if query in relevant}
+    asked = {query: text for query, text in asked.items() if text and not text.isspace()}
+    if not asked:
+        raise UserError(f"{where}: the queries that were judged are blank; {MEND}")
     made = RetrievalSet(
         name=name,
-        query_ids=judged,
-        queries=check_texts(
-            queries["text"], f"{where}, queries", [query_rows[query] for query in judged]
-        ),
+        query_ids=list(asked),
+        queries=list(asked.values()),
         document_ids=documents,
         documents=texts,
-        relevant={query: relevant[query] for query in judged},
+        relevant={query: relevant[query] for query in asked},
         counts={
-            "queries": len(judged),
+            "queries": len(asked),
             "documents": len(documents),
-            "unjudged_queries": len(query_rows) - len(judged),
+            "unjudged_queries": len(query_rows.keys() - judged),
+            "unanswered_queries": len(query_rows.keys() & judged - relevant.keys()),
+            "blank_queries": len(relevant) - len(asked),
             "repeated_queries": repeated_queries,
             "repeated_documents": repeated,
             "blank_documents": blank,
             **counts,
         },
     )
-    made.counts["queries_in_the_corpus"] = int((made.own_rows >= 0).sum())
+    made.counts["queries_in_the_corpus"] = own = int((made.own_rows >= 0).sum())
+    made.counts["equal_ids"] = sum(row >= 0 for row in made._equal_ids) - own
     _say(made.counts, where)
     return made
 
 
 def _documents(
-    corpus: Mapping[str, Sequence[Any]],
-    rows: Mapping[str, int],
-    relevant: Iterable[Iterable[str]],
-    where: str,
+    corpus: Mapping[str, Sequence[Any]], rows: Mapping[str, int], where: str
 ) -> tuple[list[str], Sequence[str], int]:
     """Return the ids and texts of a corpus, each document once, and how many were blank.
 
@@ -168,7 +198,7 @@ def _documents(
     in_memory = isinstance(texts, list)
     if in_memory:
         for column in ("text", "title"):
-            _check_types(corpus.get(column, []), "title" in corpus, f"{where}, corpus")
+            _check_types(corpus.get(column, []), f"{where}, corpus")
     if "title" in corpus:
         texts = TitledTexts(corpus["title"], texts)
     ids = list(rows)
@@ -176,7 +206,11 @@ def _documents(
         texts = [texts[row] for row in rows.values()]
     elif not in_memory:
         return ids, texts, 0
-    return _leave_out_blank(ids, texts[:], relevant, where)
+    # Every model would give a blank document some vector.
+    kept = [row for row, text in enumerate(texts[:]) if text and not text.isspace()]
+    if len(kept) == len(ids):
+        return ids, texts[:], 0
+    return [ids[row] for row in kept], [texts[row] for row in kept], len(ids) - len(kept)
 
 
 def _judgements(
@@ -184,8 +218,8 @@ def _judgements(
     queries: Mapping[str, int],
     documents: Mapping[str, int],
     where: str,
-) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """Return the grades of each query's documents, and what was counted on the way.
+) -> tuple[dict[str, dict[str, float]], dict[str, int], set[str]]:
+    """Return the grades of each query's documents, what was counted, and the queries judged at all.
 
     Raises:
         UserError: nothing answers anything.
@@ -193,10 +227,12 @@ def _judgements(
     relevant: dict[str, dict[str, float]] = {}
     counts = dict.fromkeys(JUDGEMENT_COUNTS, 0)
     lost: list[str] = []
+    judged: set[str] = set()
     given = qrels.get("score") or [1] * len(qrels["query-id"])
     scores = check_numbers(given, f"{where}, qrels, column score")
     for query, answers, score in zip(qrels["query-id"], qrels["corpus-id"], scores, strict=True):
         query = _id_among(query, queries)
+        judged.add(query)
         if score <= 0:
             counts["irrelevant_judgements"] += 1
             continue
@@ -211,6 +247,7 @@ def _judgements(
                 lost.append(f"document {document!r}")
             grades = relevant.setdefault(query, {})
             counts["judgements"] += document not in grades
+            counts["contradicting_judgements"] += grades.get(document, score) != score
             grades[document] = max(score, grades.get(document, 0))
     if all(documents.keys().isdisjoint(grades) for grades in relevant.values()):
         reason = f"the judgements name what is not there ({lost[0]})" if lost else "all are 0"
@@ -218,23 +255,12 @@ def _judgements(
             f"{where}: no query has a relevant document: {reason}; query-id and corpus-id must be "
             f"ids of the set's queries and documents, score above 0 for an answer; {MEND}"
         )
-    return relevant, counts
+    return relevant, counts, judged
 
 
 def _say(counts: Mapping[str, int], where: str) -> None:
-    meanings = {
-        "unjudged_queries": "queries left out: unjudged",
-        "repeated_queries": "queries left out: they stand twice",
-        "repeated_documents": "documents left out: they stand twice",
-        "blank_documents": "documents left out: blank",
-        "judgements_of_missing_queries": "judgements left out: the query is not there",
-        "judgements_of_missing_documents": (
-            "judged documents are not there; they count as relevant and not returned"
-        ),
-        "queries_in_the_corpus": "queries stand in the corpus; each is left out of its own ranking",
-    }
-    for name, meaning in meanings.items():
-        if counts[name]:
+    for name, meaning in REMARKS.items():
+        if counts.get(name):
             logger.info("%s: %s %s", where, f"{counts[name]:,}", meaning)
 
 
@@ -245,10 +271,15 @@ def _id(value: Any) -> str:  # noqa: ANN401  a cell of a table
 
 def _id_among(value: Any, known: Mapping[str, int]) -> str:  # noqa: ANN401  a cell of a table
     name = _id(value)
+    if name in known:
+        return name
     # A column of integers with a gap is written as "12.0" by pandas.
-    if name not in known and _WHOLE_FLOAT.fullmatch(name):
-        return name.partition(".")[0]
-    return name
+    name = name.strip()
+    return name.partition(".")[0] if _WHOLE_FLOAT.fullmatch(name) else name
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def _check_ids(
@@ -273,24 +304,26 @@ def _check_ids(
     return rows, repeated
 
 
-def check_texts(values: Sequence[Any], where: str, rows: Sequence[int] | None = None) -> list[str]:
-    """Return the cells of a column, all or those of some rows, if each is a text with a word.
+def check_texts(values: Sequence[Any], where: str) -> list[str]:
+    """Return the cells of a column, if each is a text with a word.
 
     Raises:
         UserError: one is not; `where` and its row are named.
     """
-    rows = range(len(values)) if rows is None else rows
-    for row in rows:
-        value = values[row]
-        if not isinstance(value, str) or not value.strip():
-            raise UserError(f"{where}, row {row + 1:,}: a text is wanted, not {str(value)[:80]!r}")
-    return [values[row] for row in rows]
-
-
-def _check_types(values: Sequence[Any], may_be_missing: bool, where: str) -> None:
     for row, value in enumerate(values):
-        if not isinstance(value, str) and not (value is None and may_be_missing):
-            raise UserError(f"{where}, row {row + 1:,}: a text is wanted, not {str(value)[:80]!r}")
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(
+                f"{where}, row {row + 1:,}: a text is wanted, not {str(value)[:80]!r}; {MEND}"
+            )
+    return list(values)
+
+
+def _check_types(values: Sequence[Any], where: str) -> None:
+    for row, value in enumerate(values):
+        if value is not None and not isinstance(value, str):
+            raise UserError(
+                f"{where}, row {row + 1:,}: a text is wanted, not {str(value)[:80]!r}; {MEND}"
+            )
 
 
 def check_numbers(values: Sequence[Any], where: str) -> list[float]:
@@ -309,22 +342,3 @@ def check_numbers(values: Sequence[Any], where: str) -> list[float]:
             raise UserError(f"{where}, row {row + 1:,}: a number is wanted, not {value!r}; {MEND}")
         numbers.append(number)
     return numbers
-
-
-def _leave_out_blank(
-    ids: list[str], texts: Sequence[str], relevant: Iterable[Iterable[str]], where: str
-) -> tuple[list[str], Sequence[str], int]:
-    """Leave out documents without a word, which every model would give some vector.
-
-    Raises:
-        UserError: one of them answers a query.
-    """
-    blank = {ids[row] for row, text in enumerate(texts) if not text or text.isspace()}
-    if lost := blank.intersection(*[set().union(*relevant)]):
-        raise UserError(
-            f"{where}, corpus: document {min(lost)!r} answers a query and is blank; {MEND}"
-        )
-    if not blank:
-        return ids, texts, 0
-    kept = [row for row, name in enumerate(ids) if name not in blank]
-    return [ids[row] for row in kept], [texts[row] for row in kept], len(blank)

@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +27,12 @@ _MARKS = (
 )
 _LOOKED_AT = 4_096  # bytes of a file's beginning
 _DELIMITERS = {".csv": (",", ";", "\t"), ".tsv": ("\t",)}
+
+
+@lru_cache(maxsize=1024)
+def say(line: str) -> None:
+    """Log a line once a process, however often a file is looked into."""
+    logger.info("%s", line)
 
 
 def ending_of(path: Path) -> str:
@@ -136,7 +143,7 @@ def _has_quoting(path: Path) -> bool:
                 return True
         except csv.Error:
             pass
-    logger.info("%s: quotes do not enclose its cells; they are read as part of the texts", path)
+    say(f"{path}: quotes do not enclose its cells; they are read as part of the texts")
     return False
 
 

@@ -4,20 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from small_modernbert.data.retrieval_sets import RetrievalSet
+from small_modernbert.data.retrieval_sets import REMARKS, RetrievalSet
 from small_modernbert.evaluation import metrics, speed
 from small_modernbert.evaluation.benchmark import TEACHER, Benchmark, Row
 from small_modernbert.runs import report, storage
-
-# What a reader must know of a set, by what was counted when it was read.
-REMARKS = {
-    "judgements_of_missing_documents": "judged documents are not in the corpus and count as missed",
-    "judgements_of_missing_queries": "judgements name queries that are not there: left out",
-    "queries_in_the_corpus": "queries stand in the corpus, each left out of its own ranking",
-    "repeated_documents": "documents stand twice: taken once",
-    "repeated_queries": "queries stand twice: taken once",
-    "blank_documents": "documents are blank: left out",
-}
 
 
 def write(folder: Path, made: Benchmark, remarks: Sequence[str] = ()) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,28 @@ FOUND_IN_THE_WILD = {
         {"qrels": {"query-id": [1, 2, 9], "corpus-id": [1, 2, 3]}},
         {"judgements_of_missing_queries": 1},
     ),
+    "two grades of one document": (
+        {"qrels": {"query-id": [1, 2, 2], "corpus-id": [1, 2, 2], "score": [1, 0.5, 1]}},
+        {"contradicting_judgements": 1},
+    ),
+    "a query without an answer": (
+        {
+            "queries": {"_id": [1, 2, 3], "text": ["wet?", "white?", "warm?"]},
+            "qrels": {"query-id": [1, 2, 3], "corpus-id": [1, 2, 3], "score": [1, 1, -1]},
+        },
+        {"irrelevant_judgements": 1, "unanswered_queries": 1},
+    ),
+    "a blank query": (
+        {
+            "queries": {"_id": [1, 2, 3], "text": ["wet?", "white?", " "]},
+            "qrels": {"query-id": [1, 2, 3], "corpus-id": [1, 2, 3]},
+        },
+        {"blank_queries": 1, "judgements": 3},
+    ),
+    "blanks around ids": (
+        {"qrels": {"query-id": ["1 ", " 2.0"], "corpus-id": ["1", " 2"]}},
+        {},
+    ),
     "a query that nobody judged": (
         {"queries": {"_id": [1, 2, 3], "text": ["wet?", "white?", "warm?"]}},
         {"unjudged_queries": 1},
@@ -106,6 +129,106 @@ def test_sets_as_they_are_found_are_read_and_counted(tmp_path: Path, name: str) 
     assert relevant == {"1": {"1"}, "2": {"2"}}
     sizes = {"queries": 2, "documents": 3, "judgements": 2}
     assert {name: count for name, count in made.counts.items() if count} == sizes | counted
+
+
+def test_a_column_goes_by_what_others_call_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Anserini's, TREC's and MS MARCO's names are known, and said; two that fit are none."""
+    tables = {
+        "corpus": {"docid": ["d1", "d2", "d3"], "contents": CORPUS["text"]},
+        "queries": {"qid": ["q1", "q2"], "query": QUERIES["text"]},
+        "qrels": {"Query ID": ["q1", "q2"], "docno": ["d1", "d2"], "relevance": [2, 1]},
+    }
+    with caplog.at_level(logging.INFO):
+        made = evaluation_sets.load_retrieval_set(write(tmp_path, **tables), "made")
+    assert made.relevant == {"q1": {"d1": 2}, "q2": {"d2": 1}}
+    assert list(made.documents) == CORPUS["text"]
+    assert "the column 'contents' is read as 'text'" in caplog.text
+    doubtful = {"_id": ["d1"], "content": ["rain"], "body": ["rain"]}
+    with pytest.raises(UserError, match="no column 'text'; it has: _id, content, body"):
+        evaluation_sets.load_retrieval_set(write(tmp_path, corpus=doubtful), "made")
+
+
+# Judgements as TREC writes them: the file's name, its lines.
+TREC = {
+    "four columns": ("test.tsv", "q1 0 d1 2\n\n q2 0 d2 1 \n"),
+    "tabs": ("test.tsv", "q1\t0\td1\t2\nq2\t0\td2\t1\n"),
+    "other splits": ("dev.tsv", "q1\td1\t2\nq2\td2\t1e0\n"),
+    "a name of one's own": ("mine.qrels", "q1 0 d1 2\nq2 0 d2 1\n"),
+    "plain text": ("test.txt", "q1 d1 2\nq2 d2 1\n"),
+    "commas": ("test.csv", "q1,0,d1,2\nq2,0,d2,1\n"),
+    "a first line": ("test.txt", "qid iter docno rel\nq1 0 d1 2\nq2 0 d2 1\n"),
+    "a first line, tabs": ("test.tsv", "qid\titer\tdocno\trel\nq1\t0\td1\t2\nq2\t0\td2\t1\n"),
+    "beside": ("../qrels.tsv", "q1\td1\t2\nq2\td2\t1\n"),
+}
+
+
+@pytest.mark.parametrize("name", TREC)
+def test_judgements_as_trec_writes_them(tmp_path: Path, name: str) -> None:
+    """With and without iterations, a first line, tabs; whatever the file is called."""
+    file, lines = TREC[name]
+    folder = tmp_path / "mine"
+    (folder / "qrels").mkdir(parents=True)
+    for part, columns in (("corpus", CORPUS), ("queries", QUERIES)):
+        rows = [json.dumps(row) for row in pa.table(columns).to_pylist()]
+        (folder / f"{part}.jsonl").write_text("\n".join(rows))
+    (folder / "qrels" / file).write_text(lines)
+    made = evaluation_sets.load_retrieval_set(tmp_path, "mine")
+    assert made.relevant == {"q1": {"d1": 2}, "q2": {"d2": 1}}
+
+
+def test_ids_may_hold_blanks_where_tabs_part_them(tmp_path: Path) -> None:
+    """An id is what stands between tabs, also without a first line."""
+    corpus = {"_id": ["a b", " c"], "text": ["rain", "snow"]}
+    folder = write(tmp_path, corpus=corpus)
+    (folder / "qrels" / "made.parquet").unlink()
+    (folder / "qrels" / "made.tsv").write_text("q1\ta b\t1\nq2\t c\t1\n")
+    made = evaluation_sets.load_retrieval_set(folder, "made")
+    assert made.relevant == {"q1": {"a b": 1}, "q2": {" c": 1}}
+
+
+def test_a_first_line_without_rows_is_told(tmp_path: Path) -> None:
+    """No traceback: the file is named."""
+    folder = write(tmp_path)
+    (folder / "qrels" / "made.parquet").unlink()
+    (folder / "qrels" / "made.tsv").write_text("query-id\tcorpus-id\tscore\n")
+    with pytest.raises(UserError, match=r"made\.tsv has no rows, and no column 'query-id'; mend"):
+        evaluation_sets.load_retrieval_set(folder, "made")
+
+
+@pytest.mark.parametrize("layout", ["beir", "nanobeir"])
+def test_a_table_may_be_a_folder_of_files(tmp_path: Path, layout: str) -> None:
+    """Shards in a folder are one table, in both layouts; the set is in the list of sets."""
+    place = {"beir": "mine/{part}", "nanobeir": "{part}/mine"}[layout]
+    for part, columns in (("corpus", CORPUS), ("queries", QUERIES)):
+        folder = tmp_path / place.format(part=part)
+        folder.mkdir(parents=True)
+        table = pa.table(columns)
+        for number in range(2):
+            shard = table.slice(number, 1 if number == 0 else None)
+            pq.write_table(shard, folder / f"{part}-{number:05d}-of-00002.parquet")
+    path = tmp_path / {"beir": "mine/qrels/test.tsv", "nanobeir": "qrels/mine.tsv"}[layout]
+    path.parent.mkdir(parents=True)
+    path.write_text("q1\td1\t1\nq2\td2\t1\n")
+    assert evaluation_sets.list_retrieval_sets(tmp_path) == ["mine"]
+    made = evaluation_sets.load_retrieval_set(tmp_path, "mine")
+    assert (made.queries, list(made.documents)) == (QUERIES["text"], CORPUS["text"])
+
+
+def test_the_split_of_the_judgements_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of several splits the test's judgements count, and the log names those that do not."""
+    folder = tmp_path / "mine"
+    (folder / "qrels").mkdir(parents=True)
+    for part, columns in (("corpus", CORPUS), ("queries", QUERIES)):
+        pq.write_table(pa.table(columns), folder / f"{part}.parquet")
+    (folder / "qrels" / "dev.tsv").write_text("q1\td3\t1\n")
+    (folder / "qrels" / "test.tsv").write_text("q1\td1\t1\n")
+    with caplog.at_level(logging.INFO):
+        assert evaluation_sets.load_retrieval_set(folder, "mine").relevant == {"q1": {"d1": 1}}
+    assert "judgements of the test split are read, those of dev left alone" in caplog.text
 
 
 def test_a_judged_document_that_is_not_there_counts_as_missed(tmp_path: Path) -> None:
@@ -169,8 +292,8 @@ def test_broken_files_of_beirs_layout_are_named(tmp_path: Path) -> None:
     (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "wet?"}\n{')
     with pytest.raises(UserError, match=r"queries\.jsonl cannot be read \(row 2 is no JSON"):
         evaluation_sets.load_retrieval_set(tmp_path, "mine")
-    (folder / "queries.jsonl").write_text('{"id": "q1", "text": "wet?"}')
-    with pytest.raises(UserError, match="has no column '_id'; it has: id, text"):
+    (folder / "queries.jsonl").write_text('{"number": "q1", "text": "wet?"}')
+    with pytest.raises(UserError, match="has no column '_id'; it has: number, text"):
         evaluation_sets.load_retrieval_set(tmp_path, "mine")
     (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "wet?"}')
     assert evaluation_sets.load_retrieval_set(tmp_path, "mine").relevant == {"q1": {"d1": 1}}
@@ -192,8 +315,8 @@ def test_broken_files_of_beirs_layout_are_named(tmp_path: Path) -> None:
             "no query has a relevant document.*'q8'",
         ),
         ({"corpus": {"_id": ["d1", "d2", "d1"], "text": ["a", "b", "c"]}}, "row 3.*stands twice"),
-        ({"corpus": {"_id": ["d1", "d2"], "text": ["a", None]}}, "corpus, row 2: a text is wanted"),
-        ({"queries": {"id": ["q1"], "text": ["a"]}}, "has no column '_id'; it has: id, text"),
+        ({"queries": {"_id": ["q1", "q2"], "text": [None, " "]}}, "queries that were judged are b"),
+        ({"queries": {"no": ["q1"], "text": ["a"]}}, "has no column '_id'; it has: no, text"),
         # judged, but nothing relevant
         (
             {"qrels": {"query-id": ["q1"], "corpus-id": ["d1"], "score": [0]}},

@@ -98,7 +98,8 @@ def test_missing_documents_and_own_ids_count_as_in_trec_eval() -> None:
         relevant[query] = {d: g for d, g in relevant[query].items() if d not in ("d0", "d1")} or {
             "d30": 1.0
         }
-    made = dataclasses.replace(made, relevant=relevant, document_ids=ids)
+    texts = [*made.queries[:5], *made.documents[5:]]
+    made = dataclasses.replace(made, relevant=relevant, document_ids=ids, documents=texts)
     query_vectors, document_vectors = unit(random, 12, 6), unit(random, 40, 6)
     query_vectors[:5] = document_vectors[:5]  # each would find itself first
     ours = metrics.ranking_metrics(search.rank(made, query_vectors, document_vectors).rows, made)

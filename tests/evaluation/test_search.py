@@ -136,8 +136,9 @@ def test_both_searches_together() -> None:
 
 
 def test_a_query_in_the_corpus_is_left_out_of_its_own_ranking() -> None:
-    """As BEIR does, by id; one that is judged to answer stays, and so do the others' places."""
-    made = make_set(["a", "b", "c"], ["x", "y"], ids=["d2", "d1"])  # d1 answers d1
+    """As BEIR does; one that is judged to answer stays, and so does another text of equal id."""
+    made = make_set(["a", "b", "The  x"], ["X", "b"], ids=["d2", "d1"])  # d1 answers d1
     assert made.own_rows.tolist() == [2, -1]
+    assert make_set(["a", "b", "c"], ["x", "y"], ids=["d2", "d1"]).own_rows.tolist() == [-1, -1]
     ranked = search.rank(made, np.eye(2, 3, dtype=np.float32)[:, ::-1], np.eye(3, dtype=np.float32))
     assert ranked.rows.tolist() == [[0, 1, -1], [1, 0, 2]]

@@ -1,0 +1,239 @@
+"""The three tables of a retrieval set, found in a folder and read, whatever its layout.
+
+Columns may have other names than NanoBEIR's (`id`, `contents`, `qid`: see NAMES), a table may be
+one file, the hub's shards, or a folder of files, and judgements may be TREC's: query, iteration,
+document, grade, with or without a first line that names them. Imports nothing heavy.
+"""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from small_modernbert.data import file_rows, parquet
+from small_modernbert.data.row_formats import open_text, say
+from small_modernbert.runs.errors import UserError
+
+CURE = "mend it, or remove it and run: python get_offline_assets.py"
+KINDS: dict[str, parquet.Kind] = {
+    "_id": "any",
+    "query-id": "any",
+    "corpus-id": "any",
+    "score": "any",
+    "label": "number",
+}
+COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # those that must be there, others
+    "queries": (("_id", "text"), ()),
+    "corpus": (("_id", "text"), ("title",)),
+    "qrels": (("query-id", "corpus-id"), ("score",)),
+}
+# What others call these columns, in lower case and without signs: Anserini, TREC, MS MARCO.
+NAMES = {
+    "_id": {"id", "docid", "documentid", "corpusid", "pid", "qid", "queryid"},
+    "text": {"text", "contents", "content", "body", "passage", "query", "question"},
+    "title": {"title"},
+    "query-id": {"queryid", "qid", "query", "topic", "topicid"},
+    "corpus-id": {"corpusid", "docid", "documentid", "document", "docno", "pid", "passageid"},
+    "score": {"score", "rel", "relevance", "grade", "label", "judgment", "judgement"},
+}
+SPLITS = ("test", "dev", "validation", "train")  # of judgements; the first that is there
+# Endings of tables, and of judgements as TREC writes them.
+_KINDS = "parquet|pq|jsonl|ndjson|json|csv|tsv"
+_PLAIN = "tsv|csv|txt|trec|qrels?"
+_PLAIN_FILE = re.compile(rf".*\.({_PLAIN})(\.gz)?", re.IGNORECASE)
+logger = logging.getLogger(__name__)
+
+
+def find_tables(folder: Path, part: str, name: str) -> list[Path]:
+    """Return the files of one table of a set, in either layout; none where there are none.
+
+    Args:
+        folder: of the sets, or in BEIR's layout of the set itself.
+        part: "queries", "corpus" or "qrels".
+        name: of the set.
+    """
+    if tables := _matching(folder / part, re.escape(name), part) or _inside(folder / part / name):
+        return tables
+    for place in (folder / name, folder):
+        if place == folder and folder.name != name:
+            continue
+        if tables := _find_beside(place, part):
+            return tables
+    return []
+
+
+def _find_beside(place: Path, part: str) -> list[Path]:
+    """Return the files of one table of a set in BEIR's layout."""
+    if part != "qrels":
+        return _matching(place, part, part) or _inside(place / part)
+    splits = {split: _matching(place / part, split, part) for split in SPLITS}
+    splits = {split: paths for split, paths in splits.items() if paths}
+    if len(splits) > 1:
+        chosen, *others = splits
+        say(
+            f"{place / part}: judgements of the {chosen} split are read, those of "
+            f"{', '.join(others)} left alone"
+        )
+    tables = next(iter(splits.values()), []) or _matching(place, r"qrels([._-]\w+)?", part)
+    files = _matching(place / part, ".+?", part)
+    return tables or (files if len(files) == 1 else [])
+
+
+def list_sets(folder: Path) -> list[str]:
+    """Return the names of the sets in a folder, sorted; a folder that is a BEIR set holds one."""
+    tables = _matching(folder / "queries", ".+?", "queries")
+    named = {re.split(rf"(-\d+-of-\d+)?\.({_KINDS})(\.gz)?$", path.name)[0] for path in tables}
+    if _is_set(folder):
+        # Its folder of queries has no sets, but shards.
+        named = {folder.name}
+    elif (folder / "queries").is_dir():
+        named |= {path.name for path in (folder / "queries").iterdir() if _inside(path)}
+    return sorted(named | {path.name for path in folder.iterdir() if _is_set(path)})
+
+
+def _is_set(place: Path) -> bool:
+    """Say whether a folder is a set in BEIR's layout."""
+    if _matching(place, "queries", "queries"):
+        return True
+    # A folder of sets may hold one that is called "test"; then its queries are called so, too.
+    return bool(_inside(place / "queries")) and any(
+        _matching(place / "qrels", split, "qrels")
+        and not _matching(place / "queries", split, "queries")
+        for split in SPLITS
+    )
+
+
+def _matching(folder: Path, stem: str, part: str) -> list[Path]:
+    """Return the files of a folder with a stem (a pattern), or its shards as the hub names them."""
+    kinds = f"{_KINDS}|{_PLAIN}" if part == "qrels" else _KINDS
+    pattern = re.compile(rf"{stem}(-\d+-of-\d+)?\.({kinds})(\.gz)?", re.IGNORECASE)
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in paths if path.is_file() and pattern.fullmatch(path.name))
+
+
+def _inside(folder: Path) -> list[Path]:
+    """Return the files of a table that is a folder of its own."""
+    return _matching(folder, ".+?", "corpus")
+
+
+def read_part(paths: Sequence[Path], part: str) -> dict[str, list[Any]]:
+    """Read one table of a set; see `read_table`. A column may go by a name of NAMES."""
+    return read_table(paths, *COLUMNS[part], NAMES)
+
+
+def read_table(
+    paths: Sequence[Path],
+    columns: Sequence[str],
+    optional: Sequence[str],
+    names: Mapping[str, set[str]] | None = None,
+) -> dict[str, list[Any]]:
+    """Read the files of a table, one after the other, as lists by column.
+
+    Args:
+        paths: the files.
+        columns: those that must be there.
+        optional: those to read as well where they are there.
+        names: what else a column may be called, in lower case and without signs.
+
+    Raises:
+        UserError: a file can't be read, has no rows, lacks a column, or has others than those
+            before it.
+    """
+    table: dict[str, list[Any]] = {}
+    for path in paths:
+        rows = _read_trec(path) if "corpus-id" in columns else None
+        rows = rows or _read_rows(path, columns, optional, names or {})
+        if table and rows.keys() != table.keys():
+            raise UserError(
+                f"{path} has other columns than the shards before it: {', '.join(rows)}, not "
+                f"{', '.join(table)}; {CURE}"
+            )
+        for column, values in rows.items():
+            table.setdefault(column, []).extend(values)
+    return table
+
+
+def _read_rows(
+    path: Path, columns: Sequence[str], optional: Sequence[str], names: Mapping[str, set[str]]
+) -> dict[str, list[Any]]:
+    there = file_rows.read_columns(path, CURE)
+    called = {
+        name: _name_among(name, there, names.get(name, set())) for name in (*columns, *optional)
+    }
+    for name, other in called.items():
+        if other != name and other in there:
+            say(f"{path}: the column {other!r} is read as {name!r}")
+    kinds = {called[name]: KINDS.get(name, "text") for name in columns}
+    others = [called[name] for name in optional]
+    rows: dict[str, list[Any]] = {}
+    for batch in file_rows.read_rows(path, kinds, CURE, optional=others):
+        for name in (*columns, *optional):
+            if called[name] in batch:
+                rows.setdefault(name, []).extend(batch[called[name]])
+    if not rows:
+        if missing := [name for name in columns if called[name] not in there]:
+            raise UserError(f"{path} has no rows, and no column {missing[0]!r}; {CURE}")
+        rows = {name: [] for name in (*columns, *optional) if called[name] in there}
+    return rows
+
+
+def _name_among(name: str, there: Sequence[str], others: set[str]) -> str:
+    """Return what a table calls a column; its own name where it is there, or nothing fits it."""
+    fitting = [other for other in there if _plain(other) in others]
+    return name if name in there or len(fitting) != 1 else fitting[0]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _read_trec(path: Path) -> dict[str, list[Any]] | None:
+    """Read judgements as TREC writes them: query, iteration, document, grade, or without iteration.
+
+    Cells stand between tabs (commas in a CSV file) where every line has some, else between blanks.
+    A first line may name them; if that is of a TSV or CSV file, it is a table like any other.
+
+    Returns:
+        The columns; None where the file is another one.
+    """
+    if not (ending := _PLAIN_FILE.fullmatch(path.name)):
+        return None
+    try:
+        with open_text(path) as stream:
+            lines = [line for line in stream if line.strip()]
+    except (OSError, EOFError, ValueError):
+        return None  # whoever reads it next says what is wrong
+    is_table = ending[1].lower() in ("csv", "tsv")
+    sign = "," if ending[1].lower() == "csv" else "\t"
+    delimiter = sign if all(sign in line for line in lines) else None
+    rows = [line.rstrip("\r\n").split(delimiter) for line in lines]
+    if {len(row) for row in rows} not in ({3}, {4}):
+        return None
+    names = ["query-id", *["iteration"][: len(rows[0]) - 3], "corpus-id", "score"]
+    if not _is_number(rows[0][-1]):
+        if is_table and delimiter:
+            return None
+        names = [_called_by(name) for name in rows.pop(0)]
+    cells = zip(*rows, strict=True) if rows else [()] * len(names)
+    columns = {name: list(values) for name, values in zip(names, cells, strict=True)}
+    if not {"query-id", "corpus-id"} <= columns.keys():
+        raise UserError(
+            f"{path}: its first line names {', '.join(columns)}; name query-id, corpus-id and "
+            f"score, or leave that line out; {CURE}"
+        )
+    return {name: columns[name] for name in ("query-id", "corpus-id", "score") if name in columns}
+
+
+def _called_by(name: str) -> str:
+    """Return the column that a first line names in its own way."""
+    known = ("query-id", "corpus-id", "score")
+    return next((column for column in known if _plain(name) in NAMES[column]), name)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
