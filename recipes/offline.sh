@@ -98,4 +98,7 @@ if [[ $controls ]]; then
     untrained-static=mlm/init_model_mlm@static/static_untrained
 fi
 
+# 10  All of it on a page. [0.4]
+python report.py --recipe "$recipe"
+
 echo "recipe $recipe: $(( (SECONDS - begin) / 60 )) min $(( (SECONDS - begin) % 60 )) s; search with: make search"

@@ -16,7 +16,9 @@ FILE_ENDINGS = {".py", ".sh", ".md", ".txt", ".toml", ".json", ".parquet", ".jso
 # Below these stand outputs: made by a run, so not in a checkout.
 MADE = ("runs/", "assets/")
 # Files that stages write into their folders, and what a reader brings along.
-FILES_OF_A_STAGE = {"run.json", "metrics.jsonl", "log.txt", "manifest.json", "documents.md"}
+FILES_OF_A_STAGE = {
+    *("run.json", "metrics.jsonl", "log.txt", "manifest.json", "documents.md", "report.html")
+}
 YOUR_OWN = {"my_text.parquet"}
 
 

@@ -39,6 +39,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ["--assets", str(assets), *FLAGS]
     for command in record_recipe("my_domain", folder / "stub", str(notes), *flags):
         replaced = [word.replace("squad", "sciq") for word in command]
+        if command[0] == "report.py":
+            replaced += ["--texts", "0"]
         finished = run([*replaced, *SMALLER.get(command[0], [])], runs)
         assert finished.exit_code == 0, finished.output
     return runs / "mine"

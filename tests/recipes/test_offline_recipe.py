@@ -117,6 +117,13 @@ class Runs:
         }
 
 
+def record_stages(folder: Path, *flags: str) -> list[list[str]]:
+    """Return the commands of the recipe's stages; after them it shows the page of the run."""
+    *stages, page = record_recipe("offline", folder, *flags)
+    assert page[0] == "report.py"
+    return stages
+
+
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make the miniature of assets/."""
@@ -126,8 +133,8 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def commands(assets: Path) -> list[list[str]]:
     """Return the recipe's commands, on the miniature."""
-    recorded = record_recipe(
-        *("offline", assets.parent / "bin", "--size", RECIPE, "--assets", str(assets), "--controls")
+    recorded = record_stages(
+        *(assets.parent / "bin", "--size", RECIPE, "--assets", str(assets), "--controls")
     )
     return [[*command, *SMALLER.get(command[0], [])] for command in recorded]
 
@@ -165,13 +172,13 @@ def test_every_flag_reaches_every_stage(tmp_path: Path) -> None:
 
     The controls come after everything else, and only when they are asked for.
     """
-    plain = record_recipe("offline", tmp_path / "a")
-    redone = record_recipe("offline", tmp_path / "b", "--overwrite", "--seed", "7")
+    plain = record_stages(tmp_path / "a")
+    redone = record_stages(tmp_path / "b", "--overwrite", "--seed", "7")
     assert redone == [[*command, "--overwrite", "--seed", "7"] for command in plain]
-    small = record_recipe("offline", tmp_path / "c", "--size", "smoke")
+    small = record_stages(tmp_path / "c", "--size", "smoke")
     assert [stage_of(command) for command in small] == [stage_of(command) for command in plain]
     assert len({stage_of(command) for command in plain}) == len(plain)
-    controlled = record_recipe("offline", tmp_path / "d", "--controls")
+    controlled = record_stages(tmp_path / "d", "--controls")
     assert controlled[: len(plain)] == plain and len(controlled) == len(plain) + 5
     assert {command[command.index("--recipe") + 1] for command in plain} == {"offline"}
     assert {command[command.index("--recipe") + 1] for command in small} == {RECIPE}
@@ -279,6 +286,18 @@ def test_result_loads_elsewhere(whole: Runs, assets: Path) -> None:
     student = SentenceTransformer(str(whole.final("distil_modernbert")), local_files_only=True)
     cosines = (student.encode(asked) * teacher.encode(asked)).sum(axis=1)
     assert cosines.mean() > 0.9
+
+
+def test_the_page_shows_the_run(whole: Runs) -> None:
+    """Every stage stands on it, with curves, texts and neighbours."""
+    shown = run(["report.py", "--recipe", RECIPE, "--texts", "60"], whole.folder).check()
+    page = whole.folder / RECIPE / "report.html"
+    assert str(page) in shown.output
+    html = page.read_text(encoding="utf-8").replace("<wbr>", "")
+    for name in MOMENTS:
+        assert f"<h3>{name}</h3>" in html
+    for title in ("Quality, speed, size", "Training", "Text", "The space", "What is near to what"):
+        assert f"<h2>{title}</h2>" in html
 
 
 def test_rerun_redoes_nothing(whole: Runs, commands: list[list[str]]) -> None:

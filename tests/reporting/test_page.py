@@ -1,0 +1,161 @@
+"""The page of a run: what stands on it is what the stages wrote down, and nothing runs from it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from small_modernbert.reporting import page, run_folder
+from small_modernbert.runs.errors import UserError
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def write_stage(folder: Path, name: str, *sources: str, **record: Any) -> None:  # noqa: ANN401
+    """Write what a finished stage leaves."""
+    inputs = {
+        source: {"path": f"/elsewhere/runs/{folder.name}/{source}/final", "digest": "x"}
+        for source in sources
+    }
+    stage = folder / name
+    (stage / "final").mkdir(parents=True)
+    whole = {"script": name, "status": "finished", "seconds": 100.0, "inputs": inputs, **record}
+    (stage / "run.json").write_text(json.dumps(whole), encoding="utf-8")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Return a run of four stages with hostile names in its figures."""
+    folder = tmp_path / "toy"
+    write_stage(folder, "mlm/create_dataset", status="failed", error="a <b>bold</b> reason")
+    write_stage(folder, "create_distil_dataset", "mlm/create_dataset", rows={"train": 900})
+    figures = {"before": {"held_out_cosine": 0.2}, "after": {"held_out_cosine": 0.9}}
+    write_stage(folder, "distil_modernbert", "create_distil_dataset", metrics=figures, steps=40)
+    write_stage(folder, "benchmark_hotpotqa", "distil_modernbert", "create_distil_dataset")
+    lines = [{"step": step, "loss": 1 / (step + 1)} for step in range(40)]
+    lines += [{"step": step, "held_out_cosine": 0.2 + step / 100} for step in (0, 20, 40)]
+    text = "\n".join(json.dumps(line) for line in lines) + '\n{"step": 41, "lo'
+    (folder / "distil_modernbert" / "metrics.jsonl").write_text(text, encoding="utf-8")
+    rows = [
+        {
+            "label": label,
+            "quality": quality,
+            "share_of_teacher": quality / 0.9,
+            "retrieval": {"sciq": {"ndcg@10": quality}},
+            "parameters": 10,
+            "documents_per_second": speed,
+            "size_bytes": 4_000_000 if speed else None,
+        }
+        for label, quality, speed in (
+            ("teacher", 0.9, 50.0),
+            ("<script>alert(1)</script>", 0.88, 120.0),
+            ("BM25", 0.7, None),
+        )
+    ]
+    rows[2]["parameters"] = None
+    results = {"rows": rows, "averaged": ["sciq"], "machine": {}, "remarks": ["Worth it."]}
+    final = folder / "benchmark_hotpotqa" / "final"
+    (final / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    return folder
+
+
+def test_stages_come_in_the_order_in_which_they_read_each_other(run: Path) -> None:
+    """Also where runs/ has been moved since: what counts is the place within the recipe."""
+    stages = run_folder.read_stages(run)
+    assert [(stage.name, stage.depth) for stage in stages] == [
+        ("mlm/create_dataset", 0),
+        ("create_distil_dataset", 1),
+        ("distil_modernbert", 2),
+        ("benchmark_hotpotqa", 3),
+    ]
+    assert not stages[0].finished
+    assert len(stages[2].metrics) == 43, "the line that a kill cut is left out"
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    """With the command that makes one."""
+    with pytest.raises(UserError, match="make run"):
+        run_folder.read_stages(tmp_path)
+
+
+def test_the_page_shows_what_was_written_down(run: Path) -> None:
+    """Figures, changes, remarks and the failure; markup in them is text."""
+    html = page.render("toy", run_folder.read_stages(run), None, [])
+    assert "0.2000 → 0.9000" in re.sub(r"<wbr>", "", html)
+    assert "97.8 %" in html
+    assert "2.4" in html
+    assert "Worth it." in html
+    assert "Not finished: mlm/create_dataset." in html
+    assert "<b>bold</b>" not in html
+    assert "<script>" not in html
+    assert html.count("<figure") == 4
+
+
+class References(HTMLParser):
+    """Collects whatever a page would fetch or run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note scripts, and attributes that name another place."""
+        if tag in ("script", "link", "iframe", "img"):
+            self.outside.append(tag)
+        for name, value in attrs:
+            inside = (value or "").startswith("#")
+            if name in ("src", "href", "xlink:href", "action") and not inside:
+                self.outside.append(f"{name}={value}")
+
+
+def test_the_page_needs_no_network(run: Path) -> None:
+    """Nothing is fetched from anywhere, and no script runs."""
+    parser = References()
+    parser.feed(page.render("toy", run_folder.read_stages(run), None, []))
+    assert parser.outside == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("width", [400, 1400])
+def test_a_browser_draws_every_figure_within_the_window(
+    run: Path, tmp_path: Path, width: int
+) -> None:
+    """No error on the console, every chart has a size, and nothing is wider than the window."""
+    html = page.render("toy", run_folder.read_stages(run), None, [])
+    probe = """<script>addEventListener("load", () => {
+      const sizes = [...document.querySelectorAll("figure.chart svg")]
+        .map(svg => svg.getBoundingClientRect()).map(box => box.width > 200 && box.height > 100);
+      document.title = JSON.stringify([document.documentElement.scrollWidth, innerWidth, sizes]);
+    });</script>"""
+    path = tmp_path / "page.html"
+    path.write_text(html.replace("</body>", f"{probe}</body>"), encoding="utf-8")
+    finished = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},2000",
+            "--dump-dom",
+            path.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    title = re.search(r"<title>(.*?)</title>", finished.stdout)
+    assert title is not None, finished.stdout[:500]
+    needed, there, sizes = json.loads(title[1])
+    assert needed <= there
+    assert sizes == [True] * 4
+    assert "CONSOLE" not in finished.stderr
