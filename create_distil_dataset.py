@@ -38,7 +38,7 @@ MAX_TOKENS: int = 0  # texts are cut to so many of the teacher's tokens; 0 = lef
 PCA_TEXTS: int = 20_000  # texts that the projection is fitted on, from the shuffled corpus; 0 = all
 ROWS_PER_SHARD: int = 2_048  # what a kill can cost, and the window that is sorted by length
 TOKENS_PER_BATCH: int = 0  # tokens per forward pass; 0 = as many as suit the device
-PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # bf16 where it is fast and faithful
+PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # half where it is fast and faithful
 
 # Output
 RECIPE: str = "small_v2"  # runs/<recipe>/create_distil_dataset
@@ -64,7 +64,7 @@ def main() -> None:
         named = prompts.prompts_of(teacher, QUERY_PROMPT, DOCUMENT_PROMPT)
         reader = Reader(teacher, named, max_tokens=MAX_TOKENS)
         slices = teacher_labels.Slices.of(inputs["corpus"], ROWS_PER_SHARD)
-        dtype = precision.settle(stage, PRECISION, teacher.device)
+        dtype = precision.settle(stage, PRECISION, teacher.device, training=False)
         stage.record.facts |= reader.prepare(dtype, slices.first(), TOKENS_PER_BATCH)
         stage.record.dtype = reader.engine.precision
         # Better now than after hours of labelling; the texts come on top.

@@ -46,6 +46,7 @@ MINE_WORDS: int = 0  # longer texts are not mined, they cost the most; 0 = all l
 # Objective
 OBJECTIVE: Literal["cosent", "cosine"] = "cosent"  # the order of the scores, or the scores
 SCALE: float = 20.0  # inverse temperature of the cosines; cosent only
+SCORE_RANGE: list[float] = []  # of people's scores, 0 5 for STS; scaled to 0-1; cosine only
 
 # Training
 EPOCHS: int = 3  # passes over the pairs
@@ -92,7 +93,7 @@ def main() -> None:
 
         sets, sentence_pairs = evaluation_sets.load_watched(VALIDATION_SETS, SENTENCE_PAIRS, inputs)
         splits = gather_pairs(stage, sets, sentence_pairs)
-        graded_similarity.check_range(splits, OBJECTIVE)
+        splits = graded_similarity.scale_scores(splits, OBJECTIVE, SCORE_RANGE)
         student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
         prompts.settle(stage, student, TRAIN_WITH_PROMPTS)
         encoder = student.training_encoder(stage, PRECISION)

@@ -155,6 +155,32 @@ def read_columns(path: Path, cure: str) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
+def name_columns(
+    path: Path, wanted: Iterable[str], there: Sequence[str], names: Mapping[str, set[str]]
+) -> dict[str, str]:
+    """Return what a table calls the columns that are wanted, and say where that is another name.
+
+    Args:
+        path: of the table.
+        wanted: columns.
+        there: those that it has.
+        names: what else a column may be called, see `plain_name`. It is taken to be called so if
+            its own name is not there, and one of these alone.
+    """
+    called = {}
+    for name in wanted:
+        fitting = [other for other in there if plain_name(other) in names.get(name, ())]
+        called[name] = name if name in there or len(fitting) != 1 else fitting[0]
+        if called[name] != name:
+            say(f"{path}: the column {called[name]!r} is read as {name!r}")
+    return called
+
+
+def plain_name(name: str) -> str:
+    """Return a column's name in lower case and without signs."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
 def count_rows(path: Path, cure: str) -> int:
     """Return the number of rows of a file; all but Parquet are read to their end for it.
 

@@ -25,6 +25,12 @@ COLUMNS = ("sentence1", "sentence2", "score")
 KINDS: dict[str, parquet.Kind] = dict(zip(COLUMNS, ("text", "text", "number"), strict=True))
 SCHEMA = pa.schema(zip(COLUMNS, (pa.string(), pa.string(), pa.float32()), strict=True))
 CURE = "give other --pairs"
+# What others call these columns: MRPC, QQP, SICK and the like.
+NAMES = {
+    "sentence1": {"sentence1", "sentencea", "text1", "texta", "question1"},
+    "sentence2": {"sentence2", "sentenceb", "text2", "textb", "question2"},
+    "score": {"score", "label", "similarity", "similarityscore", "relatednessscore"},
+}
 SPLITS = ("train", "held_out")
 LAYOUT = shards.Layout(
     index="pairs.json",
@@ -119,7 +125,7 @@ def reopen(folder: Path) -> PairSplits | None:
 
 
 def read_files(place: Path, held_out: int, seed: int, max_lost: float = 1.0) -> PairSplits:
-    """Read a file, or a folder of them, with the columns sentence1, sentence2, score.
+    """Read a file, or a folder of them, with the columns sentence1, sentence2, score (or NAMES).
 
     Of a folder that has splits, held_out, validation or dev files are held out and test files are
     not touched. Otherwise `held_out` seeded pairs are held out (a fifth at most). A folder that
@@ -139,8 +145,12 @@ def read_files(place: Path, held_out: int, seed: int, max_lost: float = 1.0) -> 
             logger.info("%s: left alone, a test split is not trained on", file.path)
             continue
         split = "held_out" if file.split == "held_out" else "train"
-        for batch in file_rows.read_rows(file.path, KINDS, CURE):
-            parts[split].append(_clean(batch, str(file.path), dropped))
+        there = file_rows.read_columns(file.path, CURE)
+        called = file_rows.name_columns(file.path, COLUMNS, there, NAMES)
+        kinds = {called[name]: kind for name, kind in KINDS.items()}
+        for batch in file_rows.read_rows(file.path, kinds, CURE):
+            cells = {name: batch[called[name]] for name in COLUMNS}
+            parts[split].append(_clean(cells, str(file.path), dropped))
     train, rest = _join(parts["train"]), _join(parts["held_out"])
     _check_lost(str(place), (train, rest), dropped, max_lost)
     if not parts["held_out"]:

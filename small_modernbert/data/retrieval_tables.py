@@ -158,12 +158,7 @@ def _read_rows(
     path: Path, columns: Sequence[str], optional: Sequence[str], names: Mapping[str, set[str]]
 ) -> dict[str, list[Any]]:
     there = file_rows.read_columns(path, CURE)
-    called = {
-        name: _name_among(name, there, names.get(name, set())) for name in (*columns, *optional)
-    }
-    for name, other in called.items():
-        if other != name and other in there:
-            say(f"{path}: the column {other!r} is read as {name!r}")
+    called = file_rows.name_columns(path, (*columns, *optional), there, names)
     kinds = {called[name]: KINDS.get(name, "text") for name in columns}
     others = [called[name] for name in optional]
     rows: dict[str, list[Any]] = {}
@@ -176,16 +171,6 @@ def _read_rows(
             raise UserError(f"{path} has no rows, and no column {missing[0]!r}; {CURE}")
         rows = {name: [] for name in (*columns, *optional) if called[name] in there}
     return rows
-
-
-def _name_among(name: str, there: Sequence[str], others: set[str]) -> str:
-    """Return what a table calls a column; its own name where it is there, or nothing fits it."""
-    fitting = [other for other in there if _plain(other) in others]
-    return name if name in there or len(fitting) != 1 else fitting[0]
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _read_trec(path: Path) -> dict[str, list[Any]] | None:
@@ -228,7 +213,7 @@ def _read_trec(path: Path) -> dict[str, list[Any]] | None:
 def _called_by(name: str) -> str:
     """Return the column that a first line names in its own way."""
     known = ("query-id", "corpus-id", "score")
-    return next((column for column in known if _plain(name) in NAMES[column]), name)
+    return next((column for column in known if file_rows.plain_name(name) in NAMES[column]), name)
 
 
 def _is_number(cell: str) -> bool:

@@ -33,7 +33,7 @@ class Engine:
     """A teacher ready to encode token ids.
 
     Attributes:
-        precision: "fp32" or "bf16".
+        precision: "fp32", "bf16" or "fp16".
         packed: whether batches are packed; else they are padded.
         fidelity: mean cosine to fp32 vectors on the probes; None where fp32 runs.
     """
@@ -118,8 +118,8 @@ def load_engine(
 
     Args:
         teacher: in evaluation mode, on its device.
-        precision: "fp32" or "bf16" (see `precision.decide`).
-        probes: token ids of real texts; the first `PROBES` decide whether bf16 is good enough.
+        precision: "fp32", "bf16" or "fp16" (see `precision.decide`).
+        probes: token ids of real texts; the first `PROBES` decide whether half is good enough.
     """
     engine = Engine(teacher, precision)
     if precision == "fp32" or not len(probes):
@@ -132,7 +132,8 @@ def load_engine(
     if engine.fidelity >= FIDELITY:
         return engine
     logger.warning(
-        "bf16 gives vectors of mean cosine %.5f to the teacher's own, less than %g: fp32 it is",
+        "%s gives vectors of mean cosine %.5f to the teacher's own, less than %g: fp32 it is",
+        precision,
         engine.fidelity,
         FIDELITY,
     )

@@ -13,15 +13,21 @@ from small_modernbert.runs.stages import Stage
 
 logger = logging.getLogger(__name__)
 Precision = Literal["auto", "fp32", "bf16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TENSOR_CORES = (7, 0)  # compute capability from which fp16 products are faster than fp32
 
 
-def decide(wanted: Precision, device: torch.device) -> tuple[str, str]:
-    """Return "fp32" or "bf16", and why: by what the device has, never by what it emulates.
+def decide(wanted: Precision, device: torch.device, *, training: bool = True) -> tuple[str, str]:
+    """Return "fp32", "bf16" or "fp16", and why: by what the device has, never what it emulates.
 
     On a CPU "auto" times one matrix product in both formats: with AMX bf16 wins threefold,
-    without it bf16 can be half as fast as fp32. fp16 is no choice: its range wants the loss scaled,
-    and every GPU that gains from it in training has bf16 as well, but for those of 2017 to 2019.
+    without it bf16 can be half as fast as fp32. fp16 is for GPUs of 2017 to 2019 (Volta, Turing),
+    which have no bf16, and for encoding alone: in training its range wants the loss scaled.
+
+    Args:
+        wanted: of the user.
+        device: that computes.
+        training: whether gradients are computed, too.
 
     Raises:
         UserError: bf16 is wanted of a GPU that has none.
@@ -34,8 +40,12 @@ def decide(wanted: Precision, device: torch.device) -> tuple[str, str]:
                 f"PRECISION: {name} only emulates bf16, which is slower than fp32; run with "
                 "--precision fp32"
             )
+        if wanted == "auto" and has:
+            return "bf16", f"{name} has it"
         if wanted == "auto":
-            return ("bf16", f"{name} has it") if has else ("fp32", f"{name} has no bf16")
+            cores = device.type == "cuda" and torch.cuda.get_device_capability(device)
+            half = not training and cores and cores >= TENSOR_CORES
+            return "fp16" if half else "fp32", f"{name} has no bf16"
     if wanted == "bf16" and device.type == "cpu" and not has_bf16(device):
         return wanted, "as set, though the processor only emulates it"
     if wanted != "auto":
@@ -67,11 +77,11 @@ def allow_tf32(precision: str, device: torch.device) -> bool:
     return False
 
 
-def settle(stage: Stage, wanted: Precision, device: torch.device) -> str:
+def settle(stage: Stage, wanted: Precision, device: torch.device, *, training: bool = True) -> str:
     """Decide a stage's precision once and record it: a resumed run keeps the first decision."""
     if stage.record.dtype is None:
         stage.record.device = str(device)
-        stage.record.dtype, stage.record.dtype_reason = decide(wanted, device)
+        stage.record.dtype, stage.record.dtype_reason = decide(wanted, device, training=training)
         stage.save_record()
     if allow_tf32(stage.record.dtype, device):
         logger.info("fp32 products run in TF32")
@@ -91,7 +101,10 @@ def _seconds(dtype: torch.dtype) -> float:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
     """Return the context in which forward passes run; weights stay fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    half = precision != "fp32"
+    return torch.autocast(
+        device.type, dtype=DTYPES[precision] if half else torch.bfloat16, enabled=half
+    )
 
 
 def default_device() -> torch.device:

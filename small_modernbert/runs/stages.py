@@ -43,6 +43,7 @@ from small_modernbert.runs import (
 )
 from small_modernbert.runs.errors import UserError
 
+LITTLE_SECONDS = 300  # of a failed run's preparation, which may be lost
 logger = logging.getLogger(__name__)
 
 
@@ -146,6 +147,8 @@ class Stage:
                 )
             return None
         if changes := lineage.find_changes(stored, wanted):
+            if self._made_nothing(stored):
+                return None  # it was refused; what its message told to change has been changed
             # We have the lock: what still says "running" was killed.
             status = {"running": "killed"}.get(stored["status"], stored["status"])
             raise UserError(
@@ -161,6 +164,18 @@ class Stage:
             stored["status"] = "finished"
             storage.write_json(self.folder / "run.json", stored)
         return stored
+
+    def _made_nothing(self, stored: dict[str, Any]) -> bool:
+        """Say whether an earlier run failed with nothing to show but minutes of preparation."""
+        return (
+            stored["status"] == "failed"
+            and stored.get("seconds", 0) < LITTLE_SECONDS
+            and not any(
+                path.is_file()
+                for place in (self.final, self.building, self.checkpoints)
+                for path in place.rglob("*")
+            )
+        )
 
     def _was_published(self, stored: dict[str, Any]) -> bool:
         """Say whether a kill fell between the last rename and the last line of run.json."""

@@ -6,7 +6,9 @@ semantic textual similarity and must never be reported as such.
 """
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -35,14 +37,40 @@ def loss_function(
     return functional.mse_loss
 
 
-def check_range(splits: PairSplits, objective: str) -> None:
-    """Refuse scores that no cosine can reach, where the loss asks for the scores themselves."""
-    scores = splits.train.scores
-    if objective == "cosine" and (scores.min() < -1.001 or scores.max() > 1.001):
+def scale_scores(splits: PairSplits, objective: str, bounds: Sequence[float]) -> PairSplits:
+    """Return pairs whose scores a cosine can reach, where the loss asks for the scores themselves.
+
+    People's scores are scaled from their bounds to 0 to 1; a teacher's are cosines as they are.
+
+    Args:
+        splits: the pairs.
+        objective: "cosent" takes any scores: their order counts.
+        bounds: least and greatest score of the people's scale; empty where it is 0 or -1 to 1.
+
+    Raises:
+        UserError: a score is out of the bounds, or these are none.
+    """
+    if bounds and (len(bounds) != 2 or not bounds[0] < bounds[1]):
+        raise UserError(f"SCORE_RANGE: {list(bounds)} is no range; 0 to 5 is: --score-range 0 5")
+    if objective != "cosine" or splits.scored_by == "teacher":
+        return splits
+    low, high = bounds or (-1.0, 1.0)
+    given = np.concatenate([splits.train.scores, splits.held_out.scores])
+    least, most = float(given.min(initial=high)), float(given.max(initial=low))
+    if least < low - 1e-3 or most > high + 1e-3:
         raise UserError(
-            f"the pairs' scores run from {scores.min():g} to {scores.max():g}, a cosine from -1 to "
-            "1; scale them to 0 to 1, or take the loss that only ranks: --objective cosent"
+            f"the pairs' scores run from {least:g} to {most:g}, not from {low:g} to {high:g}; say "
+            f"what their scale is (--score-range {min(0, math.floor(least))} {math.ceil(most)}, "
+            "say), or take the loss that only ranks: --objective cosent"
         )
+    if not bounds:
+        return splits
+    logger.info("scores from %g to %g are scaled to 0 to 1", low, high)
+    parts = (
+        replace(part, scores=((part.scores - low) / (high - low)).astype(np.float32))
+        for part in (splits.train, splits.held_out)
+    )
+    return PairSplits(*parts, splits.scored_by, splits.dropped)
 
 
 class PairTask:

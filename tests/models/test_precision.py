@@ -33,6 +33,25 @@ def test_a_gpu_is_asked_what_it_has(gpu: tuple[int, int], wanted: str, chosen: s
     assert precision.decide(wanted, GPU)[0] == chosen
 
 
+@pytest.mark.parametrize(
+    ("gpu", "chosen"),
+    [((9, 0), "bf16"), ((7, 5), "fp16"), ((7, 0), "fp16"), ((6, 1), "fp32")],
+    indirect=["gpu"],
+)
+def test_a_gpu_without_bf16_encodes_in_fp16(gpu: tuple[int, int], chosen: str) -> None:
+    """Volta and Turing have tensor cores for fp16 alone; older GPUs gain nothing from it."""
+    assert precision.decide("auto", GPU, training=False)[0] == chosen
+    assert precision.decide("fp32", GPU, training=False)[0] == "fp32"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_products_run_in_the_format_decided(dtype: str) -> None:
+    """Autocast gives products in that format, and leaves fp32 alone."""
+    with precision.autocast(dtype, torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == precision.DTYPES[dtype]
+
+
 @pytest.mark.parametrize("gpu", [(7, 5)], indirect=True)
 def test_emulated_bf16_is_refused(gpu: tuple[int, int]) -> None:
     """bf16 that would be slower than fp32 is refused with what to type."""

@@ -25,6 +25,7 @@ TOY = '''"""Make a toy."""
 from pathlib import Path
 
 from small_modernbert.runs import references, settings, stages, storage
+from small_modernbert.runs.errors import UserError
 
 TEXT: str = "text.txt"  # what it is made of
 STEPS: int = 3  # how many
@@ -40,6 +41,9 @@ def main() -> None:
         if stage.finished:
             return
         storage.write_text(stage.building / "model", f"{STEPS} of {text.read_text()}")
+        if STEPS > 9:
+            storage.remove(stage.building / "model")
+            raise UserError(f"{STEPS} are too many; take fewer: --steps 9")
         if (references.ROOT / "interrupt").exists():
             raise KeyboardInterrupt
         stage.finish("made")
@@ -182,6 +186,37 @@ def test_redoing_as_told_succeeds(
     run_toy(*shlex.split(command[1]))
     made = (tmp_path / "runs" / "toys" / "make_toy" / "final" / "model").read_text()
     assert made == f"{4 if again else 3} of {(tmp_path / 'text.txt').read_text()}"
+
+
+def test_changing_as_told_what_was_refused_succeeds(
+    tmp_path: Path, run_toy: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was refused before it made anything stands in no one's way."""
+    with pytest.raises(SystemExit):
+        run_toy("--steps", "12")
+    assert "take fewer: --steps 9" in capsys.readouterr().err
+    folder = tmp_path / "runs" / "toys" / "make_toy"
+    (folder / "scratch").mkdir()
+    (folder / "scratch" / "rows").touch()  # what was prepared is made again
+    run_toy("--steps", "9")
+    assert (folder / "final" / "model").read_text() == "9 of wood"
+    assert not (folder / "scratch").exists()
+
+
+@pytest.mark.parametrize("made", ["checkpoints/step-2/model", "final.partial/shard-0"])
+def test_what_a_failed_run_made_is_not_lost(
+    tmp_path: Path, run_toy: Callable[..., None], capsys: pytest.CaptureFixture[str], made: str
+) -> None:
+    """Where there is something to lose, --overwrite has to be said."""
+    with pytest.raises(SystemExit):
+        run_toy("--steps", "12")
+    path = tmp_path / "runs" / "toys" / "make_toy" / made
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    with pytest.raises(SystemExit):
+        run_toy("--steps", "9")
+    assert "holds a failed run that differs" in capsys.readouterr().err
+    assert path.exists()
 
 
 def test_keeping_both_as_told_succeeds(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -262,12 +263,45 @@ def test_hub_pairs_keep_the_hubs_splits(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_only_cosines_can_be_copied() -> None:
-    """Scores from 0 to 5 are refused where the loss copies them, and fine where it ranks."""
+    """Scores from 0 to 5 are fine where the loss ranks; where it copies them, their scale is told.
+
+    The range in the message is one that works.
+    """
     pairs = number_pairs(10)
     wide = PairSplits(GradedPairs(pairs.first, pairs.second, 5 * pairs.scores), pairs, "people")
-    graded_similarity.check_range(wide, "cosent")
-    with pytest.raises(UserError, match="from 0 to 4.5.*--objective cosent"):
-        graded_similarity.check_range(wide, "cosine")
+    assert graded_similarity.scale_scores(wide, "cosent", []) is wide
+    with pytest.raises(UserError, match="from 0 to 4.5.*--objective cosent") as refused:
+        graded_similarity.scale_scores(wide, "cosine", [])
+    told = re.search(r"--score-range (\S+) (\S+),", str(refused.value))
+    scaled = graded_similarity.scale_scores(wide, "cosine", [float(told[1]), float(told[2])])
+    assert scaled.train.scores == pytest.approx(pairs.scores)
+    assert scaled.held_out.scores == pytest.approx(pairs.scores / 5)
+
+
+@pytest.mark.parametrize(
+    ("scores", "scored_by", "bounds", "wanted"),
+    [
+        ([-1.0, 0.5], "people", [], [-1.0, 0.5]),  # cosines, or 0 to 1
+        ([1.0, 3.0], "people", [1, 5], [0.0, 0.5]),
+        ([-1.0, 1.0], "people", [-1, 1], [0.0, 1.0]),
+        ([0.2, 0.4], "teacher", [0, 5], [0.2, 0.4]),  # a teacher's are cosines
+        ([0.0, 6.0], "people", [0, 5], "not from 0 to 5"),
+        ([0.0, 1.0], "people", [5, 0], "is no range"),
+        ([0.0, 1.0], "people", [5], "is no range"),
+    ],
+)
+def test_scores_are_scaled_from_their_bounds(
+    scores: list[float], scored_by: str, bounds: list[float], wanted: list[float] | str
+) -> None:
+    """People's scores come to 0 to 1; what is out of the bounds is refused."""
+    given = GradedPairs(["a", "b"], ["c", "d"], np.array(scores, np.float32))
+    splits = PairSplits(given, given.take([]), scored_by)
+    if isinstance(wanted, str):
+        with pytest.raises(UserError, match=wanted):
+            graded_similarity.scale_scores(splits, "cosine", bounds)
+    else:
+        scaled = graded_similarity.scale_scores(splits, "cosine", bounds)
+        assert scaled.train.scores == pytest.approx(wanted)
 
 
 @pytest.fixture
