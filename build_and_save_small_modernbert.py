@@ -72,6 +72,7 @@ def main() -> None:
             stage.building / "parameters.md", f"{architecture.describe(config)}\n\n{table}\n"
         )
         stage.record.metrics = {"parameters": dict(rows)}
+        student.write_card(stage)
         total = rows[-1][1]
         share = architecture.embedding_parameters(rows) / total
         stage.finish(

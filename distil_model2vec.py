@@ -32,6 +32,7 @@ QUANTIZE_TO: Literal["float32", "float16", "int8"] = "float32"  # int8 is read b
 MODEL_REPOSITORY_NAME: str = ""  # owner/name to push to
 COMMIT_MSG: str = "feat: add a static model distilled with Model2Vec"  # of that version
 PUSH: bool = False  # upload the finished model
+PUBLIC: bool = False  # everybody may see a repository that this creates
 
 # Output
 RECIPE: str = "model2vec"  # runs/<recipe>/distil_model2vec
@@ -55,14 +56,14 @@ def main() -> None:
     if words := find_vocabulary():
         inputs["vocabulary"] = words
     if PUSH:
-        from small_modernbert.export import model2vec
+        from small_modernbert.export import publishing
 
-        model2vec.need_push_access(MODEL_REPOSITORY_NAME)
+        publishing.need_access(MODEL_REPOSITORY_NAME)
     with stages.Stage(globals(), inputs) as stage:
         if not stage.finished:
             build(stage, found, words)
     if PUSH:
-        print(model2vec.push(stage.final, MODEL_REPOSITORY_NAME, COMMIT_MSG))
+        print(publishing.push(stage.final, MODEL_REPOSITORY_NAME, COMMIT_MSG, public=PUBLIC))
 
 
 def find_vocabulary() -> Path | None:
@@ -82,45 +83,29 @@ def find_vocabulary() -> Path | None:
 def build(stage: stages.Stage, teacher: Path | str, words: Path | None) -> None:
     """Load the teacher, distil it into the stage's folder, and finish the stage."""
     from small_modernbert.export import model2vec
-    from small_modernbert.models import encoders
+    from small_modernbert.models import encoders, origins
     from small_modernbert.models.teachers import load_teacher
-    from small_modernbert.runs import hub
 
     given = model2vec.read_vocabulary(words) if words else []
-    if isinstance(teacher, Path):
-        folder, name = teacher, teacher.parent.name if teacher.name == "final" else teacher.name
-    else:
-        folder, name = encoders.fetch(teacher), hub.split_revision(teacher)[0]
+    folder = teacher if isinstance(teacher, Path) else encoders.fetch(teacher)
+    origin = origins.model("teacher", teacher)
     distilled = model2vec.distil(
         load_teacher(folder),
-        name,
+        origin,
         vocabulary=given,
         pca_dims=PCA_DIMS,
         sif_coefficient=SIF_COEFFICIENT,
         quantize_to=QUANTIZE_TO,
         pooling=POOLING,
-        card=find_card(teacher),
     )
     model2vec.save(distilled, stage.building)
     model, added = distilled.model, distilled.words_added
     stage.record.rows = {"tokens": len(model.tokens), "words": len(given), "words_added": added}
     stage.record.metrics = {"dimensions": model.dim, "table_bytes": model.embedding.nbytes}
     stage.finish(
-        f"{len(model.tokens):,} tokens x {model.dim} {model.embedding_dtype} of {name}",
+        f"{len(model.tokens):,} tokens x {model.dim} {model.embedding_dtype} of {origin.name}",
         lambda final: model2vec.check_reload(final, distilled),
     )
-
-
-def find_card(teacher: Path | str) -> Path | None:
-    """Return the teacher's README.md, which names its licence; None where there is none."""
-    from small_modernbert.runs import hub
-
-    if isinstance(teacher, Path):
-        return teacher / "README.md"
-    try:
-        return hub.fetch_file(*hub.split_revision(teacher), "README.md")
-    except UserError:
-        return None
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def main() -> None:
         outcome = loop.train(task, optimizer, plan, stage)
         student.save(stage.building)
         stage.record.rows = {"train": labelled.counts["train"], "held_out": held_out_rows}
-        loop.finish(stage, outcome, SELECT_BY, student.check_reload)
+        loop.finish(stage, outcome, SELECT_BY, student)
 
 
 def find_inputs() -> dict[str, Path]:

@@ -57,12 +57,16 @@ def main() -> None:
         from small_modernbert.export import onnx_export, parity
         from small_modernbert.models import students
         from small_modernbert.models.loading import load_backend
+        from small_modernbert.runs import storage
 
         student = students.load_student(folder, max_tokens=MAX_TOKENS)
         if student.usage.prompts and not student.usage.include_prompt:
             raise UserError(f"{folder} leaves its prompts out of the pooling; no graph does that")
-        final, card = stage.building, folder / "README.md"
-        student.save(final, card.read_text(encoding="utf-8") if card.is_file() else "")
+        final = stage.building
+        student.save(final)
+        student.write_card(stage)
+        if (own := folder / "README.md").is_file():
+            storage.write_text(final / "README.md", own.read_text(encoding="utf-8"))
         calibration, texts = draw_texts(files)
         uncut = load_backend(final, 1 << 30)
         probes = parity.probes(texts, uncut, student.max_tokens, PROBES)

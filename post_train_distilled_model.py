@@ -115,7 +115,7 @@ def main() -> None:
         student.save(stage.building)
         figures = (outcome.before, outcome.latest)
         table = matryoshka.write_dimensions(stage.building, measured, *figures)
-        loop.finish(stage, outcome, SELECT_BY or "triplet_accuracy", student.check_reload)
+        loop.finish(stage, outcome, SELECT_BY or "triplet_accuracy", student)
         print(table)
 
 

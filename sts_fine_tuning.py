@@ -118,7 +118,7 @@ def main() -> None:
             return
         stage.record.facts["result"] = "the fine-tuned model"
         student.save(stage.building)
-        loop.finish(stage, outcome, splits.figure, student.check_reload)
+        loop.finish(stage, outcome, splits.figure, student)
 
 
 def find_inputs() -> dict[str, Path | str]:
@@ -245,6 +245,7 @@ def keep_input(
         "fine_tuned": fine_tuned,
         "best_step": outcome.best_step,
     }
+    student.write_card(stage)
     stage.finish(
         f"kept the input model: {reason} ({figure} {outcome.before[figure]:.4f} -> "
         f"{fine_tuned[figure]:.4f} after {outcome.step:,} steps)",

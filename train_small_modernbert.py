@@ -109,7 +109,7 @@ def main() -> None:
         optimizer, plan = loop.prepare(globals(), encoder.model)
         outcome = loop.train(task, optimizer, plan, stage)
         student.save(stage.building)
-        loop.finish(stage, outcome, SELECT_BY or "triplet_accuracy", student.check_reload)
+        loop.finish(stage, outcome, SELECT_BY or "triplet_accuracy", student)
 
 
 def find_inputs() -> dict[str, Path | str]:

@@ -101,6 +101,7 @@ def main() -> None:
             stage.building, shards, counts, total["tokens"], MAX_TOKENS, tokenizer_file
         )
         stage.record.rows = counts
+        stage.record.facts["kept_apart_from"] = LEAK_SETS if leaks else []
         stage.finish(
             f"{total['read']:,} texts → {total['kept']:,} of {total['tokens']:,} tokens",
             verify=lambda folder: corpus.open_corpus(folder).verify(),

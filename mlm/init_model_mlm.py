@@ -97,6 +97,7 @@ def main() -> None:
         student, transfer = start(stage, inputs)
         student.save(stage.building)
         student.check_reload(stage.building)
+        student.write_card(stage)
         report_transfer(stage, transfer)
 
 

@@ -103,7 +103,7 @@ def main() -> None:
         stages.logger.info("packing fills %.2f %% of each sequence", 100 * task.fill)
         outcome = loop.train(task, optimizer, plan, stage)
         student.save(stage.building)
-        loop.finish(stage, outcome, "held_out_loss", student.check_reload)
+        loop.finish(stage, outcome, "held_out_loss", student)
 
 
 def find_inputs() -> dict[str, Path]:

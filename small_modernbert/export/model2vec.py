@@ -23,14 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from model2vec import StaticModel
 from model2vec.distill import distill_from_model, inference
 from sentence_transformers import SentenceTransformer
 
-from small_modernbert.runs import hub, report, storage
+from small_modernbert.models import model_card
+from small_modernbert.models.origins import Origin
+from small_modernbert.runs import report, storage
 from small_modernbert.runs.errors import UserError
 
 PROBES = ("A small model.", "Which river flows through Vienna?", "Rain fell on the hills. " * 9)
@@ -43,49 +42,43 @@ class Distilled:
 
     Attributes:
         model: the model.
-        teacher: the teacher's hub id, or the name of its folder.
+        teacher: what its teacher is, and says of its licence and language.
         width: of the teacher's vectors.
         words_added: entries of the vocabulary that the teacher's tokenizer did not have.
-        licence: of the teacher; None where it does not say.
-        language: of the teacher; None where it does not say.
     """
 
     model: StaticModel
-    teacher: str
+    teacher: Origin
     width: int
     words_added: int = 0
-    licence: str | None = None
-    language: str | list[str] | None = None
 
 
 def distil(
     teacher: SentenceTransformer,
-    name: str,
+    origin: Origin,
     *,
     vocabulary: Sequence[str] = (),
     pca_dims: int = 256,
     sif_coefficient: float = 1e-4,
     quantize_to: str = "float32",
     pooling: str = "mean",
-    card: Path | None = None,
 ) -> Distilled:
     """Make the static model of a teacher.
 
     Args:
         teacher: its first module is asked; PCA takes the place of what comes after the pooling.
-        name: of the teacher, for config and card.
+        origin: what it is, for config and card.
         vocabulary: words (or several words each) beside the entries of the teacher's tokenizer;
             as they stand last, Zipf's law counts them among the rarest.
         pca_dims: width of the result; 0 keeps the teacher's, without PCA.
         sif_coefficient: a in a / (a + p), p from Zipf's law; 0 leaves the vectors unweighted.
         quantize_to: "float32", "float16" or "int8".
         pooling: "mean", "first", "last" or "pooler": how an entry's tokens become one vector.
-        card: the teacher's README.md, if there is one.
 
     Raises:
         UserError: the teacher is no transformer, or the numbers do not fit it.
     """
-    first = teacher[0]
+    first, name = teacher[0], origin.name
     if not hasattr(first, "auto_model"):
         raise UserError(
             f"{name} has no transformer to ask (it is a {type(first).__name__}); name another "
@@ -124,15 +117,8 @@ def distil(
         model.embedding[model.unk_token_id] = 0
     model.config["tokenizer_name"] = name
     model.base_model_name = name
-    told = _read_card(card)
-    return Distilled(
-        model,
-        name,
-        width,
-        words_added=_count_own(vocabulary, model, set(teacher.tokenizer.get_vocab())),
-        licence=told.get("license"),
-        language=told.get("language"),
-    )
+    added = _count_own(vocabulary, model, set(teacher.tokenizer.get_vocab()))
+    return Distilled(model, origin, width, added)
 
 
 def _count_own(words: Sequence[str], model: StaticModel, before: set[str]) -> int:
@@ -163,16 +149,6 @@ def _our_bar_and_no_warnings() -> Iterator[None]:
         inference.tqdm = theirs
         for one, level in zip(loggers, levels, strict=True):
             one.setLevel(level)
-
-
-def _read_card(card: Path | None) -> dict:
-    """Return the metadata at the top of a README.md; nothing if it has none that can be read."""
-    if card is None or not card.is_file():
-        return {}
-    try:
-        return ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except ValueError:
-        return {}
 
 
 def read_vocabulary(path: Path) -> list[str]:
@@ -225,24 +201,21 @@ def check_reload(folder: Path, distilled: Distilled) -> None:
 
 def make_card(distilled: Distilled) -> str:
     """Return the text of README.md: what the model is made of, and how to load it."""
-    model = distilled.model
+    model, teacher = distilled.model, distilled.teacher
     dtype, sif = model.embedding_dtype, model.config["sif_coefficient"]
-    head = ModelCardData(
-        base_model=distilled.teacher,
-        language=distilled.language,
-        library_name="model2vec",
-        license=distilled.licence,
-        tags=["embeddings", "static-embeddings", "sentence-transformers"],
-    ).to_yaml()
+    title = f"Static model of {teacher.name}"
+    script = {"script": "distil_model2vec"}
+    head = model_card.front_matter(title, [teacher], [script], kind="static-embeddings")
+    head.library_name = "model2vec"
     reduced = model.config["apply_pca"] is not None
     rows = [
-        ["teacher", distilled.teacher],
+        ["teacher", teacher.name],
         ["dimensions", f"{model.dim} (PCA of {distilled.width})" if reduced else str(model.dim)],
         ["weights", f"Zipf's law, SIF coefficient {sif:g}" if sif else "none"],
         ["vocabulary", f"{len(model.tokens):,} entries, {distilled.words_added:,} added by hand"],
         ["pooling of an entry", str(model.config["pooling"])],
         ["stored as", f"{dtype}, {model.embedding.nbytes / 1e6:.1f} MB"],
-        ["licence of the teacher", distilled.licence or "not known: ask before you publish"],
+        ["licence of the teacher", teacher.licence or "not known: ask before you publish"],
     ]
     loads = [
         "from model2vec import StaticModel",
@@ -259,60 +232,10 @@ def make_card(distilled: Distilled) -> str:
         ]
     if dtype == "float16":
         notes += " In sentence-transformers a text without any known token (an empty one) is NaN."
-    parts = [
-        f"---\n{head.strip()}\n---",
-        f"# Static model of {distilled.teacher}",
-        "Made by [Model2Vec](https://github.com/MinishLab/model2vec). " + notes,
-        report.table(["what", "value"], rows),
-        "```python\n" + "\n".join(loads) + "\n```",
+    made = "Made by [Model2Vec](https://github.com/MinishLab/model2vec). " + notes
+    sections = [
+        ("", made),
+        ("How it was made", report.table(["what", "value"], rows)),
+        ("Use", "```python\n" + "\n".join(loads) + "\n```"),
     ]
-    return "\n\n".join(parts) + "\n"
-
-
-def need_push_access(repository: str) -> str:
-    """Return the hub's token: HF_TOKEN of the environment, or that of `hf auth login`.
-
-    Raises:
-        UserError: there is none, or the repository is not named as the hub wants it.
-    """
-    try:
-        validate_repo_id(repository)
-        named = "/" in repository
-    except HFValidationError:
-        named = False
-    if not named:
-        raise UserError(
-            f"--push needs a repository, not {repository!r}: --model-repository-name owner/name"
-        )
-    token = get_token()
-    if not token:
-        raise UserError("--push needs a token of the hub: set HF_TOKEN, or run: hf auth login")
-    return token
-
-
-def push(folder: Path, repository: str, message: str) -> str:
-    """Upload a folder as a new version of a model repository; create that if it is not there.
-
-    Returns:
-        The commit's address.
-
-    Raises:
-        UserError: there is no token, it may not write there, or the hub cannot be reached.
-    """
-    api = HfApi(token=need_push_access(repository))
-    try:
-        api.create_repo(repository, repo_type="model", exist_ok=True)
-        made = api.upload_folder(
-            repo_id=repository, repo_type="model", folder_path=folder, commit_message=message
-        )
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
-        if status in (401, 403):
-            raise UserError(
-                f"the hub's token may not write to {repository} ({status}); run: hf auth login "
-                "with a token that may"
-            ) from None
-        raise hub.explain(error, f"repository {repository}") from None
-    except Exception as error:  # whatever the hub's many libraries raise, with the cure
-        raise hub.explain(error, f"repository {repository}") from None
-    return made.commit_url
+    return model_card.assemble(head, title, sections)

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from small_modernbert.models import folders, precision
+from small_modernbert.models import folders, model_card, precision
 from small_modernbert.models.folders import Usage
 from small_modernbert.models.loading import (
     CURE,
@@ -37,7 +37,7 @@ from small_modernbert.models.loading import (
 )
 from small_modernbert.models.packed_encoder import PackedEncoder, output_width
 from small_modernbert.models.prompts import Prompts, choose_prompts
-from small_modernbert.runs import hub, storage
+from small_modernbert.runs import hub
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 
@@ -151,13 +151,8 @@ class Student:
         self.to(precision.default_device())
         return self.encoder(precision.settle(stage, wanted, self.device))
 
-    def save(self, folder: Path, card: str = "") -> None:
-        """Write a sentence-transformers folder in the portable form.
-
-        Args:
-            folder: written into; created if needed.
-            card: text of README.md, if any.
-        """
+    def save(self, folder: Path) -> None:
+        """Write a sentence-transformers folder in the portable form; create it if needed."""
         folders.write_transformer(folder, self.transformer, self.tokenizer, self.max_tokens)
         folders.write_modules(
             folder,
@@ -168,8 +163,10 @@ class Student:
             normalised=self.normalised,
             usage=self.usage,
         )
-        if card:
-            storage.write_text(folder / "README.md", card)
+
+    def write_card(self, stage: Stage, added: model_card.Added | None = None) -> None:
+        """Write README.md into what a stage has built, once its record has its figures."""
+        model_card.write(stage, self, added)
 
     def check_reload(self, folder: Path) -> None:
         """Raise if the tensors in `folder` are not the student's, bit for bit.

@@ -17,8 +17,8 @@ SHUFFLE_WINDOW = 10_000
 SHUFFLE_FILES = 100  # that a window is filled from: files are sorted, by subject or by date
 RETRIES, RETRY_SECONDS = 5, 10  # beyond the library's own, which last some two minutes
 KNOCK_SECONDS = 15
-# What loading a model needs; neither its other exports nor any code of it.
-MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+# What loading a model needs, and its card; neither its other exports nor any code of it.
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
 _COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 # id -> what was read of it in this process, "main at <commit>": a run.json has them all.
 revisions: dict[str, str] = {}

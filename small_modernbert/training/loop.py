@@ -11,10 +11,10 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -31,6 +31,9 @@ from small_modernbert.training.schedule import (
     step_sizes,
     warmup_stable_decay,
 )
+
+if TYPE_CHECKING:
+    from small_modernbert.models.students import Student
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +169,14 @@ def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage
     return progress
 
 
-def finish(stage: Stage, progress: Progress, figure: str, verify: Callable[[Path], Any]) -> None:
-    """Record the figures before and after, publish, and print the closing line.
+def finish(stage: Stage, progress: Progress, figure: str, student: "Student") -> None:
+    """Record the figures before and after, write the card, publish, print the closing line.
+
+    Args:
+        stage: whose folder holds the saved student.
+        progress: from `train`.
+        figure: that the closing line tells.
+        student: what was trained.
 
     Raises:
         UserError: the training has not made all of its steps.
@@ -178,11 +187,12 @@ def finish(stage: Stage, progress: Progress, figure: str, verify: Callable[[Path
         "after": progress.latest,
         "best_step": progress.best_step,
     }
+    student.write_card(stage)
     before, after = progress.before.get(figure), progress.latest.get(figure)
     change = f"{figure} {before:.4f} -> {after:.4f}" if before is not None else "trained"
     stage.finish(
         f"{change} in {progress.step:,} steps, {stage.record.tokens_per_second:,} tokens/s",
-        verify,
+        student.check_reload,
     )
 
 

@@ -6,6 +6,7 @@ import random
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -327,7 +328,7 @@ def test_what_stopped_early_is_not_finished(open_stage: Open, survived: Survived
         toy.train(stage, toy.ToyTask({14: toy.die}))
     progress = Progress(**storage.read_json(stage.checkpoints / "step-00000006/progress.json", ""))
     with open_stage() as stage, pytest.raises(UserError, match=r"after 6 of 15 steps and is not"):
-        loop.finish(stage, progress, "held_out", lambda folder: None)
+        loop.finish(stage, progress, "held_out", Mock())
     assert not stage.final.exists()
     survived("finish is called after too few steps", STAGE, "the checkpoints")
 

@@ -49,7 +49,7 @@ def test_sentence_transformers_gives_the_same_embeddings(
     """A saved student loads in sentence-transformers and encodes as our packed encoder does."""
     student = students.Student(make_student(), tokenizer, MAX_TOKENS, pooling)
     encoder = student.encoder()
-    student.save(tmp_path, card="# Card")
+    student.save(tmp_path)
     ours = encoder.encode_texts(texts, load_backend(tmp_path, MAX_TOKENS))
     np.testing.assert_array_equal(ours, encoder.encode_texts(texts, student.backend))
     loaded = SentenceTransformer(str(tmp_path), device="cpu")

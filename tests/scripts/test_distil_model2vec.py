@@ -17,10 +17,11 @@ from script_runner import Finished, load_script, record_recipe, run
 from sentence_transformers import SentenceTransformer
 from transformers import ModernBertModel
 
-from small_modernbert.export import model2vec
+from small_modernbert.export import model2vec, publishing
 from small_modernbert.export.model2vec import Distilled
-from small_modernbert.models import encoders, folders, students, vectors
+from small_modernbert.models import encoders, folders, origins, students, vectors
 from small_modernbert.models.architecture import Shape, configure
+from small_modernbert.models.origins import Origin
 from small_modernbert.models.teachers import load_teacher
 from small_modernbert.runs import settings, storage
 from small_modernbert.runs.errors import UserError
@@ -44,8 +45,10 @@ def distil(teacher_with_card: Path) -> Callable[..., Distilled]:
     """Return a function that distils the tiny teacher, with settings changed by name."""
 
     def make(**changed: Any) -> Distilled:  # noqa: ANN401  whatever distil takes
-        given = {"pca_dims": 16, "card": teacher_with_card / "README.md", **changed}
-        return model2vec.distil(load_teacher(teacher_with_card), "tiny-teacher", **given)
+        origin = origins.model("teacher", teacher_with_card)
+        return model2vec.distil(
+            load_teacher(teacher_with_card), origin, **{"pca_dims": 16} | changed
+        )
 
     return make
 
@@ -191,9 +194,10 @@ def test_modernbert_with_bpe_and_padded_table(
     model = ModernBertModel(configure(shape, tokenizer)).eval()
     assert model.config.vocab_size > len(tokenizer)
     folders.write_transformer(tmp_path / "teacher", model, tokenizer, 64)
-    made = model2vec.distil(load_teacher(tmp_path / "teacher"), "bare", pca_dims=8)
+    origin = origins.model("teacher", tmp_path / "teacher")
+    made = model2vec.distil(load_teacher(tmp_path / "teacher"), origin, pca_dims=8)
     assert made.model.dim == 8
-    assert made.licence is None
+    assert made.teacher.licence == ""
     assert "ask before you publish" in model2vec.make_card(made)
     model2vec.save(made, tmp_path / "static")
     model2vec.check_reload(tmp_path / "static", made)
@@ -222,7 +226,7 @@ def test_static_teacher_is_refused(distil: Callable[..., Distilled], tmp_path: P
     """A teacher without a transformer has nothing to say about a token."""
     model2vec.save(distil(), tmp_path)
     with pytest.raises(UserError, match="no transformer"):
-        model2vec.distil(load_teacher(tmp_path), "static")
+        model2vec.distil(load_teacher(tmp_path), origins.model("teacher", tmp_path))
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"\n \n", "no words"), (b"\xff\xfe", "UTF-8")])
@@ -344,8 +348,12 @@ def test_push_uploads_what_is_finished(
 
         return Commit()
 
-    created: list[str] = []
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **_: created.append(name))
+    created: list[tuple[str, bool]] = []
+
+    def create(self: HfApi, name: str, *, private: bool, **_: object) -> None:
+        created.append((name, private))
+
+    monkeypatch.setattr(HfApi, "create_repo", create)
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     flags = ["--base-model-name", str(teacher_with_card), "--pca-dims", "8"]
@@ -360,7 +368,7 @@ def test_push_uploads_what_is_finished(
     assert pushed == [
         ("owner/name", message, files, TOKEN) for message in ("feat: one", "feat: two")
     ]
-    assert created == ["owner/name"] * 2
+    assert created == [("owner/name", True)] * 2
     final = tmp_path / "runs" / "model2vec" / "distil_model2vec" / "final"
     assert storage.digest_folder(final) == made
     shown = capsys.readouterr()
@@ -393,7 +401,7 @@ def test_hub_that_refuses(
     monkeypatch.setattr(HfApi, "create_repo", refuse)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(UserError, match=message) as refused:
-        model2vec.push(tmp_path, "owner/name", "feat: x")
+        publishing.push(tmp_path, "owner/name", "feat: x")
     assert TOKEN not in str(refused.value)
 
 
@@ -402,7 +410,7 @@ def test_hub_out_of_reach_at_the_push(monkeypatch: pytest.MonkeyPatch, tmp_path:
     """With no network the push says so; the model stays where it is."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(UserError, match="repository owner/name"):
-        model2vec.push(tmp_path, "owner/name", "feat: x")
+        publishing.push(tmp_path, "owner/name", "feat: x")
 
 
 def test_recipe_compares_static_model_and_student(tmp_path: Path) -> None:
@@ -462,6 +470,7 @@ def test_pieces_of_own_words_do_not_count(
     model = ModernBertModel(configure(shape, tokenizer)).eval()
     folders.write_transformer(tmp_path / "teacher", model, tokenizer, 64)
     words = ["xylophone", "two words", language.words[0]]
-    made = model2vec.distil(load_teacher(tmp_path / "teacher"), "bpe", vocabulary=words, pca_dims=8)
+    teacher, origin = load_teacher(tmp_path / "teacher"), Origin("teacher", "bpe")
+    made = model2vec.distil(teacher, origin, vocabulary=words, pca_dims=8)
     assert len(made.model.tokens) > 400 + len(words)
     assert made.words_added == 2  # the last one is the teacher's own

@@ -72,7 +72,8 @@ def student(
     """Return the folder of a student that began static, with a window of 128 and 200 tokens."""
     folder = tmp_path_factory.mktemp("students") / "student"
     model = make_static(make_student(hidden_size=64, **SHAPE))
-    students.Student(model, tokenizer, MAX_TOKENS).save(folder, "# A student\n")
+    students.Student(model, tokenizer, MAX_TOKENS).save(folder)
+    storage.write_text(folder / "README.md", "# A student\n")
     return folder
 
 

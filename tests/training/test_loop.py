@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -352,7 +353,7 @@ def test_without_a_figure_the_last_model_is_kept(open_stage: Open) -> None:
     with open_stage() as stage:
         assert stage.resumed
         progress = loop.train(task, optimise(task), PLAN, stage)
-        loop.finish(stage, progress, "held_out", lambda folder: None)
+        loop.finish(stage, progress, "held_out", Mock())
     assert (progress.step, progress.best) == (STEPS, None)
     with open_stage(VARIANT="plain") as stage:
         loop.train(plain, optimise(plain), replace(PLAN, select_by=""), stage)
@@ -463,7 +464,7 @@ def test_finish_closes_the_stage(open_stage: Open, capsys: pytest.CaptureFixture
     with open_stage() as stage:
         task = ToyTask(held_out=[0.25, 0.1, 0.1, 0.5, 0.1, 0.1, 0.1, 0.5])
         progress = loop.train(task, optimise(task), PLAN, stage)
-        loop.finish(stage, progress, "held_out", lambda folder: None)
+        loop.finish(stage, progress, "held_out", Mock())
     assert "held_out 0.2500 -> 0.5000 in 12 steps" in capsys.readouterr().out.splitlines()[-1]
     assert stage.record.metrics == {
         "before": {"held_out": 0.25}, "after": {"held_out": 0.5}, "best_step": 6,
