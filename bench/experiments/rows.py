@@ -130,6 +130,6 @@ ROWS = (
     modernbert("GUIDE, all layers, norm scale, MLM half the budget", STARTS,
                GUIDE | {"norm_scale": True}, language_share=0.5),
     ours("layers 0, 5, all units", DEPTH, start={"layers": [0, 5], "ffn_units": 0}),
-    reduction("layer reduction, MSELoss, twice the budget", {"loss": "mse"}, budget=2.0),
+    reduction("layer reduction, MSELoss, four times the budget", {"loss": "mse"}, budget=4.0),
     ours("batches of 64", HOW, rows_per_batch=64),
 )  # fmt: skip
