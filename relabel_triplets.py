@@ -12,9 +12,10 @@ Writes: final/{train,dev}/shard-*.parquet with anchor, positive, negatives, posi
 
 Where a negative beats its positive, the two are swapped or the row is dropped; a pair whose
 positive the miner does not rank among the first of a pool is dropped; pairs with room for
-negatives get mined ones. Anchors are taken for queries, all other texts for documents, as far as a
-model's prompts go. Shard i depends on nothing but its pairs, the models and the pools, so a killed
-run goes on at the first missing shard.
+negatives get mined ones. As far as a model's prompts go, anchors are queries and all other texts
+documents, or all are plain texts: the source says which, or a column `role` of a file. Shard i
+depends on nothing but its pairs, the models and the pools, so a killed run goes on at the first
+missing shard.
 
 The six sources have 1.57 million rows after their own caps: eight million pairs for the judge,
 most of a day on one GPU. MAX_TRIPLETS takes an eighth of them, so two to three hours.

@@ -64,6 +64,7 @@ PAIR_SOURCES = {
             id="sentence-transformers/all-nli",
             config="triplet",
             negatives=("negative",),
+            anchor_role="text",  # a premise asks nothing
             licence="SNLI CC BY-SA 4.0, MultiNLI OANC and others",
         ),
         PairSource(
@@ -71,6 +72,7 @@ PAIR_SOURCES = {
             id="sentence-transformers/quora-duplicates",
             config="triplet",
             negatives=("negative",),
+            anchor_role="text",  # two questions that mean the same
             licence="Quora's terms: non-commercial",
         ),
         PairSource(

@@ -12,7 +12,7 @@ used, the second one sorts it into training rows, dev rows and pools, decided on
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from small_modernbert.data.pairs import (
     read_pairs,
     split_dev,
 )
-from small_modernbert.data.sources import READ_ROWS
+from small_modernbert.data.sources import READ_ROWS, Role, answer_role
 from small_modernbert.data.triplets import SPLITS
 from small_modernbert.runs import report, storage
 from small_modernbert.runs.errors import UserError
@@ -45,17 +45,26 @@ PAIR_SCHEMA = pa.schema(
         ("positive", pa.string()),
         ("negatives", pa.list_(pa.string())),
         ("source", pa.string()),
+        ("role", pa.string()),
     ]
 )
 PAIRS = shards.Layout(
     index="gathered.json",
-    columns={"anchor": "text", "positive": "text", "negatives": "texts", "source": "text"},
+    columns={
+        "anchor": "text",
+        "positive": "text",
+        "negatives": "texts",
+        "source": "text",
+        "role": "text",
+    },
     splits=SPLITS,
     cure=CURE,
     facts={"counts": dict},
 )
-POOL_SCHEMA = pa.schema([("text", pa.string())])
-POOLS = shards.Layout(index="pools.json", columns={"text": "text"}, splits=SPLITS, cure=CURE)
+POOL_SCHEMA = pa.schema([("text", pa.string()), ("role", pa.string())])
+POOLS = shards.Layout(
+    index="pools.json", columns={"text": "text", "role": "text"}, splits=SPLITS, cure=CURE
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,10 @@ class Gathered:
     def pool(self, split: str) -> list[str]:
         """Return the texts that a split may be given as negatives."""
         return list(self.pools.column(split, "text"))
+
+    def pool_roles(self, split: str) -> list[Role]:
+        """Return the role of each of these texts in the pair that it is from."""
+        return list(self.pools.column(split, "role"))
 
     def answers(self, anchor: str) -> set[int]:
         """Return the keys of all texts that some pair joins with this one, on either side."""
@@ -278,19 +291,26 @@ def _write_pools(
     folder: Path, cleaned: Path, fate: NDArray[np.int8], in_pool: NDArray[np.bool_]
 ) -> None:
     """Write the texts that each split can be given: those of `in_pool`, and dev's own positives."""
-    answers: dict[int, str] = {}
+    answers: dict[int, tuple[str, Role]] = {}
     for batch in _masked(cleaned, fate == SPLITS.index("dev")):
-        answers |= {words_key(text): text for text in batch.column("positive").to_pylist()}
+        answers |= {words_key(text): (text, role) for text, role in _answers(batch)}
     pools = {
-        "dev": [pa.table([list(answers.values())], schema=POOL_SCHEMA)],
-        "train": (
-            pa.table([batch.column("positive")], schema=POOL_SCHEMA)
-            for batch in _masked(cleaned, in_pool)
-        ),
+        "dev": [_pool_table(answers.values())],
+        "train": (_pool_table(_answers(batch)) for batch in _masked(cleaned, in_pool)),
     }
     for split, tables in pools.items():
         shards.write_shard(shards.shard_path(folder, split, 0), tables, POOL_SCHEMA)
     shards.write_index(folder, POOLS, dict.fromkeys(SPLITS, 1))
+
+
+def _answers(batch: pa.RecordBatch) -> Iterator[tuple[str, Role]]:
+    roles = map(answer_role, batch.column("role").to_pylist())
+    return zip(batch.column("positive").to_pylist(), roles, strict=True)
+
+
+def _pool_table(rows: Iterable[tuple[str, Role]]) -> pa.Table:
+    named = [dict(zip(POOL_SCHEMA.names, row, strict=True)) for row in rows]
+    return pa.Table.from_pylist(named, schema=POOL_SCHEMA)
 
 
 def _keep_apart(batch: pa.RecordBatch, other_side: set[int], counts: PairCounts) -> Iterator[Pair]:
@@ -298,7 +318,7 @@ def _keep_apart(batch: pa.RecordBatch, other_side: set[int], counts: PairCounts)
         kept = tuple(text for text in pair.negatives if words_key(text) not in other_side)
         if lost := len(pair.negatives) - len(kept):
             counts.drop_negatives(pair.source, "stands on the other side", lost)
-        yield Pair(pair.anchor, pair.positive, kept, pair.source)
+        yield replace(pair, negatives=kept)
 
 
 def _table(pairs: Iterable[Pair]) -> pa.Table:

@@ -19,7 +19,7 @@ from small_modernbert.data.cleaning import Cleaning, Reason, clean
 from small_modernbert.data.hub_datasets import PAIR_SOURCES
 from small_modernbert.data.keys import text_key, words_key
 from small_modernbert.data.leaks import RowCounts
-from small_modernbert.data.sources import PairSource
+from small_modernbert.data.sources import ANCHOR_ROLES, PairSource, Role
 from small_modernbert.runs.errors import UserError
 
 REPEATED = "repeated pair"
@@ -32,12 +32,16 @@ _NEGATIVE = re.compile(r"negative(?:_(\d+))?")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pair:
-    """An anchor with its positive, negatives if any came along, and where it is from."""
+    """An anchor with its positive, negatives if any came along, and where it is from.
+
+    The role is the anchor's, see `sources.PairSource`.
+    """
 
     anchor: str
     positive: str
     negatives: tuple[str, ...]
     source: str
+    role: Role = "query"
 
 
 class PairCounts(RowCounts):
@@ -90,8 +94,8 @@ def find_sources(reference: str | Path, split: str = "train") -> list[PairSource
 
     Args:
         reference: a name in PAIR_SOURCES, a file with the columns anchor and positive (and, if it
-            has them, negative, negative_1 ... or the list negatives, and source), or a folder of
-            such files, see `file_rows`.
+            has them, negative, negative_1 ... or the list negatives, source, and role: "query", or
+            "text" where both sides are alike), or a folder of such files, see `file_rows`.
         split: of a folder that has splits.
 
     Raises:
@@ -121,6 +125,7 @@ def _describe(file: file_rows.DataFile, cure: str) -> PairSource:
         id=str(file.path),
         negatives=tuple([name for _, name in columns] + listed),
         label="source" if "source" in names else None,
+        role="role" if "role" in names else None,
         licence=f"of the texts in {file.path.name}: yours to state",
     )
 
@@ -181,11 +186,13 @@ def _clean_source(
     for batch in sources.read_source(source, seed):
         columns = [batch[name] for name in source.columns]
         labels = batch[source.label] if source.label else [source.name] * len(columns[0])
-        for label, anchor, positive, *negatives in zip(labels, *columns, strict=True):
+        stated = batch[source.role] if source.role else [None] * len(columns[0])
+        for label, role, anchor, positive, *negatives in zip(labels, stated, *columns, strict=True):
             label = label if isinstance(label, str) and label else source.name
             pair = clean_pair(anchor, positive, _flat(negatives), label, counts, cleaning)
             if pair is not None:
-                yield pair
+                role = role if role in ANCHOR_ROLES else source.anchor_role
+                yield dataclasses.replace(pair, role=role)
 
 
 def _flat(cells: Iterable[Any]) -> Iterator[Any]:

@@ -20,6 +20,12 @@ COUNTED_BYTES = 1 << 26
 # What part a text plays in a search, which decides the prompt that a teacher puts before it.
 Role = Literal["query", "document", "text"]
 ROLES: tuple[Role, ...] = ("query", "document", "text")
+ANCHOR_ROLES: tuple[Role, ...] = ("query", "text")
+
+
+def answer_role(anchor: Role) -> Role:
+    """Return the role of a pair's other texts: where nobody asks, nothing answers."""
+    return "document" if anchor == "query" else "text"
 
 
 class Cell(NamedTuple):
@@ -111,6 +117,9 @@ class PairSource(Source):
         anchor: the column with the anchors.
         positive: the column with the positives.
         negatives: columns with negatives, of texts or of lists of texts; none for pairs.
+        anchor_role: "query": anchors ask, and all other texts are documents; "text": both sides are
+            alike (paraphrases, inference, duplicates), and neither asks.
+        role: a column that says it of each row, where it says one of these two.
     """
 
     kind: ClassVar[parquet.Kind] = "texts"
@@ -118,11 +127,18 @@ class PairSource(Source):
     anchor: str = "anchor"
     positive: str = "positive"
     negatives: tuple[str, ...] = ()
+    anchor_role: Role = "query"
+    role: str | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns with text."""
         return (self.anchor, self.positive, *self.negatives)
+
+    @property
+    def all_columns(self) -> tuple[str, ...]:
+        """The columns to read: those with text, then the label, then the role."""
+        return super().all_columns + ((self.role,) if self.role else ())
 
 
 def read_source(source: Source, seed: int) -> Iterator[dict[str, list[Any]]]:

@@ -19,6 +19,7 @@ from small_modernbert.data import shards, triplets
 from small_modernbert.data.keys import words_keys
 from small_modernbert.data.leaks import LeakFilter
 from small_modernbert.data.pairs import Pair, pair_key, split_dev
+from small_modernbert.data.sources import Role
 
 # The rows that a run trains on, judged or not: a judge that was not asked has given NaN.
 LAYOUT = shards.Layout(
@@ -40,6 +41,7 @@ class Row(NamedTuple):
         source: where it is from.
         positive_score: a judge's, of anchor and positive; NaN if none was asked.
         negative_scores: a judge's, of anchor and each negative; empty if none was asked.
+        role: of the anchor: "query", or "text" where both sides are alike.
     """
 
     anchor: str
@@ -48,6 +50,7 @@ class Row(NamedTuple):
     source: str = ""
     positive_score: float = float("nan")
     negative_scores: Sequence[float] = ()
+    role: Role = "query"
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Examples:
         source_names: in order of first appearance.
         positive_scores: `(rows,)` float32; NaN where no judge was asked.
         negative_scores: `(negatives,)` float32, likewise.
+        asking: `(rows,)` bool, whether the anchor is a query; else both sides are alike.
     """
 
     texts: list[str]
@@ -77,6 +81,7 @@ class Examples:
     source_names: list[str]
     positive_scores: np.ndarray
     negative_scores: np.ndarray
+    asking: np.ndarray
 
     def __len__(self) -> int:
         return len(self.anchors)
@@ -93,17 +98,20 @@ class Examples:
             np.isfinite(self.positive_scores).all() and np.isfinite(self.negative_scores).all()
         )
 
-    def with_prompts(self, query: str, document: str) -> "Examples":
-        """Return the examples with a prompt before each text: an anchor is a query.
+    def with_prompts(self, query: str, document: str, text: str = "") -> "Examples":
+        """Return the examples with a prompt before each text, by the part that it plays.
 
-        A text that is an anchor somewhere is one everywhere.
+        Where the anchor is a query the others are documents; else all are plain texts. A text that
+        is a query somewhere is one everywhere, and else a document if it is one somewhere.
         """
-        if not query and not document:
+        if not query and not document and not text:
             return self
-        asked = np.zeros(len(self.texts), dtype=bool)
-        asked[self.anchors] = True
-        prompts = [query if is_query else document for is_query in asked]
-        texts = [prompt + text for prompt, text in zip(prompts, self.texts, strict=True)]
+        prompts = (text, document, query)
+        part = np.zeros(len(self.texts), dtype=np.int64)
+        part[self.positives[self.asking]] = 1
+        part[self.negatives[self.asking[self.owners]]] = 1
+        part[self.anchors[self.asking]] = 2
+        texts = [prompts[own] + words for own, words in zip(part, self.texts, strict=True)]
         return replace(self, texts=texts)
 
     def texts_of(self, row: int) -> np.ndarray:
@@ -148,6 +156,7 @@ class Examples:
             sources=self.sources[rows],
             positive_scores=self.positive_scores[rows],
             negative_scores=self.negative_scores[places],
+            asking=self.asking[rows],
         )
 
     def with_negatives(self) -> "Examples":
@@ -192,7 +201,7 @@ def collect(
     dropped: Counter[str] = Counter()
     source_numbers: dict[str, int] = {}
     anchors, positives, negatives, offsets, sources = [], [], [], [0], []
-    positive_scores, negative_scores = [], []
+    positive_scores, negative_scores, asking = [], [], []
 
     def number(text: str) -> int:
         place = numbers.setdefault(text, len(numbers))
@@ -218,6 +227,7 @@ def collect(
         offsets.append(len(negatives))
         sources.append(source_numbers.setdefault(row.source, len(source_numbers)))
         positive_scores.append(row.positive_score)
+        asking.append(row.role == "query")
     for reason, left_out in sorted(dropped.items()):
         logger.info("%s left out: %s", f"{left_out:,}", reason)
     examples = Examples(
@@ -231,13 +241,15 @@ def collect(
         source_names=list(source_numbers),
         positive_scores=np.asarray(positive_scores, dtype=np.float32),
         negative_scores=np.asarray(negative_scores, dtype=np.float32),
+        asking=np.asarray(asking, dtype=bool),
     )
     return examples, dict(dropped)
 
 
 def from_pairs(pairs: Iterable[Pair]) -> Iterator[Row]:
     """Turn raw pairs into rows."""
-    return (Row(pair.anchor, pair.positive, pair.negatives, pair.source) for pair in pairs)
+    fields = ("anchor", "positive", "negatives", "source", "role")
+    return (Row(**{name: getattr(pair, name) for name in fields}) for pair in pairs)
 
 
 def from_judged(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:

@@ -1,7 +1,7 @@
 """Judged triplets: what relabel_triplets.py writes, an anchor with a scored positive and negatives.
 
 {train,dev}/shard-*.parquet    anchor, positive, negatives, positive_score, negative_scores,
-                               source
+                               source, role (of the anchor, see `sources.PairSource`)
 triplets.json                  the shards, judge, scale, counts per source
 """
 
@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
         ("positive_score", pa.float32()),
         ("negative_scores", pa.list_(pa.float32())),
         ("source", pa.string()),
+        ("role", pa.string()),
     ]
 )
 LAYOUT = shards.Layout(
@@ -38,6 +39,7 @@ LAYOUT = shards.Layout(
         "positive_score": "number",
         "negative_scores": "numbers",
         "source": "text",
+        "role": "text",
     },
     splits=SPLITS,
     cure="run: python relabel_triplets.py --overwrite",
@@ -69,7 +71,8 @@ def write_shard(
                 f"{high:g} for each text; look at the row: {row['anchor'][:80]!r}"
             )
     schema = SCHEMA.with_metadata({"facts": json.dumps(facts, sort_keys=True)})
-    shards.write_shard(path, pa.Table.from_pylist(list(rows), schema=schema), schema)
+    whole = [{"role": "query", **row} for row in rows]
+    shards.write_shard(path, pa.Table.from_pylist(whole, schema=schema), schema)
 
 
 def read_facts(path: Path) -> dict[str, Any]:

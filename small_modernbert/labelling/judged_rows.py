@@ -113,6 +113,7 @@ def written(row: Row) -> dict[str, Any]:
         "positive_score": row.score,
         "negative_scores": row.scores,
         "source": row.pair.source,
+        "role": row.pair.role,
     }
 
 

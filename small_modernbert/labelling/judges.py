@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from small_modernbert.data.sources import answer_role
 from small_modernbert.models import encoders, loading
 from small_modernbert.models.encoders import Encoder
-from small_modernbert.models.prompts import Role
+from small_modernbert.models.prompts import Role, encode_by_role
 from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
 
@@ -20,8 +21,17 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 logger = logging.getLogger(__name__)
-Score = Callable[[Sequence[tuple[str, str]]], np.ndarray]
 Encode = Callable[[list[str], Role], np.ndarray]
+
+
+class Score(Protocol):
+    """What a judge makes of pairs of texts."""
+
+    def __call__(self, pairs: Sequence[tuple[str, str]], roles: Sequence[Role] = ()) -> np.ndarray:
+        """Return the scores of (anchor, text); see `Judge.score`."""
+        ...
+
+
 Scale = Literal["sigmoid", "logit", "cosine"]
 
 
@@ -34,7 +44,8 @@ class Judge:
         scale: what its scores are: the "logit" of a cross-encoder, or the "sigmoid" of it, from 0
             to 1; or a bi-encoder's "cosine", negative ones at 0. They are not comparable with one
             another, and what margin a loss may ask for differs: it is kept with the scores.
-        score: pairs of (query, text) -> `(pairs,)` float32 on that scale, in the order given.
+        score: pairs of (anchor, text) -> `(pairs,)` float32 on that scale, in the order given; the
+            anchors' roles, if they are not all queries, decide a bi-encoder's prompts.
         encoder: of a bi-encoder, which can mine as well; None for a cross-encoder.
     """
 
@@ -137,12 +148,14 @@ def cosine_scores(encode: Encode) -> Score:
         encode: texts and their role -> `(texts, width)` unit vectors.
     """
 
-    def score(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    def score(pairs: Sequence[tuple[str, str]], roles: Sequence[Role] = ()) -> np.ndarray:
         if not pairs:
             return np.zeros(0, dtype=np.float32)
-        queries = encode([query for query, _ in pairs], "query")
-        texts = encode([text for _, text in pairs], "document")
-        return np.clip(np.einsum("ij,ij->i", queries, texts), 0, 1).astype(np.float32)
+        asking = roles or ["query"] * len(pairs)
+        answering = [answer_role(role) for role in asking]
+        anchors = encode_by_role(encode, [anchor for anchor, _ in pairs], asking)
+        texts = encode_by_role(encode, [text for _, text in pairs], answering)
+        return np.clip(np.einsum("ij,ij->i", anchors, texts), 0, 1).astype(np.float32)
 
     return score
 
@@ -170,7 +183,7 @@ def _load_cross_encoder(
     # English has four to five characters a token; what is longer is truncated in any case.
     longest = int(min(model.max_seq_length or 512, 1e6)) * 5
 
-    def score(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    def score(pairs: Sequence[tuple[str, str]], roles: Sequence[Role] = ()) -> np.ndarray:
         logits = np.zeros(len(pairs), dtype=np.float32)
         lengths = [min(len(query) + len(text), longest) for query, text in pairs]
         for rows in cut_by_length(lengths, factor):

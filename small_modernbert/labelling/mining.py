@@ -31,18 +31,19 @@ class Pool:
         texts: distinct ones.
         keys: `keys.words_key` of each, `(texts,)`.
         vectors: `(texts, width)`, of unit length.
+        roles: of each; none given = documents.
     """
 
     texts: Sequence[str]
     keys: NDArray[np.uint64]
     vectors: np.ndarray
+    roles: Sequence[Role] = ()
 
 
 class Vectors:
     """A bi-encoder that does not encode twice what it has seen: pools for good, others until told.
 
-    What stands in a pool is a document; the same words as a query are another text where the model
-    has prompts.
+    The same words in another role are another text where the model has prompts.
 
     Raises:
         ValueError: from `encode`, if no text is given.
@@ -51,17 +52,21 @@ class Vectors:
     def __init__(self, encoder: Encoder, *, half: bool = True) -> None:
         """Keep vectors of an encoder; `half`: half precision on a GPU."""
         self.encoder, self.half = encoder, half
-        self._pools: list[tuple[dict[str, int], np.ndarray]] = []
+        self._pools: list[tuple[dict[tuple[str, str], int], np.ndarray]] = []
         self._fresh: dict[tuple[str, str], np.ndarray] = {}
 
     def add_pool(self, pool: Pool) -> None:
         """Take the vectors of a pool's texts from the pool from now on."""
-        self._pools.append(({text: row for row, text in enumerate(pool.texts)}, pool.vectors))
+        prompts = map(self.encoder.prompts.of, pool.roles or ["document"] * len(pool.texts))
+        keys = zip(prompts, pool.texts, strict=True)
+        self._pools.append(({key: row for row, key in enumerate(keys)}, pool.vectors))
 
-    def encode_pool(self, texts: Sequence[str], path: Path, description: str) -> np.ndarray:
+    def encode_pool(
+        self, texts: Sequence[str], roles: Sequence[Role], path: Path, description: str
+    ) -> np.ndarray:
         """Encode a pool's texts into a file unless it is there; return it as a memory map."""
         with half_precision(self.encoder.model, self.half):
-            return self.encoder.encode_to(path, texts, description, "document")
+            return self.encoder.encode_to(path, texts, description, roles)
 
     def forget(self) -> None:
         """Drop what is in no pool, so that memory stays flat."""
@@ -79,10 +84,9 @@ class Vectors:
         return np.stack([self._find(text, prompt) for text in texts])
 
     def _find(self, text: str, prompt: str) -> np.ndarray | None:
-        if prompt == self.encoder.prompts.document:
-            for rows, vectors in self._pools:
-                if text in rows:
-                    return np.asarray(vectors[rows[text]], dtype=np.float32)
+        for rows, vectors in self._pools:
+            if (prompt, text) in rows:
+                return np.asarray(vectors[rows[prompt, text]], dtype=np.float32)
         return self._fresh.get((prompt, text))
 
 

@@ -26,12 +26,14 @@ from small_modernbert.data import triplets
 from small_modernbert.data.keys import words_key, words_keys
 from small_modernbert.data.pair_gathering import Gathered
 from small_modernbert.data.pairs import Pair
+from small_modernbert.data.sources import answer_role
 from small_modernbert.evaluation.bm25 import WordIndex
 from small_modernbert.labelling import judges, mining
 from small_modernbert.labelling.judged_rows import Row, Rules, examples, mend, score_of, written
 from small_modernbert.labelling.judges import Judge
 from small_modernbert.labelling.mining import Neighbours, Pool, Vectors
 from small_modernbert.models.encoders import Encoder
+from small_modernbert.models.prompts import encode_by_role
 from small_modernbert.runs import report
 
 ROUNDS = 3  # of candidates that the judge may refuse
@@ -144,8 +146,11 @@ class Relabeller:
     def _filter_and_mine(self, rows: list[Row], split: str) -> None:
         if not rows:
             return
-        anchors = self.vectors.encode([row.pair.anchor for row in rows], "query")
-        positives = self.vectors.encode([row.positive for row in rows])
+        roles = [row.pair.role for row in rows]
+        encode = self.vectors.encode
+        anchors = encode_by_role(encode, [row.pair.anchor for row in rows], roles)
+        answering = [answer_role(role) for role in roles]
+        positives = encode_by_role(encode, [row.positive for row in rows], answering)
         cosines = np.einsum("ij,ij->i", anchors, positives)
         own = [row.own for row in rows]
         depth = max(self.rules.top_k, self.rules.depth)
@@ -226,7 +231,8 @@ class Relabeller:
         asked = [
             (row.pair.anchor, text) for row, own in zip(rows, texts, strict=True) for text in own
         ]
-        scores = iter(self.judge.score(asked).tolist())
+        roles = [row.pair.role for row, own in zip(rows, texts, strict=True) for _ in own]
+        scores = iter(self.judge.score(asked, roles).tolist())
         return [[next(scores) for _ in own] for own in texts]
 
 
@@ -249,8 +255,9 @@ def prepare(
         texts = gathered.pool(split)
         if texts:
             path = scratch / f"{split}_pool.npy"
-            encoded = vectors.encode_pool(texts, path, f"encode {split} pool")
-            pools[split] = Pool(texts, words_keys(texts), encoded)
+            roles = gathered.pool_roles(split)
+            encoded = vectors.encode_pool(texts, roles, path, f"encode {split} pool")
+            pools[split] = Pool(texts, words_keys(texts), encoded, roles)
             vectors.add_pool(pools[split])
     if judge.encoder is miner:
         # One model: what it has encoded to mine with, it need not encode again to judge.

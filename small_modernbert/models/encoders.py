@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from small_modernbert.models import loading
-from small_modernbert.models.prompts import Prompts, Role, prompt_tokens, prompts_of
+from small_modernbert.models.prompts import (
+    Prompts,
+    Role,
+    encode_by_role,
+    prompt_tokens,
+    prompts_of,
+)
 from small_modernbert.models.vectors import normalise, open_vectors, write_vectors
 from small_modernbert.runs import hub, report, storage
 from small_modernbert.runs.errors import UserError
@@ -117,20 +123,30 @@ class Encoder:
         return vectors[[row_of[text] for text in texts]]
 
     def encode_to(
-        self, path: Path, texts: Sequence[str], description: str, role: Role = "text"
+        self,
+        path: Path,
+        texts: Sequence[str],
+        description: str,
+        role: Role | Sequence[Role] = "text",
     ) -> np.ndarray:
         """Encode into a `.npy` file unless it is there, and return it as a memory map.
 
         Window by window, so neither the texts (which may be a lazy column) nor the vectors need
-        to fit into memory. The file appears only when it is complete.
+        to fit into memory. The file appears only when it is complete. The texts may have a role
+        each.
         """
         if open_vectors(path, len(texts)) is None:
-            starts = range(0, len(texts), WINDOW_TEXTS)
-            windows = (
-                self.encode(list(texts[start : start + WINDOW_TEXTS]), description, role)
-                for start in starts
-            )
-            write_vectors(path, len(texts), windows)
+
+            def encode(start: int) -> np.ndarray:
+                window = list(texts[start : start + WINDOW_TEXTS])
+                roles = [role] * len(window) if isinstance(role, str) else role[start:]
+                return encode_by_role(
+                    lambda some, own: self.encode(some, description, own),
+                    window,
+                    roles[: len(window)],
+                )
+
+            write_vectors(path, len(texts), map(encode, range(0, len(texts), WINDOW_TEXTS)))
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def _cut(self, order: list[int], texts: list[str]) -> list[list[int]]:

@@ -6,10 +6,12 @@ encodes by other means takes them from here, so that the vectors are the model's
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
 
 from small_modernbert.runs.errors import UserError
 
@@ -83,6 +85,28 @@ def warn_of_unread(name: str, prompt: str) -> None:
         name,
         prompt,
     )
+
+
+def encode_by_role(
+    encode: Callable[[list[str], Role], np.ndarray], texts: Sequence[str], roles: Sequence[Role]
+) -> np.ndarray:
+    """Return the vectors of texts of several roles, in their order.
+
+    Args:
+        encode: some texts of one role -> `(texts, width)`.
+        texts: at least one.
+        roles: of each.
+    """
+    vectors: np.ndarray | None = None
+    for role in dict.fromkeys(roles):
+        rows = [row for row, own in enumerate(roles) if own == role]
+        part = encode([texts[row] for row in rows], role)
+        if vectors is None:
+            vectors = np.empty((len(texts), part.shape[1]), dtype=part.dtype)
+        vectors[rows] = part
+    if vectors is None:
+        raise ValueError("there is no text to encode")
+    return vectors
 
 
 def prompts_of(model: "SentenceTransformer", query: str = "", document: str = "") -> Prompts:

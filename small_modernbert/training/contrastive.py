@@ -67,9 +67,9 @@ def with_prompts(train: Examples, watched: Watched, prompts: Prompts) -> tuple[E
 
     A student that came with prompts keeps them, so it is trained as it will be used.
     """
-    both = (prompts.query, prompts.document)
-    held_out = HeldOutTriplets(watched.held_out.rows.with_prompts(*both))
-    return train.with_prompts(*both), replace(watched, held_out=held_out)
+    named = (prompts.query, prompts.document, prompts.text)
+    held_out = HeldOutTriplets(watched.held_out.rows.with_prompts(*named))
+    return train.with_prompts(*named), replace(watched, held_out=held_out)
 
 
 def tokenise(stage: Stage, examples: Examples, student: Student) -> TokenStore:

@@ -60,6 +60,19 @@ def keys_of(pairs: list[Pair], *, negatives: bool) -> set[int]:
     }
 
 
+def test_what_a_text_is_goes_with_it(tmp_path: Path) -> None:
+    """Rows keep their anchor's role, and a pool knows documents from texts that answer nothing."""
+    rows = {name: [f"{name} {row}" for row in range(20)] for name in ("anchor", "positive")}
+    roles = ["text" if row % 2 else "query" for row in range(20)]
+    pq.write_table(pa.table({**rows, "role": roles}), tmp_path / "pairs.parquet")
+    found = gather(tmp_path / "all", tmp_path / "pairs.parquet", dev_rows=4)
+    for split in ("train", "dev"):
+        assert all(pair.role == roles[int(pair.anchor[7:])] for pair in rows_of(found, split))
+        of_pool = zip(found.pool(split), found.pool_roles(split), strict=True)
+        answers = {"query": "document", "text": "text"}
+        assert all(role == answers[roles[int(text[9:])]] for text, role in of_pool)
+
+
 def test_no_text_stands_on_both_sides(pairs: Path, tmp_path: Path) -> None:
     """Anchors, positives, negatives and what can be mined: dev and training share no text."""
     found = gather(tmp_path / "all", pairs)

@@ -52,6 +52,21 @@ def test_every_spelling_of_negatives_is_read(tmp_path: Path) -> None:
     ]
 
 
+def test_whether_an_anchor_asks_is_said_by_row_or_table(tmp_path: Path) -> None:
+    """A column `role` says it of each row, the table of each source; who says nothing asks."""
+    path = write(
+        tmp_path / "rows.parquet",
+        anchor=["what is rain", "rain falls", "it rains", "is it rain"],
+        positive=["Water.", "Rain is falling.", "There is rain.", "It is."],
+        role=["query", "text", "user", None],
+    )
+    assert [pair.role for pair in read_pairs(path)] == ["query", "text", "query", "query"]
+    alike = {
+        name for name, source in hub_datasets.PAIR_SOURCES.items() if source.anchor_role == "text"
+    }
+    assert alike == {"all-nli", "quora-duplicates"}
+
+
 @pytest.mark.parametrize("missing", ["anchor", "positive"])
 def test_missing_column_is_refused_with_file_and_column(tmp_path: Path, missing: str) -> None:
     """What is missing is named before a row of any source is read."""

@@ -20,6 +20,7 @@ def make_row(number: int, **changes: object) -> dict[str, object]:
         "positive_score": 0.75,
         "negative_scores": [0.25] * (number % 3),
         "source": "toy",
+        "role": "query",
         **changes,
     }
 

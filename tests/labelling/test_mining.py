@@ -170,3 +170,7 @@ def test_a_query_is_another_text_than_a_document() -> None:
     vectors.encode(["in the pool", "new"], "query")
     vectors.encode(["new"])
     assert sorted(seen) == ["ask: in the pool", "ask: new", "read it: new"]
+    # In a pool of plain texts the same words are a third text.
+    vectors.add_pool(Pool(["new"], words_keys(["new"]), unit(np.array([[1.0, 0.0]])), ["text"]))
+    np.testing.assert_allclose(vectors.encode(["new"], "text"), [[1.0, 0.0]])
+    assert len(seen) == 3

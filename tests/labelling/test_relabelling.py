@@ -43,7 +43,7 @@ def word_vector(word: str) -> np.ndarray:
 def make_judge(trap: str = "") -> Judge:
     """Return a judge that counts common words and takes every text with `trap` for perfect."""
 
-    def score(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    def score(pairs: Sequence[tuple[str, str]], roles: Sequence[str] = ()) -> np.ndarray:
         scores = [1.0 if trap and trap in text else overlap(query, text) for query, text in pairs]
         return np.array(scores, dtype=np.float32)
 
@@ -207,7 +207,7 @@ def test_paraphrase_of_the_positive_is_not_mined(world: Gathered) -> None:
     """
     anchor = f"where is {topic(3)}"
 
-    def blind(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    def blind(pairs: Sequence[tuple[str, str]], roles: Sequence[str] = ()) -> np.ndarray:
         return np.array([0.0 if "near" in text else overlap(q, text) for q, text in pairs])
 
     judge = Judge("blind", "cosine", blind)
@@ -231,7 +231,7 @@ def test_judge_refuses_mined_texts_and_the_next_is_tried(world: Gathered) -> Non
 
 def test_row_that_is_left_without_negatives_is_counted(world: Gathered) -> None:
     """Where nothing fits, the row goes, and says so; it is never written without a negative."""
-    always = Judge("yes", "cosine", lambda pairs: np.ones(len(pairs), dtype=np.float32))
+    always = Judge("yes", "cosine", lambda pairs, _: np.ones(len(pairs), dtype=np.float32))
     rows, facts = relabel(world, always)
     assert rows == {}
     lost = sum(counts["no negative left"] for counts in facts["counts"].values())

@@ -604,3 +604,13 @@ def test_prompts_stand_before_what_they_are_for() -> None:
     assert sorted(train.texts) == ["d: b", "d: c", "q: a", "q: d"]
     assert seen.held_out.rows.texts == train.texts
     assert contrastive.with_prompts(data, watched, Prompts())[0].texts == data.texts
+
+
+def test_where_nobody_asks_no_text_is_a_query() -> None:
+    """Rows of like texts get the plain prompt on both sides; what asks elsewhere stays a query."""
+    rows = [Row("a", "b", ["c"], "s"), Row("e", "f", ["g", "b"], "s", role="text")]
+    rows.append(Row("a", "h", [], "s", role="text"))
+    data = training_examples.collect(rows)[0]
+    made = data.with_prompts("q: ", "d: ", "t: ")
+    assert set(made.texts) == {"q: a", "d: b", "d: c", "t: e", "t: f", "t: g", "t: h"}
+    assert made.take(np.array([1])).asking.tolist() == [False]
