@@ -1,13 +1,16 @@
-"""Export a trained student for other engines: ONNX, its int8 copy, OpenVINO, the portable folder.
+r"""Export a trained student for other engines: ONNX, its int8 copy, OpenVINO, the portable folder.
 
 Reads:  a student (a stage, or a sentence-transformers folder of ours); texts to check the forms
         with (Parquet files with a `text` column)
 Writes: runs/<recipe>/export_model/final/: the sentence-transformers files, onnx/model.onnx,
-        onnx/model_quantized.onnx, openvino/ and export.json (shapes, digests, parity)
+        onnx/model_quantized.onnx, openvino/, export.json (shapes, digests, parity), README.md (the
+        card) and golden_vectors.json, which tells whether a server reads the model rightly; on the
+        hub only if --push says so and a token is there (HF_TOKEN, or hf auth login)
 
     python export_model.py --recipe offline
     python export_model.py --recipe offline --student sts_fine_tuning --variant sts --no-openvino
     python export_model.py --student path/to/folder --texts my_text.parquet --max-tokens 256
+    python export_model.py --recipe offline --push --model-repository-name owner/name
 
 Every form encodes texts from one token to the maximum, and is compared with the torch model. To
 search on a CPU without torch: small_modernbert/export/onnx_encoder.py.
@@ -39,6 +42,16 @@ PROBES: int = 48  # texts of rising length
 CALIBRATION_TEXTS: int = 64  # others, that show int8 how large the activations are
 THREADS: int = 0  # of the engines; 0 leaves the number to them
 
+# Card
+LICENCE: str = ""  # of the model, as the hub spells it; "" = where teacher and text agree, or other
+LANGUAGE: list[str] = []  # of the model, such as en; none = as its teacher's card says
+
+# Hub
+MODEL_REPOSITORY_NAME: str = ""  # owner/name to push to
+COMMIT_MSG: str = "feat: add a small embedding model"  # of that version
+PUSH: bool = False  # upload the finished export
+PUBLIC: bool = False  # everybody may see a repository that this creates
+
 # Output
 SEED: int = 42  # draws the texts
 RECIPE: str = "small_v2"  # runs/<recipe>/export_model
@@ -47,41 +60,50 @@ OVERWRITE: bool = False  # redo a finished export
 
 
 def main() -> None:
-    """Save the portable folder, write each form beside it, compare, and say what int8 loses."""
+    """Export, and push what is finished if that was asked for."""
     folder = references.need(STUDENT, RECIPE, "student", "run: python distil_modernbert.py")
     files = find_texts()
     inputs = {"student": folder} | {f"texts {number}": path for number, path in enumerate(files)}
-    with stages.Stage(globals(), inputs) as stage:
-        if stage.finished:
-            return
-        from small_modernbert.export import onnx_export, parity
-        from small_modernbert.models import students
-        from small_modernbert.models.loading import load_backend
-        from small_modernbert.runs import storage
+    if PUSH:
+        from small_modernbert.export import publishing
 
-        student = students.load_student(folder, max_tokens=MAX_TOKENS)
-        if student.usage.prompts and not student.usage.include_prompt:
-            raise UserError(f"{folder} leaves its prompts out of the pooling; no graph does that")
-        final = stage.building
-        student.save(final)
-        student.write_card(stage)
-        if (own := folder / "README.md").is_file():
-            storage.write_text(final / "README.md", own.read_text(encoding="utf-8"))
-        calibration, texts = draw_texts(files)
-        uncut = load_backend(final, 1 << 30)
-        probes = parity.probes(texts, uncut, student.max_tokens, PROBES)
-        forms = write_forms(student, final, calibration)
-        parity.describe(final, student, {})  # the readers of the forms go by it
-        distances = measure(folder, final, forms, probes, student.max_tokens)
-        parity.describe(final, student, distances)
-        stage.record.rows = {"probes": len(probes), "calibration": len(calibration)}
-        stage.record.metrics = {form: vars(figures) for form, figures in distances.items()}
-        lost = f", int8 loses {1 - distances[onnx_export.INT8].mean_cosine:.0e}" if INT8 else ""
-        stage.finish(
-            f"{len(forms)} forms; ONNX within {1 - distances[forms[0]].min_cosine:.0e} of torch"
-            f"{lost} (cosine)",
-            student.check_reload,
-        )
+        publishing.need_access(MODEL_REPOSITORY_NAME)
+    with stages.Stage(globals(), inputs) as stage:
+        if not stage.finished:
+            export(stage, folder, files)
+    if PUSH:
+        print(publishing.push(stage.final, MODEL_REPOSITORY_NAME, COMMIT_MSG, public=PUBLIC))
+
+
+def export(stage: stages.Stage, folder: Path, files: list[Path]) -> None:
+    """Save the portable folder, write each form beside it, compare, and say what int8 loses."""
+    from small_modernbert.export import export_card, golden_vectors, onnx_export, parity
+    from small_modernbert.models import students
+    from small_modernbert.models.loading import load_backend
+
+    student = students.load_student(folder, max_tokens=MAX_TOKENS)
+    if student.usage.prompts and not student.usage.include_prompt:
+        raise UserError(f"{folder} leaves its prompts out of the pooling; no graph does that")
+    final = stage.building
+    student.save(final)
+    calibration, texts = draw_texts(files)
+    uncut = load_backend(final, 1 << 30)
+    probes = parity.probes(texts, uncut, student.max_tokens, PROBES)
+    forms = write_forms(student, final, calibration)
+    parity.describe(final, student, {})  # the readers of the forms go by it
+    distances = measure(folder, final, forms, probes, student.max_tokens)
+    parity.describe(final, student, distances)
+    golden_vectors.write(final, student, probes)
+    given = {"licence": LICENCE, "language": LANGUAGE}
+    export_card.write(stage, student, folder, parity.table(final, distances), **given)
+    stage.record.rows = {"probes": len(probes), "calibration": len(calibration)}
+    stage.record.metrics = {form: vars(figures) for form, figures in distances.items()}
+    lost = f", int8 loses {1 - distances[onnx_export.INT8].mean_cosine:.0e}" if INT8 else ""
+    stage.finish(
+        f"{len(forms)} forms; ONNX within {1 - distances[forms[0]].min_cosine:.0e} of torch"
+        f"{lost} (cosine)",
+        student.check_reload,
+    )
 
 
 def write_forms(student: "Student", final: Path, calibration: list[str]) -> list[str]:

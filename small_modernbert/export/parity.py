@@ -80,8 +80,15 @@ def probes(texts: Sequence[str], tokenizer: Tokenizer, max_tokens: int, number: 
     return ladder
 
 
-def torch_encoder(folder: Path, max_tokens: int) -> Callable[[Sequence[str]], np.ndarray]:
+def torch_encoder(
+    folder: Path, max_tokens: int, prompt: str | None = None
+) -> Callable[[Sequence[str]], np.ndarray]:
     """Return what sentence-transformers makes of texts with a folder: fp32, on the CPU.
+
+    Args:
+        folder: of the model.
+        max_tokens: longer texts are cut.
+        prompt: in place of the model's default one.
 
     Raises:
         UserError: the folder does not load.
@@ -90,7 +97,8 @@ def torch_encoder(folder: Path, max_tokens: int) -> Callable[[Sequence[str]], np
     model.max_seq_length = max_tokens
 
     def encode(texts: Sequence[str]) -> np.ndarray:
-        return vectors.normalise(model.encode(list(texts), batch_size=8, show_progress_bar=False))
+        named = {"prompt": prompt, "batch_size": 8, "show_progress_bar": False}
+        return vectors.normalise(model.encode(list(texts), **named))
 
     return encode
 

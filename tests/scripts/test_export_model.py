@@ -1,6 +1,8 @@
 """Promises of export_model.py, onnx_export.py, parity.py, int8.py and onnx_encoder.py."""
 
+import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard
 from miniature import Language
 from onnxruntime import InferenceSession
 from onnxruntime.quantization import quantize_dynamic
@@ -21,10 +24,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.export import int8, onnx_export, parity
+from small_modernbert.export import export_card, golden_vectors, int8, onnx_export, parity
 from small_modernbert.export.onnx_encoder import OnnxEncoder, cut_by_length, pad
 from small_modernbert.initialisation import static_table
-from small_modernbert.models import folders, students
+from small_modernbert.models import card_examples, folders, students
 from small_modernbert.models.loading import load_backend
 from small_modernbert.runs import settings, storage
 from small_modernbert.runs.errors import UserError
@@ -186,12 +189,13 @@ def test_smoothing_alone_changes_nothing(exported: Path, long_texts: list[str]) 
 def test_folder_still_loads_with_sentence_transformers(
     exported: Path, student: Path, long_texts: list[str]
 ) -> None:
-    """The export is a student folder too: same weights, same vectors, same card, older form."""
+    """The export is a student folder too: same weights, vectors and card, which tells the forms."""
     np.testing.assert_array_equal(
         of_torch(exported, long_texts[:9]), of_torch(student, long_texts[:9])
     )
     students.load_student(student).check_reload(exported)
-    assert (exported / "README.md").read_text(encoding="utf-8") == "# A student\n"
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("# A student\n\n## With ONNX\n")
     modules = storage.read_json(exported / "modules.json", "")
     assert modules[0]["type"] == "sentence_transformers.models.Transformer"
 
@@ -432,3 +436,137 @@ def test_bert_with_a_head_and_prompts(
         np.testing.assert_allclose(encoder.encode(texts), reference.encode(texts), atol=1e-5)
         given = encoder.encode(texts, prompt_name="query")
         np.testing.assert_allclose(given, reference.encode_query(texts), atol=1e-5)
+
+
+@pytest.mark.parametrize("reader", ["sentence-transformers", "transformers", onnx_export.GRAPH])
+def test_golden_vectors_are_those_of_right_readers(exported: Path, reader: str) -> None:
+    """Texts beyond the sliding window among them, every reader gives what torch gave."""
+    rows = storage.read_json(exported / golden_vectors.FILE, "")["texts"]
+    lengths = [row["tokens"] for row in rows]
+    assert lengths == sorted(lengths) and lengths[0] <= 4 and 128 < lengths[-1] <= MAX_TOKENS
+    equal, line = golden_vectors.check(exported, reader)
+    assert equal and line.endswith("equal"), line
+
+
+def test_golden_vectors_find_a_reader_without_the_window(exported: Path, tmp_path: Path) -> None:
+    """A reader that attends to everything is right on short texts, and is told where it is not."""
+    wide = tmp_path / "wide"
+    shutil.copytree(exported, wide, ignore=shutil.ignore_patterns("onnx", "openvino"))
+    config = storage.read_json(wide / "config.json", "")
+    storage.write_json(wide / "config.json", config | {"local_attention": 1024})
+    equal, line = golden_vectors.check(wide, "sentence-transformers")
+    assert not equal
+    assert int(re.search(r"from (\d+) tokens on", line)[1]) > 64
+
+
+@pytest.mark.parametrize("url", ["http://here/v1/embeddings", "http://here/embed"])
+def test_golden_vectors_ask_servers(
+    exported: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both forms of asking are spoken; a server's half precision passes, other vectors do not."""
+    rows = storage.read_json(exported / golden_vectors.FILE, "")["texts"]
+    known = {row["text"]: np.float16(row["vector"]).tolist() for row in rows}
+
+    def answer(request: Any, timeout: int) -> io.StringIO:  # noqa: ANN401  urllib's
+        if request.full_url.endswith("/models"):
+            return io.StringIO(json.dumps({"data": [{"id": "mine"}]}))
+        asked = json.loads(request.data)
+        if "inputs" in asked:
+            return io.StringIO(json.dumps([known[asked["inputs"][0]]]))
+        assert asked["model"] == "mine"
+        return io.StringIO(json.dumps({"data": [{"embedding": known[asked["input"][0]]}]}))
+
+    monkeypatch.setattr(golden_vectors.urllib.request, "urlopen", answer)
+    assert golden_vectors.check(exported, url)[0]
+    known[rows[-1]["text"]] = known[rows[0]["text"]]
+    equal, line = golden_vectors.check(exported, url)
+    assert not equal and f"from {rows[-1]['tokens']} tokens on" in line
+
+
+def test_cards_onnx_program_runs(exported: Path) -> None:
+    """The program in the card gives unit vectors out of tokens, as sentence-transformers does."""
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    program = re.search(r"```python\n(.*?)```", card, re.S)[1]
+    names: dict[str, Any] = {}
+    exec(program.replace(card_examples.FOLDER, str(exported)), names)
+    wanted = of_torch(exported, ["how do tides work", "The moon pulls at the oceans."])
+    np.testing.assert_allclose(names["vectors"], wanted, atol=1e-5)
+
+
+def test_card_has_the_benchmark_of_this_very_model(tmp_path: Path) -> None:
+    """A row counts if its digest is the model's; a model made again since has none."""
+    folder = tmp_path / "benchmark_hotpotqa"
+    entry = {"path": "x", "digest": "mine"}
+    record = {"format": 1, "status": "finished", "settings": {}, "inputs": {"model small": entry}}
+    row = {
+        "label": "small", "retrieval": {"sciq": {"ndcg@10": 0.51239}}, "parameters": 7,
+        "documents_per_second": 3.2,
+    }  # fmt: skip
+    results = {
+        "rows": [row, row | {"label": "teacher"}, row | {"label": "another"}],
+        "machine": {"processor": "P", "threads": 2},
+        "sets": {"sciq": {"queries": 5, "documents": 6}},
+    }
+    storage.write_json(folder / "run.json", record)
+    storage.write_json(folder / "final" / "results.json", results)
+    (result,), text = export_card._benchmark(tmp_path, {"output_digest": "mine"})
+    assert (result.dataset_name, result.metric_value) == ("sciq", 0.5124)
+    assert "this model" in text and "teacher" in text and "another" not in text
+    assert export_card._benchmark(tmp_path, {"output_digest": "other"}) == ([], "")
+
+
+def test_students_of_ours_get_a_card_of_their_stages(
+    exported: Path, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lineage, licence and examples of the stage; forms, check and ONNX of the export."""
+    final = tmp_path / "distil_modernbert" / "final"
+    shutil.copytree(student, final, ignore=shutil.ignore_patterns("README.md"))
+    record = {
+        "format": 1, "script": "distil_modernbert", "status": "finished", "steps": 3,
+        "settings": {"SEED": 4, "OBJECTIVE": "mse"}, "inputs": {},
+    }  # fmt: skip
+    storage.write_json(final.parent / "run.json", record)
+    made: list[str] = []
+    monkeypatch.setattr(storage, "write_text", lambda path, text: made.append(text))
+    stage = type("Stage", (), {"building": tmp_path, "folder_of_recipe": tmp_path / "mine"})()
+    loaded = students.load_student(final)
+    export_card.write(stage, loaded, final, "| form |", licence="mit", language=["en"])
+    (text,) = made
+    data = ModelCard(text).data
+    assert (data.license, data.language) == ("mit", "en")
+    for heading in ("How it was made", "With ONNX", "Forms", "Is it read rightly?", "Limits"):
+        assert f"## {heading}\n" in text
+    assert "# mine/distil_modernbert\n" in text and "OBJECTIVE mse" in text
+
+
+def test_push_is_asked_for_and_private(
+    exported: Path, student: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A finished export goes up with its card, into a private repository, and only on --push."""
+    pushed: list[dict[str, Any]] = []
+
+    def create(self: HfApi, name: str, **given: Any) -> None:  # noqa: ANN401  the hub's
+        pushed.append({"name": name, **given})
+
+    def upload(self: HfApi, *, folder_path: Path, **given: Any) -> Any:  # noqa: ANN401  the hub's
+        pushed.append({"files": sorted(path.name for path in folder_path.iterdir()), **given})
+        return type("Commit", (), {"commit_url": "https://hub/me/small/commit/1"})
+
+    monkeypatch.setattr(HfApi, "create_repo", create)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    monkeypatch.setenv("HF_TOKEN", "hf_ThisIsTheSecretOfTheTests")
+    runs, texts = exported.parents[2], exported.parents[3] / "texts" / "texts.parquet"
+    named = ("--model-repository-name", "me/small")
+    export(runs, student, texts, *named)
+    assert not pushed  # a name and a token alone upload nothing
+    export(runs, student, texts, *named, "--push")
+    assert (pushed[0]["name"], pushed[0]["private"]) == ("me/small", True)
+    assert {"README.md", "model.safetensors", "onnx", "golden_vectors.json"} <= set(
+        pushed[1]["files"]
+    )
+    assert "https://hub/me/small/commit/1" in capsys.readouterr().out
+    export(runs, student, texts, *named, "--push", "--public")
+    assert pushed[2]["private"] is False
+    with pytest.raises(SystemExit):
+        export(runs, student, texts, "--push")
+    assert "--push needs a repository" in capsys.readouterr().err
