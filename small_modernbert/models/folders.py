@@ -142,7 +142,10 @@ def read_pooling(folder: Path) -> str:
     known = [name for name in POOLINGS if f"pooling_mode_{older[name]}" in flags]
     given = newer or (known if len(known) == len(flags) else flags)
     if len(given) != 1 or given[0] not in POOLINGS:
-        raise UserError(f"{path}: only mean or cls pooling can be trained, not {given or config}")
+        raise UserError(
+            f"{path}: only mean or cls pooling can be trained, not {given or config}; train it "
+            "with one of these: python distil_modernbert.py --pooling mean"
+        )
     return given[0]
 
 
@@ -165,17 +168,6 @@ def read_max_tokens(folder: Path, positions: int) -> int:
     if type(tokens) is not int or not 0 < tokens <= LARGEST_NUMBER:
         raise UserError(f"{path}: {name} is {tokens!r}; {CURE}")
     return min(tokens, positions)
-
-
-def positions_of(model: PreTrainedModel) -> int:
-    """Return the longest input of a model, tokens.
-
-    MPNet and RoBERTa number positions from beyond the padding's.
-    """
-    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    padding = getattr(table, "padding_idx", None)
-    limit = getattr(model.config, "max_position_embeddings", LARGEST_NUMBER)
-    return limit if padding is None else limit - padding - 1
 
 
 def write_transformer(

@@ -7,6 +7,7 @@ to be none of that size, weights that are missing or not finite, tokens without 
 """
 
 import dataclasses
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +25,9 @@ from small_modernbert.runs.errors import UserError
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
     from torch import nn
+    from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
 Model = TypeVar("Model")
 CURE = "take the model from its source again, or point at another folder"
 SAFE = (
@@ -93,7 +96,33 @@ def open_sentence_transformer(folder: Path) -> "SentenceTransformer":
         model_kwargs={"use_safetensors": True, "dtype": torch.float32},
     )
     check_weights(model, folder)
+    _limit_length(model, folder)
     return model.eval()
+
+
+def _limit_length(model: "SentenceTransformer", folder: Path) -> None:
+    """Cut texts at a model's positions, where its folder says that it reads more than it can."""
+    transformer = getattr(model[0], "auto_model", None)
+    limit = LARGEST_NUMBER if transformer is None else positions_of(transformer)
+    said = model.max_seq_length
+    if limit < LARGEST_NUMBER and (said is None or said > limit):
+        if said is not None and said < LARGEST_NUMBER:  # a tokenizer's "no limit" is 10^30
+            logger.warning(
+                "%s says that it reads %s tokens, and has %s positions: longer texts are cut there",
+                *(folder, f"{said:,}", f"{limit:,}"),
+            )
+        model.max_seq_length = limit
+
+
+def positions_of(model: "PreTrainedModel") -> int:
+    """Return the longest input of a model, tokens.
+
+    MPNet and RoBERTa number positions from beyond the padding's.
+    """
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    limit = getattr(model.config, "max_position_embeddings", LARGEST_NUMBER)
+    return limit if padding is None else limit - padding - 1
 
 
 def fetch(reference: Path | str, revision: str | None = None) -> Path:

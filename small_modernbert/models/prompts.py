@@ -135,6 +135,13 @@ def settle(
             "without: --no-train-with-prompts"
         )
     if not wanted or prompts != student.prompts:
+        if prompts != student.prompts:
+            logger.info(
+                "the student came with the prompts %s; it is trained and measured, from the start, "
+                "with %s",
+                vars(student.prompts),
+                vars(prompts),
+            )
         student.prompts = prompts
     stage.record.facts |= {"prompts": vars(prompts), "prompts_trained_with": bool(prompts)}
 

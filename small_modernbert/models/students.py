@@ -33,6 +33,7 @@ from small_modernbert.models.loading import (
     explained,
     fetch,
     load,
+    positions_of,
     read_header,
 )
 from small_modernbert.models.packed_encoder import PackedEncoder, output_width
@@ -82,7 +83,7 @@ class Student:
     @property
     def positions(self) -> int:
         """The longest input that the transformer takes, tokens."""
-        return folders.positions_of(self.body)
+        return positions_of(self.body)
 
     @property
     def prompts(self) -> Prompts:

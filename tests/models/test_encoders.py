@@ -136,3 +136,22 @@ def test_figures_are_those_of_sentence_transformers(
     assert not np.allclose(
         without.encode_queries(made.queries), encoder.encode_queries(made.queries), atol=1e-3
     )
+
+
+@pytest.mark.parametrize("said", [None, 4_096, 10**30])
+def test_a_length_beyond_the_positions_is_cut_at_these(
+    plain: Path, tmp_path: Path, said: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder that says that it reads more than it has positions reads what it has."""
+    folder = tmp_path / "model"
+    shutil.copytree(plain, folder)
+    change(folder, "sentence_bert_config.json", max_seq_length=said)
+    change(folder, "tokenizer_config.json", model_max_length=said or 10**30)
+    positions = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    words = " ".join(Language(3).words[:9])
+    long = " ".join([words] * positions)
+    encoder = encoders.load_encoder(folder)
+    assert encoder.model.max_seq_length == positions
+    cut = " ".join(long.split()[: 2 * positions])
+    np.testing.assert_allclose(*encoder.encode([long, cut]), atol=1e-6)
+    assert ("longer texts are cut there" in caplog.text) == (said == 4_096)
