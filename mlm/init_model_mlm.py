@@ -30,7 +30,10 @@ from small_modernbert.runs.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from small_modernbert.initialisation.filling import Transfer
+    import numpy as np
+
+    from small_modernbert.data.token_store import TokenStore
+    from small_modernbert.initialisation.donor_transfer import Transfer
     from small_modernbert.models.students import Student
 
 # Inputs
@@ -189,10 +192,10 @@ def fit_to_labels(
 
 def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> tuple[Student, Transfer]:
     """Carve the student out of the donor."""
-    from small_modernbert.initialisation import filling
+    from small_modernbert.initialisation import donor_transfer
 
     student, donor = load_both(inputs)
-    layers, transfer = filling.carve(
+    layers, transfer = donor_transfer.carve(
         student,
         donor,
         str(inputs["donor"]),
@@ -207,10 +210,10 @@ def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> tuple[St
 
 def start_tiled(stage: stages.Stage, inputs: dict[str, Path | str]) -> tuple[Student, Transfer]:
     """Fill the student with a smaller donor."""
-    from small_modernbert.initialisation import filling
+    from small_modernbert.initialisation import donor_transfer
 
     student, donor = load_both(inputs)
-    layers, transfer = filling.tile(student, donor, str(inputs["donor"]))
+    layers, transfer = donor_transfer.tile(student, donor, str(inputs["donor"]))
     stage.record.facts["donor_layers"] = layers
     return student, transfer
 
@@ -233,35 +236,17 @@ def start_from_table(
     from small_modernbert.initialisation import static_table, vocabulary
     from small_modernbert.models import students
     from small_modernbert.models.teachers import load_teacher
-    from small_modernbert.runs import report
 
     student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
     tokenizer = student.tokenizer
-    found = labels.open_labels(inputs["labels"])
-    found.check_width(student.width)
-    tokens = token_store.store_splits(stage, "labels", found.texts, student.backend)["train"]
+    label_shards = labels.open_labels(inputs["labels"])
+    label_shards.check_width(student.width)
+    tokens = token_store.store_splits(stage, "labels", label_shards.texts, student.backend)["train"]
+    with stage.shared("labels", "vectors") as cache:
+        vectors = label_shards.vectors("train", cache / "train.f16")
     table = vocabulary.teacher_table(load_teacher(inputs["teacher"]), tokenizer)
     special = np.asarray(sorted(tokenizer.all_special_ids))
-    counts = np.bincount(tokens.ids, minlength=len(table))[: len(table)]
-    weights = static_table.zipf_weights(counts)
-    plain = table * weights[:, None]
-    plain[special] = 0
-    vocabulary.save_static(
-        stage.building / "static_untrained", static_table.scale_to_fit(plain), tokenizer
-    )
-    with stage.shared("labels", "vectors") as cache:
-        vectors = found.vectors("train", cache / "train.f16")
-    steps = static_table.fit_steps(len(tokens), MAP_EPOCHS + FIT_EPOCHS)
-    with report.progress(description="fitting the table", total=steps, unit="steps") as bar:
-        common = {"special": special, "seed": SEED, "advance": bar.update}
-        table = static_table.fit_map(
-            table, weights, tokens, vectors,
-            epochs=MAP_EPOCHS, learning_rate=MAP_LEARNING_RATE, **common,
-        )  # fmt: skip
-        table = static_table.fit_table(
-            table, tokens, vectors, epochs=FIT_EPOCHS, learning_rate=FIT_LEARNING_RATE, **common
-        )
-    content = static_table.scale_to_fit(table)
+    content = static_table.scale_to_fit(fit_table(table, special, tokens, vectors))
     static_table.start_static(student.transformer, content, RESIDUAL_SCALE)
     vocabulary.save_static(stage.building / "static_twin", content, tokenizer)
     how: dict[str, tuple[str, str]] = {
@@ -274,6 +259,36 @@ def start_from_table(
         f"passes over the labels, rows in {FIT_EPOCHS}",
     )
     return student, how
+
+
+def fit_table(
+    table: np.ndarray, special: np.ndarray, tokens: TokenStore, vectors: np.ndarray
+) -> np.ndarray:
+    """Weight the table by how rare its tokens are in the labels' texts, and fit it to the labels.
+
+    Args:
+        table: `(vocabulary, width)`, the teacher's vector of each entry.
+        special: ids of special tokens.
+        tokens: of the training texts.
+        vectors: `(texts, width)`, their labels.
+    """
+    import numpy as np
+
+    from small_modernbert.initialisation import static_table
+    from small_modernbert.runs import report
+
+    counts = np.bincount(tokens.ids, minlength=len(table))[: len(table)]
+    weights = static_table.zipf_weights(counts)
+    steps = static_table.fit_steps(len(tokens), MAP_EPOCHS + FIT_EPOCHS)
+    with report.progress(description="fitting the table", total=steps, unit="steps") as bar:
+        common = {"special": special, "seed": SEED, "advance": bar.update}
+        table = static_table.fit_map(
+            table, weights, tokens, vectors,
+            epochs=MAP_EPOCHS, learning_rate=MAP_LEARNING_RATE, **common,
+        )  # fmt: skip
+        return static_table.fit_table(
+            table, tokens, vectors, epochs=FIT_EPOCHS, learning_rate=FIT_LEARNING_RATE, **common
+        )
 
 
 def report_transfer(stage: stages.Stage, how: Transfer) -> None:

@@ -90,12 +90,14 @@ if [[ $controls ]]; then
     --max-steps "$mlm_steps" --checkpoint-every "$checkpoint" --evaluate-every 0
   stage distil_modernbert.py --variant guide --student mlm/pre_train --learning-rate 2e-3 \
     "${distil[@]}"
+  # The teacher's table as it is: neither fitted to the labels nor trained.
+  stage mlm/init_model_mlm.py --variant untrained --init static --map-epochs 0 --fit-epochs 0
   stage distil_modernbert.py --variant random --student build_and_save_small_modernbert \
     --learning-rate 2e-3 "${distil[@]}"
   stage benchmark_hotpotqa.py "${benchmark[@]}" --variant controls \
     --models modernbert=distil_modernbert@modernbert guide+mlm=distil_modernbert@guide \
     random-start=distil_modernbert@random \
-    untrained-static=mlm/init_model_mlm@static/static_untrained
+    untrained-static=mlm/init_model_mlm@untrained/static_twin
 fi
 
 # 10  All of it on a page. [0.4]

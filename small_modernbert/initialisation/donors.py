@@ -1,4 +1,4 @@
-"""Reading donors: ModernBERT, BERT and MPNet weights in the one notation of `guide`."""
+"""Reading donors: ModernBERT, BERT and MPNet weights in the one notation of `folding`."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from small_modernbert.initialisation.guide import Donor, DonorBlock
+from small_modernbert.initialisation.folding import Donor, DonorBlock
 from small_modernbert.runs.errors import UserError
 
 

@@ -15,8 +15,8 @@ from typing import Literal
 from torch import nn
 from transformers import PreTrainedModel
 
-from small_modernbert.initialisation.filling import LEFT, Transfer
-from small_modernbert.initialisation.guide import choose_layers
+from small_modernbert.initialisation.donor_transfer import LEFT, Transfer
+from small_modernbert.initialisation.folding import choose_layers
 from small_modernbert.models.architecture import layer_types
 from small_modernbert.models.students import Student
 from small_modernbert.runs.errors import UserError

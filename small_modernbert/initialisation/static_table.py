@@ -12,7 +12,7 @@ gain is 0 there. They are the last two, those that carry least of the labels.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -77,20 +77,18 @@ def fit_map(
     rows[torch.from_numpy(special.astype(np.int64))] = 0
     matrix = nn.Parameter(torch.eye(table.shape[1]))
     logarithms = nn.Parameter(torch.from_numpy(np.log(weights).astype(np.float32)))
+
+    def encode(ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        weighted = {"mode": "sum", "per_sample_weights": logarithms[ids].exp()}
+        return functional.embedding_bag(ids, rows, offsets, **weighted) @ matrix
+
     optimizer = torch.optim.Adam(
-        [{"params": [matrix], "scale": 1.0}, {"params": [logarithms], "scale": 10.0}]
+        [
+            {"params": [matrix], "lr": learning_rate},
+            {"params": [logarithms], "lr": learning_rate * 10.0},
+        ]
     )
-    for share, ids, offsets, wanted in _passes(tokens, vectors, epochs, seed):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * group["scale"] * (1 - share)
-        pooled = functional.embedding_bag(
-            ids, rows, offsets, mode="sum", per_sample_weights=logarithms[ids].exp()
-        )
-        loss = (1 - functional.cosine_similarity(pooled @ matrix, wanted)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        advance(1)
+    _fit(optimizer, encode, _passes(tokens, vectors, epochs, seed), advance)
     fitted = (rows * logarithms.detach().exp()[:, None] @ matrix.detach()).numpy()
     length = np.linalg.norm(fitted, axis=1).mean()
     before = np.linalg.norm(rows.numpy() * weights[:, None], axis=1).mean()
@@ -150,17 +148,43 @@ def fit_table(
     weight = nn.Parameter(torch.from_numpy(table.astype(np.float32)))
     optimizer = torch.optim.Adam([weight], lr=learning_rate, fused=True)
     skip = torch.from_numpy(special.astype(np.int64))
-    for share, ids, offsets, wanted in _passes(tokens, vectors, epochs, seed):
-        optimizer.param_groups[0]["lr"] = learning_rate * (1 - share)
+
+    def leave_special(rows: nn.Parameter) -> None:
+        rows.grad[skip] = 0
+
+    weight.register_post_accumulate_grad_hook(leave_special)
+
+    def encode(ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         # The mean and the sum have one direction, and special tokens' rows are zero.
-        pooled = functional.embedding_bag(ids, weight, offsets, mode="sum")
-        loss = (1 - functional.cosine_similarity(pooled, wanted)).mean()
+        return functional.embedding_bag(ids, weight, offsets, mode="sum")
+
+    _fit(optimizer, encode, _passes(tokens, vectors, epochs, seed), advance)
+    return weight.detach().numpy()
+
+
+def _fit(
+    optimizer: torch.optim.Optimizer,
+    encode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    passes: Iterable[tuple[float, torch.Tensor, torch.Tensor, torch.Tensor]],
+    advance: Callable[[int], None],
+) -> None:
+    """Turn texts' vectors towards the teacher's, at rates that fall linearly to 0.
+
+    Args:
+        optimizer: with the rates at their peak.
+        encode: token ids and offsets of a batch to `(texts, width)`.
+        passes: from `_passes`.
+        advance: called after each step.
+    """
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    for share, ids, offsets, wanted in passes:
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * (1 - share)
+        loss = (1 - functional.cosine_similarity(encode(ids, offsets), wanted)).mean()
         optimizer.zero_grad()
         loss.backward()
-        weight.grad[skip] = 0
         optimizer.step()
         advance(1)
-    return weight.detach().numpy()
 
 
 def scale_to_fit(table: np.ndarray, share: float = 0.9) -> np.ndarray:

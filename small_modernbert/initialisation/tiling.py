@@ -62,58 +62,69 @@ def tile_model(
     Raises:
         ValueError: vocabularies or head widths differ, or the large model is smaller somewhere.
     """
-    pairs = (
-        ("vocabulary", "vocab_size"),
-        ("head width", lambda config: config.hidden_size // config.num_attention_heads),
-    )
-    for what, read in pairs:
-        ours, theirs = (
-            read(config) if callable(read) else getattr(config, read)
-            for config in (large_config, small_config)
-        )
-        if ours != theirs:
-            raise ValueError(f"{what} {ours} here, {theirs} in the smaller model")
-    width, units = large_config.hidden_size, large_config.intermediate_size
-    heads, small_heads = large_config.num_attention_heads, small_config.num_attention_heads
-    depth, small_depth = large_config.num_hidden_layers, small_config.num_hidden_layers
-    sources = spaced_layers(depth, small_depth)
-
-    def fill(kind: str, tensor: torch.Tensor) -> torch.Tensor:
-        if kind == "attn.Wqkv.weight":
-            parts = tensor.unflatten(0, (3, small_heads, -1))
-            return tile(parts, (3, heads, parts.shape[2], width)).flatten(0, 2)
-        if kind == "attn.Wo.weight":
-            parts = tensor.unflatten(1, (small_heads, -1))
-            return tile(parts, (width, heads, parts.shape[2])).flatten(1)
-        if kind == "mlp.Wi.weight":
-            return tile(tensor.unflatten(0, (2, -1)), (2, units, width)).flatten(0, 1)
-        if kind == "mlp.Wo.weight":
-            return tile(tensor, (width, units))
-        return tile(tensor, (width,))
-
-    found: Tensors = {}
+    check_fit(small_config, large_config)
+    sources = spaced_layers(large_config.num_hidden_layers, small_config.num_hidden_layers)
+    filled: Tensors = {}
     layers: dict[int, Tensors] = {}
     for name, tensor in small.items():
         layer = re.search(r"layers\.(\d+)\.(.+)", name)
         if layer:
             layers.setdefault(int(layer[1]), {})[layer[2]] = tensor
             prefix = name[: layer.start()]
-        elif tensor.ndim == 2 and len(tensor) == small_config.vocab_size:
-            found[name] = tile(tensor, (len(tensor), width))
-        elif tensor.ndim == 2:
-            found[name] = tile(tensor, (width, width))
-        elif len(tensor) == small_config.vocab_size:
-            found[name] = tensor.clone()
         else:
-            found[name] = tile(tensor, (width,))
+            filled[name] = _fill_outside(tensor, small_config.vocab_size, large_config.hidden_size)
     for index, source in enumerate(sources):
         for kind, tensor in layers[source].items():
-            found[f"{prefix}layers.{index}.{kind}"] = fill(kind, tensor)
-    # The first layer has no norm of its own: the embedding's serves.
-    missing = [i for i, source in enumerate(sources) if "attn_norm.weight" not in layers[source]]
-    for index in missing:
-        if index:
+            filled[f"{prefix}layers.{index}.{kind}"] = _fill_in_layer(
+                kind, tensor, small_config.num_attention_heads, large_config
+            )
+        if index and "attn_norm.weight" not in layers[source]:
+            # The first layer has no norm of its own: the embedding's serves.
             gain = small[next(n for n in small if n.endswith("embeddings.norm.weight"))]
-            found[f"{prefix}layers.{index}.attn_norm.weight"] = tile(gain, (width,))
-    found.pop(f"{prefix}layers.0.attn_norm.weight", None)
-    return found, sources
+            wider = tile(gain, (large_config.hidden_size,))
+            filled[f"{prefix}layers.{index}.attn_norm.weight"] = wider
+    filled.pop(f"{prefix}layers.0.attn_norm.weight", None)
+    return filled, sources
+
+
+def check_fit(small: ModernBertConfig, large: ModernBertConfig) -> None:
+    """Refuse models whose tokens or heads are not the same.
+
+    Raises:
+        ValueError: vocabularies or head widths differ.
+    """
+    for what, ours, theirs in (
+        ("vocabulary", large.vocab_size, small.vocab_size),
+        (
+            "head width",
+            large.hidden_size // large.num_attention_heads,
+            small.hidden_size // small.num_attention_heads,
+        ),
+    ):
+        if ours != theirs:
+            raise ValueError(f"{what} {ours} here, {theirs} in the smaller model")
+
+
+def _fill_in_layer(
+    kind: str, tensor: torch.Tensor, small_heads: int, large: ModernBertConfig
+) -> torch.Tensor:
+    """Tile a layer's tensor, head by head where it has heads."""
+    width, units, heads = large.hidden_size, large.intermediate_size, large.num_attention_heads
+    if kind == "attn.Wqkv.weight":
+        parts = tensor.unflatten(0, (3, small_heads, -1))
+        return tile(parts, (3, heads, parts.shape[2], width)).flatten(0, 2)
+    if kind == "attn.Wo.weight":
+        parts = tensor.unflatten(1, (small_heads, -1))
+        return tile(parts, (width, heads, parts.shape[2])).flatten(1)
+    if kind == "mlp.Wi.weight":
+        return tile(tensor.unflatten(0, (2, -1)), (2, units, width)).flatten(0, 1)
+    if kind == "mlp.Wo.weight":
+        return tile(tensor, (width, units))
+    return tile(tensor, (width,))
+
+
+def _fill_outside(tensor: torch.Tensor, vocabulary: int, width: int) -> torch.Tensor:
+    """Tile a tensor of the embedding, the last norm or the head."""
+    if tensor.ndim == 2:
+        return tile(tensor, (len(tensor) if len(tensor) == vocabulary else width, width))
+    return tensor.clone() if len(tensor) == vocabulary else tile(tensor, (width,))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedTokenizerFast
 
-from small_modernbert.initialisation import filling, tiling
+from small_modernbert.initialisation import donor_transfer, tiling
 from small_modernbert.models.students import Student
 
 IDS = torch.tensor([[1, 7, 9, 30, 2, 8]])
@@ -116,7 +116,7 @@ def test_an_untied_decoder_does_not_become_the_table(
     ).eval()
     blank = make_student(masked_lm=True, seed=1, hidden_size=64)
     student, donor = Student(blank, tokenizer, 64), Student(untied, tokenizer, 64)
-    layers, transfer = filling.tile(student, donor, "small")
+    layers, transfer = donor_transfer.tile(student, donor, "small")
     assert layers == [0, 0, 1, 1]
     assert transfer["donor: decoder.weight"] == (
         "left",

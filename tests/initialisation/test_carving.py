@@ -1,4 +1,4 @@
-"""Promises of guide.py and donors.py: what a student is carved from, tensor by tensor."""
+"""Promises of carving, folding and donors: what a student is carved from, tensor by tensor."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from small_modernbert.initialisation import donors, guide
+from small_modernbert.initialisation import carving, donors, folding
 from small_modernbert.models import folders, projection, students
 from small_modernbert.runs.errors import UserError
 
@@ -33,15 +33,15 @@ def carve(
     layers: list[int] | None = None,
     token_rows: torch.Tensor | None = None,
     **options: bool,
-) -> guide.Carved:
+) -> carving.Carved:
     """Carve `student` (with its head) out of `donor` and load what came out."""
     config = student.config
     read = donors.read_donor(donor)
     if layers is None:
-        layers = guide.choose_layers("uniform", config.num_hidden_layers, len(read.blocks))
+        layers = folding.choose_layers("uniform", config.num_hidden_layers, len(read.blocks))
     if token_rows is None:
         token_rows = torch.arange(config.vocab_size)
-    carved = guide.carve(
+    carved = carving.carve(
         read,
         student.state_dict(),
         heads=config.num_attention_heads,
@@ -178,7 +178,7 @@ def test_narrower_student_equals_the_formulas(make_student: Make) -> None:
 def test_value_and_gate_rows_stay_together() -> None:
     """A unit that is picked brings its value row, its gate row and its output column."""
     unit = torch.arange(10.0)
-    block = guide.DonorBlock(
+    block = folding.DonorBlock(
         query=torch.zeros(1, 2, 4),
         key=torch.zeros(1, 2, 4),
         value=torch.zeros(1, 2, 4),
@@ -189,7 +189,7 @@ def test_value_and_gate_rows_stay_together() -> None:
         attention_gain=None,
         units_gain=torch.ones(4),
     )
-    value, gate, out = guide.fold_units(block, torch.eye(4), 4)
+    value, gate, out = folding.fold_units(block, torch.eye(4), 4)
     assert value[:, 0].tolist() == [0, 2, 5, 7]
     assert (gate - value).unique().tolist() == [100]
     assert (out.T - value).unique().tolist() == [200]
@@ -211,7 +211,7 @@ def test_value_and_gate_rows_stay_together() -> None:
 )
 def test_choose_layers(selection: str, count: int, total: int, layers: list[int]) -> None:
     """Each way of choosing gives the layers that its description promises."""
-    assert guide.choose_layers(selection, count, total) == layers
+    assert folding.choose_layers(selection, count, total) == layers
 
 
 def test_narrower_heads_keep_their_frequencies() -> None:
@@ -221,12 +221,12 @@ def test_narrower_heads_keep_their_frequencies() -> None:
         return [1e4 ** (-2 * pair / head_dim) for pair in range(head_dim // 2)]
 
     for head_dim, donor_head_dim in ((32, 64), (16, 64), (8, 8)):
-        picked = guide.rotary_pairs(head_dim, donor_head_dim)
+        picked = folding.rotary_pairs(head_dim, donor_head_dim)
         first, second = picked[: head_dim // 2], picked[head_dim // 2 :]
         assert [turns(donor_head_dim)[place] for place in first] == pytest.approx(turns(head_dim))
         assert second == [place + donor_head_dim // 2 for place in first]
     with pytest.raises(ValueError, match="cannot pick"):
-        guide.rotary_pairs(16, 8)
+        folding.rotary_pairs(16, 8)
 
 
 def test_wider_heads_than_the_donors_stay_fresh(make_student: Make) -> None:
@@ -247,7 +247,7 @@ def test_narrower_heads_keep_the_size_of_scores() -> None:
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(8, 64, 96, generator=generator)
     nothing = torch.zeros(96, 4)
-    block = guide.DonorBlock(
+    block = folding.DonorBlock(
         query=query,
         key=query,
         value=query,
@@ -258,7 +258,7 @@ def test_narrower_heads_keep_the_size_of_scores() -> None:
         attention_gain=None,
         units_gain=torch.ones(96),
     )
-    qkv, _ = guide.fold_attention(block, torch.eye(96), heads=8, head_dim=32)
+    qkv, _ = folding.fold_attention(block, torch.eye(96), heads=8, head_dim=32)
     mine = qkv.reshape(3, 8, 32, 96)
     stream = torch.randn(50, 96, generator=generator)
 
@@ -267,7 +267,7 @@ def test_narrower_heads_keep_the_size_of_scores() -> None:
         return float((one * two).sum(dim=2).mean() / math.sqrt(query.shape[1]))
 
     assert size(mine[0], mine[1]) == pytest.approx(size(query, query), rel=0.02)
-    assert torch.equal(mine[2], query[:, guide.rotary_pairs(32, 64)])  # values keep theirs
+    assert torch.equal(mine[2], query[:, folding.rotary_pairs(32, 64)])  # values keep theirs
 
 
 SHAPE = {
@@ -447,7 +447,7 @@ def test_norm_scale_gives_the_donors_size(make_student: Make) -> None:
     plain = torch.nn.functional.layer_norm(table @ p.directions.T, (24,))
     carve(donor, student, norm_scale=True)
     scale = student.state_dict()["model.layers.1.mlp_norm.weight"]
-    torch.testing.assert_close(scale, torch.full((24,), guide.stream_scale(64, p)))
+    torch.testing.assert_close(scale, torch.full((24,), folding.stream_scale(64, p)))
     sizes = [float(part.square().mean().sqrt()) for part in (plain, plain * scale, wanted)]
     assert sizes[0] < 0.9 * sizes[2]
     assert sizes[1] == pytest.approx(sizes[2], rel=0.05)

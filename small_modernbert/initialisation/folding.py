@@ -1,10 +1,8 @@
-"""Guided initialisation: a narrow ModernBERT carved out of a wide model.
+"""A donor in one notation for every family, and its weights folded through a projection.
 
-The method is GUIDE's (arXiv 2510.06502): the principal directions of the donor's embedding table
-give an orthonormal projection P `(width, donor_width)`; with the student's stream standing for P
-times the donor's, a matrix that reads the stream becomes W P^T and one that writes to it P W.
-Attention heads and GeGLU units are then picked evenly. Which donor layers feed which student
-layers (the first ones, or evenly spaced ones) is a separate choice.
+With P `(width, donor_width)` orthonormal and a stream that stands for P times the donor's, a matrix
+that reads the stream becomes W P^T and one that writes to it P W (GUIDE, arXiv 2510.06502).
+Attention heads and GeGLU units are then picked evenly.
 
 LayerNorm does not commute with a rotation, so at a smaller width no layer's output can come back
 exactly; at equal width P is the identity and everything does.
@@ -12,15 +10,12 @@ exactly; at equal width P is the identity and everything does.
 Pure functions over tensors; no files, no models loaded.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
-from small_modernbert.models.projection import Projection, principal_directions
-
-How = Literal["copied", "projected", "fresh"]
+from small_modernbert.models.projection import Projection
 
 
 def evenly(count: int, total: int) -> list[int]:
@@ -105,19 +100,6 @@ class Donor:
     left_behind: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Carved:
-    """A student's initial tensors.
-
-    Attributes:
-        tensors: name in the student's state dict -> value; those not listed stay fresh.
-        how: name -> ("copied" | "projected" | "fresh", where it comes from or why it is fresh).
-    """
-
-    tensors: dict[str, torch.Tensor]
-    how: dict[str, tuple[How, str]]
-
-
 def project_gain(gain: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
     """Return the diagonal of P diag(gain) P^T: the gain, as far as a diagonal can carry it."""
     return directions.square() @ gain
@@ -200,108 +182,3 @@ def fold_units(
     if block.units_gate is not None:
         gate = fold_reader(block.units_gate.index_select(0, picked), block.units_gain, directions)
     return value, gate, fold_writer(block.units_out.index_select(1, picked), directions)
-
-
-@torch.no_grad()
-def carve(
-    donor: Donor,
-    student: dict[str, torch.Tensor],
-    *,
-    heads: int,
-    layer_types: Sequence[str],
-    donor_layers: Sequence[int],
-    token_rows: torch.Tensor,
-    centred: bool = False,
-    norm_scale: bool = False,
-) -> Carved:
-    """Carve a student's tensors out of a donor.
-
-    GUIDE's own form is one donor layer, the first. Of the table's mean it does not say whether it
-    is taken off before the PCA; ours keeps it, see `principal_directions`.
-
-    Args:
-        donor: the weights to carve from.
-        student: the blank student's state dict; it gives every shape, and the fresh rows of
-            tokens that the donor does not have.
-        heads: the student's attention heads.
-        layer_types: the student's attention type per layer.
-        donor_layers: donor layer for each student layer; student layers beyond the list stay fresh.
-        token_rows: `(student_vocabulary,)`, each token's row in the donor's table, -1 for none.
-        centred: whether the table's mean is taken off, before the PCA and from every row.
-        norm_scale: whether gains make up for what a narrower LayerNorm does to the scale, see
-            `stream_scale`.
-
-    Raises:
-        ValueError: the student is wider than the donor in any direction.
-    """
-    embedding_name = "model.embeddings.tok_embeddings.weight"
-    width = student[embedding_name].shape[1]
-    donor_width = donor.embedding.shape[1]
-    source_table = donor.embedding
-    if centred:
-        source_table = source_table - source_table.mean(dim=0)
-    projection = principal_directions(source_table, width)
-    scale = stream_scale(donor_width, projection) if norm_scale else 1.0
-    directions = projection.directions
-    kept = f"P {donor_width} -> {width}, {float(projection.explained.sum()):.1%} of the table"
-    carry: How = "copied" if width == donor_width else "projected"
-    tensors: dict[str, torch.Tensor] = {}
-    how: dict[str, tuple[How, str]] = {}
-
-    def put(name: str, value: torch.Tensor, source: str) -> None:
-        if value.shape != student[name].shape:
-            raise ValueError(f"{name}: {tuple(value.shape)} for {tuple(student[name].shape)}")
-        tensors[name] = value.to(student[name].dtype).contiguous()
-        how[name] = (carry, source)
-
-    known = token_rows >= 0
-    table = student[embedding_name].clone()
-    table[known] = source_table[token_rows[known]] @ directions.T
-    put(embedding_name, table, f"embedding, {kept}; {int((~known).sum()):,} rows fresh")
-    gain = project_gain(donor.embedding_gain, directions) * scale
-    put("model.embeddings.norm.weight", gain, "embedding norm, diag(P g P^T)")
-    for index, source_index in enumerate(donor_layers):
-        block, prefix = donor.blocks[source_index], f"model.layers.{index}."
-        source = f"donor layer {source_index}"
-        if block.attention_type != layer_types[index]:
-            source += f" ({block.attention_type} there, {layer_types[index]} here)"
-        head_dim = student[prefix + "attn.Wo.weight"].shape[1] // heads
-        donor_heads, donor_head_dim, _ = block.query.shape
-        if head_dim > donor_head_dim:
-            # No pairing of narrow heads keeps what they attend to: two patterns are not one.
-            reason = f"heads of {head_dim}, and {source} has heads of {donor_head_dim}"
-            how[prefix + "attn.Wqkv.weight"] = how[prefix + "attn.Wo.weight"] = ("fresh", reason)
-        else:
-            qkv, out = fold_attention(block, directions, heads, head_dim)
-            put(prefix + "attn.Wqkv.weight", qkv, f"{source}, {heads} of {donor_heads} heads")
-            put(prefix + "attn.Wo.weight", out, source)
-        units = student[prefix + "mlp.Wo.weight"].shape[1]
-        value, gate, out = fold_units(block, directions, units)
-        note = f"{source}, {units} of {len(block.units_in)} units"
-        if gate is None:
-            gate = student[prefix + "mlp.Wi.weight"][units:]
-            note += "; gate half fresh: the donor has no gate"
-        put(prefix + "mlp.Wi.weight", torch.cat([value, gate]), note)
-        put(prefix + "mlp.Wo.weight", out, source)
-        for norm in ("attn_norm.weight", "mlp_norm.weight"):
-            if prefix + norm in student:
-                ones = torch.full_like(student[prefix + norm], scale)
-                put(prefix + norm, ones, f"{source}: its gain is folded into the next matrix")
-    if donor.final_gain is not None:
-        gain = project_gain(donor.final_gain, directions) * scale
-        put("model.final_norm.weight", gain, "final norm, diag(P g P^T)")
-    if donor.head_dense is not None and "head.dense.weight" in student:
-        dense = fold_writer(donor.head_dense @ directions.T, directions)
-        put("head.dense.weight", dense, "MLM head, P W P^T")
-    if donor.head_gain is not None and "head.norm.weight" in student:
-        put("head.norm.weight", project_gain(donor.head_gain, directions), "MLM head's norm")
-    if donor.decoder_bias is not None and "decoder.bias" in student:
-        bias = torch.zeros_like(student["decoder.bias"])
-        bias[known] = donor.decoder_bias[token_rows[known]]
-        tensors["decoder.bias"], how["decoder.bias"] = bias, ("copied", "decoder bias")
-    if "decoder.weight" in student:
-        tensors["decoder.weight"] = tensors[embedding_name]
-        how["decoder.weight"] = (carry, "tied to the embedding")
-    for name in student:
-        how.setdefault(name, ("fresh", "nothing in the donor maps to it"))
-    return Carved(tensors, how)

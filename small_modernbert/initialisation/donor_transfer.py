@@ -1,6 +1,6 @@
 """A blank student filled from a donor: carved out of a larger one (GUIDE), or tiled with a smaller.
 
-What the pure functions of `guide` and `tiling` make of tensors is put into the student here, and
+What `carving` and `tiling` make of tensors is put into the student here, and
 every tensor of both models is accounted for.
 """
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from small_modernbert.initialisation import donors, guide, tiling, vocabulary
+from small_modernbert.initialisation import carving, donors, folding, tiling, vocabulary
 from small_modernbert.models.students import Student
 from small_modernbert.runs.errors import UserError
 
@@ -27,15 +27,15 @@ def carve(
     count: int,
     **options: bool,
 ) -> tuple[list[int], Transfer]:
-    """Carve a student out of a larger donor of any family; see `guide.carve`.
+    """Carve a student out of a larger donor of any family; see `carving.carve`.
 
     Args:
         student: blank, with its language-modelling head; its weights change.
         loaded: the donor.
         name: of the donor, for messages.
-        selection: of the donor's layers, see `guide.choose_layers`.
+        selection: of the donor's layers, see `folding.choose_layers`.
         count: student layers to carve; 0 = all.
-        options: `centred` and `norm_scale` of `guide.carve`.
+        options: `centred` and `norm_scale` of `carving.carve`.
 
     Returns:
         The donor's layers, and what became of every tensor.
@@ -46,13 +46,13 @@ def carve(
     donor, model = donors.read_donor(loaded.transformer), student.transformer
     config = model.config
     rows = vocabulary.match(student.tokenizer, loaded.tokenizer, config.vocab_size)
-    layers = guide.choose_layers(selection, config.num_hidden_layers, len(donor.blocks))
+    layers = folding.choose_layers(selection, config.num_hidden_layers, len(donor.blocks))
     layers = layers[: count or None]
     tell_layers(layers, [block.attention_type for block in donor.blocks], config.layer_types)
     for reason in donor.left_behind:
         logger.info("not transferred: %s", reason)
     try:
-        carved = guide.carve(
+        carved = carving.carve(
             donor,
             model.state_dict(),
             heads=config.num_attention_heads,
