@@ -138,12 +138,12 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
     from small_modernbert.training import contrastive
 
     sets, pairs = evaluation_sets.load_watched(VALIDATION_SETS, STS, inputs)
-    judged = triplets.open_triplets(inputs["triplets"])
-    logits = OBJECTIVE == "margin_mse" and contrastive.takes_logits(MARGINS, judged.scale)
-    dev, _ = training_examples.collect(training_examples.from_judged(judged.rows("dev")))
+    stored = triplets.open_triplets(inputs["triplets"])
+    logits = OBJECTIVE == "margin_mse" and contrastive.takes_logits(MARGINS, stored.scale)
+    dev, _ = training_examples.collect(training_examples.from_judged(stored.rows("dev")))
     dev = contrastive.with_logits(dev) if logits else dev
     watched = watching.Watched(watching.HeldOutTriplets(dev.with_negatives()), pairs, sets)
-    rows = training_examples.from_judged(judged.rows("train"))
+    rows = training_examples.from_judged(stored.rows("train"))
     train, dropped = training_examples.collect(rows, watched.texts())
     train, read = contrastive.with_logits(train) if logits else train, len(train)
     if NEGATIVES:
@@ -152,13 +152,11 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
         # Margins and rankings are of a row's own texts: without a negative there is none.
         train = train.with_negatives()
     if not len(train):
-        raise UserError(
-            f"{judged.folder} has no row to train on (dropped: {dropped or 'none'}; without a "
-            f"negative: {read:,}); {judged.cure}"
-        )
+        lost = f"dropped: {dropped or 'none'}; without a negative: {read:,}"
+        raise UserError(f"{stored.folder} has no row to train on ({lost}); {stored.cure}")
     stage.record.facts["judge"] = {
-        "name": judged.judge,
-        "scale": judged.scale,
+        "name": stored.judge,
+        "scale": stored.scale,
         "margins": "logits" if logits else "scores",
         "margin_scale": MARGIN_SCALE or (contrastive.LOGIT_MARGIN if logits else 1.0),
     }
@@ -166,7 +164,7 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
         "train": len(train),
         "negatives": len(train.negatives),
         "without_negatives": read - len(train),
-        "dev": judged.counts["dev"],
+        "dev": stored.counts["dev"],
         "dev_with_negatives": len(watched.held_out),
         "dropped": dropped,
     }

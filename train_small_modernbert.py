@@ -132,33 +132,14 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
 
     A resumed run reads what was written: it goes on with the very same rows.
     """
-    from small_modernbert.data import evaluation_sets, offline_assets, pairs, training_examples
+    from small_modernbert.data import evaluation_sets, training_examples
     from small_modernbert.evaluation import watching
     from small_modernbert.runs.errors import UserError
 
     sets, graded = evaluation_sets.load_watched(VALIDATION_SETS, STS, inputs)
     folder = stage.scratch / "rows"
     if not (folder / training_examples.LAYOUT.index).exists():
-        counts = pairs.PairCounts()
-        given = [inputs[f"PAIRS {reference}"] for reference in PAIRS]
-        rules = {"seed": SEED, "cleaning": CLEANING}
-        found = list(pairs.read_pairs(*given, counts=counts, max_lost=MAX_LOST_SHARE, **rules))
-        pairs.check_sources(SOURCES, counts)
-        for source in set(counts.kept) - set(SOURCES or counts.kept):
-            counts.move(source, pairs.NOT_ASKED_FOR, counts.kept[source])
-        found = [pair for pair in found if not SOURCES or pair.source in SOURCES]
-        dev = []
-        if DEV:
-            place = inputs[f"DEV {DEV}"]
-            dev = list(pairs.read_pairs(place, split="dev", cap=DEV_ROWS, **rules))
-        parted = training_examples.part(found, dev, DEV_ROWS, SEED)
-        sources = [pair.source for pair in parted[0]]
-        chosen = training_examples.draw(sources, ROWS, SEED, evenly=MIX == "round_robin")
-        rows = {"train": [parted[0][row] for row in chosen], "dev": parted[1]}
-        for line in offline_assets.counts_table(counts.to_json()).splitlines():
-            stages.logger.info("%s", line)
-        splits = {split: list(training_examples.from_pairs(some)) for split, some in rows.items()}
-        training_examples.write_rows(folder, splits, {"read": counts.to_json()})
+        write_rows(folder, inputs)
     stored = training_examples.reopen_rows(folder)
     dev_rows, _ = training_examples.collect(training_examples.rows_of(stored, "dev"))
     watched = watching.Watched(watching.HeldOutTriplets(dev_rows.with_negatives()), graded, sets)
@@ -175,6 +156,32 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
         "dropped": dropped,
     }
     return train, watched
+
+
+def write_rows(folder: Path, inputs: dict[str, Path | str]) -> None:
+    """Read the pairs, hold some out, draw of the others, and write both down."""
+    from small_modernbert.data import offline_assets, pairs, training_examples
+
+    counts = pairs.PairCounts()
+    given = [inputs[f"PAIRS {reference}"] for reference in PAIRS]
+    rules = {"seed": SEED, "cleaning": CLEANING}
+    usable = list(pairs.read_pairs(*given, counts=counts, max_lost=MAX_LOST_SHARE, **rules))
+    pairs.check_sources(SOURCES, counts)
+    for source in set(counts.kept) - set(SOURCES or counts.kept):
+        counts.move(source, pairs.NOT_ASKED_FOR, counts.kept[source])
+    usable = [pair for pair in usable if not SOURCES or pair.source in SOURCES]
+    dev = []
+    if DEV:
+        place = inputs[f"DEV {DEV}"]
+        dev = list(pairs.read_pairs(place, split="dev", cap=DEV_ROWS, **rules))
+    parted = training_examples.part(usable, dev, DEV_ROWS, SEED)
+    sources = [pair.source for pair in parted[0]]
+    chosen = training_examples.draw(sources, ROWS, SEED, evenly=MIX == "round_robin")
+    rows = {"train": [parted[0][row] for row in chosen], "dev": parted[1]}
+    for line in offline_assets.counts_table(counts.to_json()).splitlines():
+        stages.logger.info("%s", line)
+    splits = {split: list(training_examples.from_pairs(some)) for split, some in rows.items()}
+    training_examples.write_rows(folder, splits, {"read": counts.to_json()})
 
 
 if __name__ == "__main__":

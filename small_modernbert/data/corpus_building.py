@@ -278,13 +278,17 @@ def write_shards(
     for number, path in enumerate(
         report.progress(paths, description="write shards", unit=" shards")
     ):
-        part = scratch / str(number)
-        with pa.OSFile(str(part)) as stream, pa.ipc.open_stream(stream) as reader:
-            table = reader.read_all().sort_by("place").drop_columns(["place"])
-        shards.write_shard(path, table, corpus.SCHEMA)
-        storage.remove(part)
+        _sort_shard(scratch / str(number), path)
     storage.remove(scratch)
     return {split: len(starts) for split, starts in begins.items()}
+
+
+def _sort_shard(part: Path, path: Path) -> None:
+    """Write a shard from the file that its rows were scattered to, and remove that."""
+    with pa.OSFile(str(part)) as stream, pa.ipc.open_stream(stream) as reader:
+        table = reader.read_all().sort_by("place").drop_columns(["place"])
+    shards.write_shard(path, table, corpus.SCHEMA)
+    storage.remove(part)
 
 
 def _scatter(

@@ -68,12 +68,8 @@ def choose(
         fate[near] = Choice.fates.index(Reason.NEAR)
     kept = np.flatnonzero(fate < 0)
     if 0 < max_texts < len(kept):
-        order = rank_for_cap(
-            mix(keys[kept], seed),
-            tokens[kept] >= passage_tokens,
-            label[kept],
-            round(passage_share * max_texts),
-        )
+        is_passage, passages = tokens[kept] >= passage_tokens, round(passage_share * max_texts)
+        order = rank_for_cap(mix(keys[kept], seed), is_passage, label[kept], passages)
         fate[kept[order[max_texts:]]] = Choice.fates.index(Reason.CAP)
         kept = np.flatnonzero(fate < 0)
     place = np.full(len(keys), -1, dtype=np.int64)

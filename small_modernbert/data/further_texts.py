@@ -156,13 +156,9 @@ def hold_out(
     counts.read.update({SQUAD: len(squad), LEADS: len(articles)})
     counts.kept.update({SQUAD: len(questions), LEADS: len(chosen)})
     counts.dropped[SQUAD] = Counter({ELSEWHERE: len(squad) - len(questions)})
-    counts.dropped[LEADS] = Counter(
-        {
-            "no description": len(articles) - len(described),
-            ELSEWHERE: len(described) - len(fit),
-            "may train": len(fit) - len(chosen),
-        }
-    )
+    lost = (len(articles) - len(described), len(described) - len(fit), len(fit) - len(chosen))
+    reasons = ("no description", ELSEWHERE, "may train")
+    counts.dropped[LEADS] = Counter(dict(zip(reasons, lost, strict=True)))
     held = [article for row, article in enumerate(articles) if row in chosen]
     sets = [
         make_retrieval_set(SQUAD, questions),

@@ -51,6 +51,18 @@ def write_shard(
     if len(texts) != len(vectors):
         raise ValueError(f"{len(texts)} texts for {len(vectors)} vectors")
     halves = np.ascontiguousarray(vectors, dtype=np.float16)
+    _check(path, texts, halves)
+    labels = pa.FixedSizeListArray.from_arrays(pa.array(halves.reshape(-1)), halves.shape[1])
+    columns = {
+        "text": pa.array(texts, pa.string()),
+        "label": labels,
+        "role": pa.array(roles or ["text"] * len(texts), pa.string()),
+    }
+    table = pa.table(columns, metadata={"facts": json.dumps(facts or {})})
+    shards.write_shard(path, table, table.schema)
+
+
+def _check(path: Path, texts: list[str], halves: np.ndarray) -> None:
     if not np.isfinite(halves).all():
         row = int(np.flatnonzero(~np.isfinite(halves).all(axis=1))[0])
         raise UserError(
@@ -62,14 +74,6 @@ def write_shard(
             f"{path}, row {blank[0]}: the text is blank, and its vector would say nothing; clean "
             "the corpus again: python mlm/create_dataset.py --overwrite"
         )
-    labels = pa.FixedSizeListArray.from_arrays(pa.array(halves.reshape(-1)), halves.shape[1])
-    columns = {
-        "text": pa.array(texts, pa.string()),
-        "label": labels,
-        "role": pa.array(roles or ["text"] * len(texts), pa.string()),
-    }
-    table = pa.table(columns, metadata={"facts": json.dumps(facts or {})})
-    shards.write_shard(path, table, table.schema)
 
 
 def add_facts(paths: Iterable[Path]) -> dict[str, Any]:

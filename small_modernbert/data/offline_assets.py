@@ -427,27 +427,17 @@ def lay_out(
     """
     with _locked(root):
         manifest_path, state_path = root / MANIFEST, root / ".partial" / "parts.json"
-        manifest = (
-            storage.read_json(manifest_path, f"{CURE} --overwrite")
-            if (manifest_path.exists() and not overwrite)
-            else {}
-        )
-        records = dict(manifest.get("parts", {}))
         if overwrite:
             storage.remove(root / ".partial")
-        elif state_path.exists():
-            records.update(storage.read_json(state_path, f"{CURE} --overwrite"))
+        manifest, made = (
+            storage.read_json(path, f"{CURE} --overwrite")
+            if path.exists() and not overwrite
+            else {}
+            for path in (manifest_path, state_path)
+        )
+        records = manifest.get("parts", {}) | made
         _refuse_changes(records, settings, root)
-        missing = []
-        for part in parts:
-            for name in part.folders:
-                storage.recover(root / name)
-            record = records.get(part.name)
-            if record is None or record["recipe"] != _recipe_of(part, settings):
-                missing.append(part)
-            elif damage := storage.find_damage(root, record["files"]):
-                logger.info("%s: %s; it is made again", part.name, damage)
-                missing.append(part)
+        missing = [part for part in parts if _is_missing(part, root, records, settings)]
         if not missing and manifest:
             storage.remove(root / ".partial")
             return manifest, []
@@ -463,6 +453,20 @@ def lay_out(
         storage.write_json(manifest_path, manifest)
         storage.remove(root / ".partial")
         return manifest, [part.name for part in missing]
+
+
+def _is_missing(
+    part: Part, root: Path, records: Mapping[str, Any], settings: Mapping[str, Any]
+) -> bool:
+    """Say whether a part has to be made: it is not there, made otherwise, or damaged."""
+    for name in part.folders:
+        storage.recover(root / name)
+    record = records.get(part.name)
+    if record is None or record["recipe"] != _recipe_of(part, settings):
+        return True
+    if damage := storage.find_damage(root, record["files"]):
+        logger.info("%s: %s; it is made again", part.name, damage)
+    return bool(damage)
 
 
 def counts_table(rows: Mapping[str, Mapping[str, Any]]) -> str:

@@ -272,20 +272,10 @@ def split_dev(
     Returns:
         `(pairs,)`, true for dev rows.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    chosen = np.zeros(len(anchors), dtype=np.bool_)
     left = min(rows, len(anchors) // 5)
     if left <= 0:
-        return chosen
-    nodes, place = np.unique(np.concatenate([anchors, positives]), return_inverse=True)
-    ends = place.reshape(2, -1)
-    edges = (np.ones(len(anchors), dtype=np.bool_), (ends[0], ends[1]))
-    _, group_of_node = connected_components(
-        coo_array(edges, shape=(len(nodes), len(nodes))), directed=False
-    )
-    group = group_of_node[ends[0]]
+        return np.zeros(len(anchors), dtype=np.bool_)
+    group = _groups(anchors, positives)
     sizes = np.bincount(group)
     largest = max(SMALL_GROUP, left // 10)
     taken = np.zeros(len(sizes), dtype=np.bool_)
@@ -296,3 +286,17 @@ def split_dev(
             if left == 0:
                 break
     return taken[group]
+
+
+def _groups(anchors: NDArray[np.uint64], positives: NDArray[np.uint64]) -> NDArray[np.int32]:
+    """Return for each pair the number of its group: pairs that share a text, or do so by others."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    nodes, place = np.unique(np.concatenate([anchors, positives]), return_inverse=True)
+    ends = place.reshape(2, -1)
+    edges = (np.ones(len(anchors), dtype=np.bool_), (ends[0], ends[1]))
+    _, group_of_node = connected_components(
+        coo_array(edges, shape=(len(nodes), len(nodes))), directed=False
+    )
+    return group_of_node[ends[0]]

@@ -7,7 +7,7 @@ tokenised and, inside a batch, encoded once.
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,12 @@ LAYOUT = shards.Layout(
     splits=triplets.SPLITS,
     cure="remove {folder} and run the same command again",
 )
+# Of `Examples`: what grows row by row.
+COLUMNS = {
+    **dict.fromkeys(("anchors", "positives", "negatives", "offsets", "sources"), np.int64),
+    **dict.fromkeys(("positive_scores", "negative_scores"), np.float32),
+    "asking": np.bool_,
+}
 logger = logging.getLogger(__name__)
 
 
@@ -193,57 +199,58 @@ def collect(
     Returns:
         The examples, and what was left out: reason -> rows, or negatives where it says so.
     """
-    leaks = LeakFilter()
-    for name, texts in (evaluation_texts or {}).items():
-        leaks.add(name, texts)
-    numbers: dict[str, int] = {}
-    leak_of: list[str] = []
+    texts = _Texts()
+    for name, forbidden in (evaluation_texts or {}).items():
+        texts.leaks.add(name, forbidden)
     dropped: Counter[str] = Counter()
     source_numbers: dict[str, int] = {}
-    anchors, positives, negatives, offsets, sources = [], [], [], [0], []
-    positive_scores, negative_scores, asking = [], [], []
-
-    def number(text: str) -> int:
-        place = numbers.setdefault(text, len(numbers))
-        if place == len(leak_of):
-            leak_of.append(str(leaks.find(text) or ""))
-        return place
-
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+    columns["offsets"].append(0)
     for row in rows:
-        pair = number(row.anchor), number(row.positive)
-        if leak := leak_of[pair[0]] or leak_of[pair[1]]:
+        anchor, positive = texts.number(row.anchor), texts.number(row.positive)
+        if leak := texts.leak_of[anchor] or texts.leak_of[positive]:
             dropped[leak] += 1
             continue
         scores = row.negative_scores or [float("nan")] * len(row.negatives)
         for text, score in zip(row.negatives, scores, strict=True):
-            negative = number(text)
-            if leak := leak_of[negative]:
+            negative = texts.number(text)
+            if leak := texts.leak_of[negative]:
                 dropped[f"negative: {leak}"] += 1
                 continue
-            negatives.append(negative)
-            negative_scores.append(score)
-        anchors.append(pair[0])
-        positives.append(pair[1])
-        offsets.append(len(negatives))
-        sources.append(source_numbers.setdefault(row.source, len(source_numbers)))
-        positive_scores.append(row.positive_score)
-        asking.append(row.role == "query")
+            columns["negatives"].append(negative)
+            columns["negative_scores"].append(score)
+        columns["anchors"].append(anchor)
+        columns["positives"].append(positive)
+        columns["offsets"].append(len(columns["negatives"]))
+        columns["sources"].append(source_numbers.setdefault(row.source, len(source_numbers)))
+        columns["positive_scores"].append(row.positive_score)
+        columns["asking"].append(row.role == "query")
     for reason, left_out in sorted(dropped.items()):
         logger.info("%s left out: %s", f"{left_out:,}", reason)
+    arrays = {name: np.asarray(columns[name], dtype=dtype) for name, dtype in COLUMNS.items()}
     examples = Examples(
-        texts=list(numbers),
-        keys=words_keys(numbers),
-        anchors=np.asarray(anchors, dtype=np.int64),
-        positives=np.asarray(positives, dtype=np.int64),
-        negatives=np.asarray(negatives, dtype=np.int64),
-        offsets=np.asarray(offsets, dtype=np.int64),
-        sources=np.asarray(sources, dtype=np.int64),
+        texts=list(texts.numbers),
+        keys=words_keys(texts.numbers),
         source_names=list(source_numbers),
-        positive_scores=np.asarray(positive_scores, dtype=np.float32),
-        negative_scores=np.asarray(negative_scores, dtype=np.float32),
-        asking=np.asarray(asking, dtype=bool),
+        **arrays,
     )
     return examples, dict(dropped)
+
+
+@dataclass
+class _Texts:
+    """Distinct texts, numbered as they come, and the evaluation set that each one stands in."""
+
+    leaks: LeakFilter = field(default_factory=LeakFilter)
+    numbers: dict[str, int] = field(default_factory=dict)
+    leak_of: list[str] = field(default_factory=list)
+
+    def number(self, text: str) -> int:
+        """Return a text's number."""
+        place = self.numbers.setdefault(text, len(self.numbers))
+        if place == len(self.leak_of):
+            self.leak_of.append(str(self.leaks.find(text) or ""))
+        return place
 
 
 def from_pairs(pairs: Iterable[Pair]) -> Iterator[Row]:

@@ -78,25 +78,12 @@ def distil(
     Raises:
         UserError: the teacher is no transformer, or the numbers do not fit it.
     """
-    first, name = teacher[0], origin.name
-    if not hasattr(first, "auto_model"):
-        raise UserError(
-            f"{name} has no transformer to ask (it is a {type(first).__name__}); name another "
-            "teacher: --base-model-name"
-        )
-    width = first.auto_model.config.hidden_size
-    if not 0 <= sif_coefficient < 1:
-        raise UserError(f"SIF_COEFFICIENT: {sif_coefficient} is not from 0 to below 1; try 1e-4")
-    if not 0 <= pca_dims <= width:
-        raise UserError(
-            f"PCA_DIMS: {pca_dims} is not from 0 to the teacher's width; use at most {width}"
-        )
-    if dropped := [type(part).__name__ for part in teacher if type(part).__name__ == "Dense"]:
-        logger.info("%s: its %s layer plays no part, PCA does", name, dropped[0])
-    with _our_bar_and_no_warnings():
-        try:
+    name = origin.name
+    width = _check(teacher, name, pca_dims, sif_coefficient)
+    try:
+        with _our_bar_and_no_warnings():
             model = distill_from_model(
-                model=first.auto_model,
+                model=teacher[0].auto_model,
                 tokenizer=teacher.tokenizer,
                 vocabulary=list(vocabulary),
                 pca_dims=pca_dims or None,
@@ -104,9 +91,9 @@ def distil(
                 quantize_to=quantize_to,
                 pooling=pooling,
             )
-            model.max_length = None
-        except ValueError as error:  # no pooler output, say
-            raise UserError(f"{name} cannot be distilled: {error}; change --pooling") from error
+    except ValueError as error:  # no pooler output, say
+        raise UserError(f"{name} cannot be distilled: {error}; change --pooling") from error
+    model.max_length = None
     if pca_dims and model.dim != pca_dims:
         # The library only warns and keeps the teacher's width.
         raise UserError(
@@ -119,6 +106,26 @@ def distil(
     model.base_model_name = name
     added = _count_own(vocabulary, model, set(teacher.tokenizer.get_vocab()))
     return Distilled(model, origin, width, added)
+
+
+def _check(teacher: SentenceTransformer, name: str, pca_dims: int, sif_coefficient: float) -> int:
+    """Refuse a teacher or numbers that give no model; return the teacher's width."""
+    first = teacher[0]
+    if not hasattr(first, "auto_model"):
+        raise UserError(
+            f"{name} has no transformer to ask (it is a {type(first).__name__}); name another "
+            "teacher: --base-model-name"
+        )
+    width = first.auto_model.config.hidden_size
+    if not 0 <= sif_coefficient < 1:
+        raise UserError(f"SIF_COEFFICIENT: {sif_coefficient} is not from 0 to below 1; try 1e-4")
+    if not 0 <= pca_dims <= width:
+        raise UserError(
+            f"PCA_DIMS: {pca_dims} is not from 0 to the teacher's width; use at most {width}"
+        )
+    if any(type(part).__name__ == "Dense" for part in teacher):
+        logger.info("%s: its Dense layer plays no part, PCA does", name)
+    return width
 
 
 def _count_own(words: Sequence[str], model: StaticModel, before: set[str]) -> int:

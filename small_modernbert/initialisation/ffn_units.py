@@ -49,18 +49,29 @@ def keep_units(model: PreTrainedModel, sequences: Sequence[np.ndarray], units: i
     for layer in model.encoder.layer:
         reads, writes = layer.intermediate.dense, layer.output.dense
         mean, variance = _look_at(model, writes, sequences)
-        say = variance * writes.weight.square().sum(dim=0)
-        kept = say.argsort(descending=True)[:units].sort().values
-        shares.append(float(say[kept].sum() / say.sum()))
-        gone = torch.ones_like(say, dtype=torch.bool)
-        gone[kept] = False
-        writes.bias.add_(writes.weight[:, gone] @ mean[gone])
-        writes.weight = nn.Parameter(writes.weight[:, kept].clone())
-        reads.weight = nn.Parameter(reads.weight[kept].clone())
-        reads.bias = nn.Parameter(reads.bias[kept].clone())
-        reads.out_features = writes.in_features = units
+        shares.append(_cut_layer(reads, writes, mean, variance, units))
     config.intermediate_size = units
     return float(np.mean(shares))
+
+
+def _cut_layer(
+    reads: nn.Linear, writes: nn.Linear, mean: torch.Tensor, variance: torch.Tensor, units: int
+) -> float:
+    """Keep the units whose output varies most; the mean of the others goes into the bias.
+
+    Returns:
+        The share of that variance that is kept.
+    """
+    say = variance * writes.weight.square().sum(dim=0)
+    kept = say.argsort(descending=True)[:units].sort().values
+    gone = torch.ones_like(say, dtype=torch.bool)
+    gone[kept] = False
+    writes.bias.add_(writes.weight[:, gone] @ mean[gone])
+    writes.weight = nn.Parameter(writes.weight[:, kept].clone())
+    reads.weight = nn.Parameter(reads.weight[kept].clone())
+    reads.bias = nn.Parameter(reads.bias[kept].clone())
+    reads.out_features = writes.in_features = units
+    return float(say[kept].sum() / say.sum())
 
 
 def _look_at(

@@ -34,27 +34,7 @@ def compare(
         longest = max(longest, int(tokens.max(initial=0)))
         longer += int((tokens > student_tokens).sum()) if student_tokens else 0
     limit = reader.limits["text"]
-    logger.info(
-        "tokens of a text at most: teacher %s, corpus %s, student %s",
-        *(limit, longest, student_tokens or "not known"),
-    )
-    if cut and reader.cuts_texts:
-        logger.info("%s texts were cut to what the teacher reads", f"{cut:,}")
-    elif cut:
-        share = 100 * cut / slices.texts
-        logger.warning(
-            "%s of %s texts (%.1f %%) are longer than the %d tokens that the teacher reads: each "
-            "is labelled by its beginning, and a student would read on. Label them again with "
-            "--max-tokens %d --overwrite, which cuts them for both, or take a teacher that reads "
-            "more",
-            *(f"{cut:,}", f"{slices.texts:,}", share, limit, limit),
-        )
-    if longer and not reader.cuts_texts:
-        logger.warning(
-            "%s texts are longer than the %d tokens that the student reads: it learns the label of "
-            "the whole from the beginning",
-            *(f"{longer:,}", student_tokens),
-        )
+    _tell(reader, slices.texts, cut, longest, student_tokens, longer)
     return {
         "teacher_tokens": limit,
         "corpus_tokens": longest,
@@ -62,6 +42,34 @@ def compare(
         "cut_by_teacher": cut,
         "longer_than_student": longer,
     }
+
+
+def _tell(
+    reader: Reader, texts: int, cut: int, longest: int, student_tokens: int | None, longer: int
+) -> None:
+    """Log the figures of `compare`, as a warning where a label is not of the text it stands at."""
+    limit = reader.limits["text"]
+    logger.info(
+        "tokens of a text at most: teacher %s, corpus %s, student %s",
+        *(limit, longest, student_tokens or "not known"),
+    )
+    if cut and reader.cuts_texts:
+        logger.info("%s texts were cut to what the teacher reads", f"{cut:,}")
+    elif cut:
+        share = 100 * cut / texts
+        logger.warning(
+            "%s of %s texts (%.1f %%) are longer than the %d tokens that the teacher reads: each "
+            "is labelled by its beginning, and a student would read on. Label them again with "
+            "--max-tokens %d --overwrite, which cuts them for both, or take a teacher that reads "
+            "more",
+            *(f"{cut:,}", f"{texts:,}", share, limit, limit),
+        )
+    if longer and not reader.cuts_texts:
+        logger.warning(
+            "%s texts are longer than the %d tokens that the student reads: it learns the label of "
+            "the whole from the beginning",
+            *(f"{longer:,}", student_tokens),
+        )
 
 
 def _token_counts(slices: Slices) -> Iterator[np.ndarray]:

@@ -76,22 +76,19 @@ def packed_attention(
     # One split and one concatenation: slicing would cost a T-sized zero fill per run in backward.
     pieces = zip(*(tensor[0].split(sizes, dim=1) for tensor in (query, key, value)), strict=True)
     outputs = []
-    for (count, length), (q, k, v) in zip(runs, pieces, strict=True):
-        heads, _, width = q.shape
-        shape = (heads, count, length, width)
+    for (count, length), piece in zip(runs, pieces, strict=True):
         mask = None
         if reach is not None and length > reach + 1:
             mask = band(length, reach, query.device)
         # Heads and sequences are both batch dimensions here, so heads first needs no transpose.
+        heads, tokens, width = piece[0].shape
         output = functional.scaled_dot_product_attention(
-            q.reshape(shape),
-            k.reshape(shape),
-            v.reshape(shape),
+            *(part.reshape(heads, count, length, width) for part in piece),
             attn_mask=mask,
             dropout_p=dropout,
             scale=scaling,
         )
-        outputs.append(output.reshape(heads, count * length, width))
+        outputs.append(output.reshape(heads, tokens, width))
     return torch.cat(outputs, dim=1).transpose(0, 1)[None], None
 
 

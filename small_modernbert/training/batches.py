@@ -67,7 +67,7 @@ def plan_epoch(
     if mix != "mixed":
         groups = [np.flatnonzero(sources == name) for name in names]
     batches: list[list[np.ndarray]] = []
-    unplaced: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+    unplaced: list[np.ndarray] = []
     for number, rows in enumerate(groups):
         random = np.random.default_rng((seed, epoch, number))
         mean = float(lengths[rows].mean()) if len(rows) else 1.0
@@ -80,17 +80,24 @@ def plan_epoch(
             unplaced += [batch for batch in filled if len(batch) < FEWEST_ROWS]
             filled = [batch for batch in filled if len(batch) >= FEWEST_ROWS]
         batches.append([filled[i] for i in random.permutation(len(filled))])
-    left_out: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
     if mix == "round_robin":
-        batches = [of_source for of_source in batches if of_source]
-        rounds = min(map(len, batches), default=0)
-        planned = [of_source[turn] for turn in range(rounds) for of_source in batches]
-        left_out += [batch for of_source in batches for batch in of_source[rounds:]]
+        planned, left_out = _by_turns(batches)
     else:
-        planned = [batch for of_source in batches for batch in of_source]
+        planned, left_out = [batch for of_source in batches for batch in of_source], []
         random = np.random.default_rng((seed, epoch))
         planned = [planned[i] for i in random.permutation(len(planned))]
-    return Epoch(planned, np.concatenate(unplaced), np.concatenate(left_out))
+    none = np.zeros(0, dtype=np.int64)
+    return Epoch(planned, np.concatenate([none, *unplaced]), np.concatenate([none, *left_out]))
+
+
+def _by_turns(
+    batches: Sequence[Sequence[np.ndarray]],
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return a batch of each source in turn until a source has no more; and what is left."""
+    batches = [of_source for of_source in batches if of_source]
+    rounds = min(map(len, batches), default=0)
+    planned = [of_source[turn] for turn in range(rounds) for of_source in batches]
+    return planned, [batch for of_source in batches for batch in of_source[rounds:]]
 
 
 def by_length(order: np.ndarray, lengths: np.ndarray, window: int) -> np.ndarray:

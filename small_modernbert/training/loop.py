@@ -136,13 +136,7 @@ def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage
     run = _Run(task, optimizer, plan, stage, _plan_steps(task, plan))
     processes.release(work=True)
     processes.meet()
-    if processes.world() > 1:
-        logger.info("%d processes share each step's batches", processes.world())
-    if processes.world() > plan.accumulate:
-        logger.warning(
-            "%d of %d processes have nothing to do: a step has %d batches (ACCUMULATE)",
-            processes.world() - plan.accumulate, processes.world(), plan.accumulate,
-        )  # fmt: skip
+    _tell_processes(plan.accumulate)
     try:
         run.resume()
         run.to_the_end()
@@ -155,18 +149,25 @@ def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage
             # One that has died already must not hide what ended the run.
             with contextlib.suppress(RuntimeError):
                 processes.dismiss()
+    run.take_best()
     progress = run.progress
-    guards.check_complete(progress)
-    if progress.best is not None and progress.best_step != progress.step:
-        checkpoints.load_best(stage.checkpoints, task.model, progress)
-        # The weights of step 0 were measured before the first step.
-        progress.latest = task.evaluate() if progress.best_step else progress.before
-        logger.info("the best model is that of step %s", f"{progress.best_step:,}")
     stage.record.tokens = progress.tokens
     stage.record.tokens_per_second = round(progress.tokens / max(progress.seconds, 1e-9))
     stage.record.steps = progress.step
     stage.record.skipped_steps = progress.skipped
     return progress
+
+
+def _tell_processes(batches: int) -> None:
+    """Say how many processes share the `batches` of a step, and how many of them for nothing."""
+    world = processes.world()
+    if world > 1:
+        logger.info("%d processes share each step's batches", world)
+    if world > batches:
+        logger.warning(
+            "%d of %d processes have nothing to do: a step has %d batches (ACCUMULATE)",
+            *(world - batches, world, batches),
+        )
 
 
 def finish(stage: Stage, progress: Progress, figure: str, student: "Student") -> None:
@@ -269,6 +270,16 @@ class _Run:
                 if self.progress.loss is not None:  # as it is while the first steps are skipped
                     bar.set_postfix(loss=f"{self.progress.loss:.4f}", refresh=False)
                 bar.update(self.progress.step - bar.n)
+
+    def take_best(self) -> None:
+        """Give the model its best weights, and `progress.latest` their figures."""
+        progress, task = self.progress, self.task
+        guards.check_complete(progress)
+        if progress.best is not None and progress.best_step != progress.step:
+            checkpoints.load_best(self.stage.checkpoints, task.model, progress)
+            # The weights of step 0 were measured before the first step.
+            progress.latest = task.evaluate() if progress.best_step else progress.before
+            logger.info("the best model is that of step %s", f"{progress.best_step:,}")
 
     def step(self) -> None:
         """Make one step; the weights stay as they are where a guard forbids its gradient."""

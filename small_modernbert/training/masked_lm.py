@@ -44,30 +44,29 @@ class MaskedTask:
         """
         self.model, self.precision, self.seed = model, precision, seed
         self.train, self.held_out = train, held_out
+        self.sequence_tokens, self.sequences_per_batch = sequence_tokens, sequences_per_batch
         self.probability = probability
         self.mask_id = tokenizer.mask_token_id
         self.special = np.asarray(sorted(tokenizer.all_special_ids))
         self.ordinary = np.setdiff1d(list(tokenizer.get_vocab().values()), self.special)
         attention.use_packed_attention(model)
+        self.epoch = lru_cache(maxsize=2)(lambda epoch: self._pack(train, epoch, weights))
+        self.held_out_batches = self._pack(held_out, HELD_OUT_EPOCH)
 
-        def cut(
-            tokens: TokenStore, epoch: int, weights: np.ndarray | None = None
-        ) -> list[tuple[int, np.ndarray]]:
-            drawn = draw(len(tokens), weights, seed, epoch)
-            lengths = tokens.lengths[drawn % max(len(tokens), 1)]
-            bins = pack_into_bins(lengths, sequence_tokens, seed=seed, epoch=epoch)
-            self.fill = fill(bins, lengths, sequence_tokens)
-            groups = [
-                np.concatenate(bins[begin : begin + sequences_per_batch])
-                for begin in range(0, len(bins), sequences_per_batch)
-            ]
-            # Equal lengths side by side: attention runs once per stretch of them.
-            return [
-                (epoch, drawn[rows[np.argsort(lengths[rows], kind="stable")]]) for rows in groups
-            ]
-
-        self.epoch = lru_cache(maxsize=2)(lambda epoch: cut(train, epoch, weights))
-        self.held_out_batches = cut(held_out, HELD_OUT_EPOCH)
+    def _pack(
+        self, tokens: TokenStore, epoch: int, weights: np.ndarray | None = None
+    ) -> list[tuple[int, np.ndarray]]:
+        """Pack an epoch's texts into sequences; return its batches: the epoch, rows of texts."""
+        drawn = draw(len(tokens), weights, self.seed, epoch)
+        lengths = tokens.lengths[drawn % max(len(tokens), 1)]
+        bins = pack_into_bins(lengths, self.sequence_tokens, seed=self.seed, epoch=epoch)
+        self.fill = fill(bins, lengths, self.sequence_tokens)
+        groups = [
+            np.concatenate(bins[begin : begin + self.sequences_per_batch])
+            for begin in range(0, len(bins), self.sequences_per_batch)
+        ]
+        # Equal lengths side by side: attention runs once per stretch of them.
+        return [(epoch, drawn[rows[np.argsort(lengths[rows], kind="stable")]]) for rows in groups]
 
     def masked(self, tokens: TokenStore, batch: tuple[int, np.ndarray]) -> tuple[PackedBatch, ...]:
         """Return the packed batch with tokens hidden, and the labels `(T,)`."""

@@ -15,7 +15,7 @@ from miniature import make_miniature_assets
 from script_runner import load_script, record_recipe, run
 from test_offline_recipe import stage_of
 
-from small_modernbert.initialisation.guide import choose_layers
+from small_modernbert.initialisation.folding import choose_layers
 from small_modernbert.runs import references, settings, storage
 from small_modernbert.runs.references import ROOT
 
