@@ -51,8 +51,8 @@ TEACHERS = {
 def main() -> None:
     """Distil, save, reload, and push what is finished if that was asked for."""
     teacher = TEACHERS.get(BASE_MODEL_NAME, BASE_MODEL_NAME)
-    found: Path | str = references.locate(teacher, RECIPE) or teacher
-    inputs = {"teacher": found}
+    place: Path | str = references.locate(teacher, RECIPE) or teacher
+    inputs = {"teacher": place}
     if words := find_vocabulary():
         inputs["vocabulary"] = words
     if PUSH:
@@ -61,7 +61,7 @@ def main() -> None:
         publishing.need_access(MODEL_REPOSITORY_NAME)
     with stages.Stage(globals(), inputs) as stage:
         if not stage.finished:
-            build(stage, found, words)
+            build(stage, place, words)
     if PUSH:
         print(publishing.push(stage.final, MODEL_REPOSITORY_NAME, COMMIT_MSG, public=PUBLIC))
 
@@ -74,10 +74,10 @@ def find_vocabulary() -> Path | None:
     """
     if not VOCABULARY:
         return None
-    found = references.find_file(VOCABULARY, "VOCABULARY", "check the path")
-    if found is None:
+    file = references.find_file(VOCABULARY, "VOCABULARY", "check the path")
+    if file is None:
         raise UserError(f"VOCABULARY: {VOCABULARY} is not there; write one word a line into it")
-    return found
+    return file
 
 
 def build(stage: stages.Stage, teacher: Path | str, words: Path | None) -> None:

@@ -146,16 +146,16 @@ def _our_bar_and_no_warnings() -> Iterator[None]:
         return report.progress(total=total, description=desc, unit=unit)
 
     theirs, loggers = inference.tqdm, [logging.getLogger(n) for n in ("model2vec", "skeletoken")]
-    levels = [one.level for one in loggers]
+    levels = [noisy.level for noisy in loggers]
     inference.tqdm = bar
-    for one in loggers:
-        one.setLevel(logging.ERROR)
+    for noisy in loggers:
+        noisy.setLevel(logging.ERROR)
     try:
         yield
     finally:
         inference.tqdm = theirs
-        for one, level in zip(loggers, levels, strict=True):
-            one.setLevel(level)
+        for noisy, level in zip(loggers, levels, strict=True):
+            noisy.setLevel(level)
 
 
 def read_vocabulary(path: Path) -> list[str]:

@@ -140,7 +140,7 @@ def _openvino(path: Path, threads: int) -> Infer:
     request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
 
     def infer(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        found = request.infer({"input_ids": ids, "attention_mask": mask})
-        return np.array(found["sentence_embedding"])
+        outputs = request.infer({"input_ids": ids, "attention_mask": mask})
+        return np.array(outputs["sentence_embedding"])
 
     return infer

@@ -34,9 +34,9 @@ def match(
     for token, row in student.get_vocab().items():
         rows[row] = theirs.get(token, -1)
     for role in ("pad_token_id", "cls_token_id", "sep_token_id", "mask_token_id", "unk_token_id"):
-        ours, found = getattr(student, role), getattr(donor, role)
-        if ours is not None and found is not None:
-            rows[ours] = found
+        ours, theirs = getattr(student, role), getattr(donor, role)
+        if ours is not None and theirs is not None:
+            rows[ours] = theirs
     return rows
 
 

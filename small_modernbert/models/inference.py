@@ -125,9 +125,9 @@ def load_engine(
     if precision == "fp32" or not len(probes):
         return engine
     exact, some = Engine(teacher, "fp32"), list(probes)[:PROBES]
-    wanted, found = (each.encode(some, tokens_per_batch=2_048) for each in (exact, engine))
+    wanted, given = (each.encode(some, tokens_per_batch=2_048) for each in (exact, engine))
     engine.fidelity = float(
-        functional.cosine_similarity(torch.from_numpy(wanted), torch.from_numpy(found)).mean()
+        functional.cosine_similarity(torch.from_numpy(wanted), torch.from_numpy(given)).mean()
     )
     if engine.fidelity >= FIDELITY:
         return engine

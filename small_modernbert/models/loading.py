@@ -150,7 +150,7 @@ def check_folder(folder: Path) -> None:
     parts = [folder, *_check_modules(folder)]
     for part in dict.fromkeys(parts):
         files = sorted(part.glob("*.safetensors"))
-        shapes = [one.shape for file in files for one in read_header(file).values()]
+        shapes = [tensor.shape for file in files for tensor in read_header(file).values()]
         _check_config(part / "config.json", shapes)
         for name in ("sentence_bert_config.json", "tokenizer_config.json"):
             _check_config(part / name, None)
@@ -173,9 +173,10 @@ def check_weights(model: "nn.Module", folder: Path, fresh: tuple[str, ...] = ())
     """
     import torch
 
-    found: Counter[tuple[int, ...]] = Counter()
+    stored: Counter[tuple[int, ...]] = Counter()
     for file in sorted(folder.rglob("*.safetensors")):
-        found.update(one.shape for one in read_header(file).values() if one.is_weight)
+        tensors = read_header(file).values()
+        stored.update(tensor.shape for tensor in tensors if tensor.is_weight)
     seen: set[int] = set()
     for name, tensor in model.named_parameters():
         low, high = torch.aminmax(tensor.detach()) if tensor.numel() else (0, 0)
@@ -189,11 +190,11 @@ def check_weights(model: "nn.Module", folder: Path, fresh: tuple[str, ...] = ())
             continue
         seen.add(tensor.data_ptr())
         shape = tuple(tensor.shape)
-        if not found[shape]:
+        if not stored[shape]:
             raise UserError(
                 f"{folder}: no safetensors file holds the weights {name} {shape}; {CURE}"
             )
-        found[shape] -= 1
+        stored[shape] -= 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,9 +352,9 @@ def _walk(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN4
     while waiting:
         key, value = waiting.pop()
         if isinstance(value, dict):
-            waiting.extend((str(name), one) for name, one in value.items())
+            waiting.extend((str(name), entry) for name, entry in value.items())
         elif isinstance(value, list):
-            waiting.extend((key, one) for one in value)
+            waiting.extend((key, entry) for entry in value)
         else:
             yield key, value
 

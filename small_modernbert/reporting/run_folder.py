@@ -98,15 +98,15 @@ def _began(run: StageRun) -> float:
 
 def _sources(folder: Path, name: str, record: Row, known: dict[str, Row]) -> list[str]:
     """Return the stages of the same folder that a stage's inputs lie in."""
-    found = []
+    stages = []
     for given in record.get("inputs", {}).values():
         path = str(given.get("path", "")) if isinstance(given, dict) else ""
         # Runs may have been moved since: the stage's own path within the recipe decides.
         _, _, inside = path.partition(f"/{folder.name}/")
         stage = inside.partition("/final")[0]
-        if stage in known and stage != name and stage not in found:
-            found.append(stage)
-    return found
+        if stage in known and stage != name and stage not in stages:
+            stages.append(stage)
+    return stages
 
 
 def _read_lines(path: Path) -> list[Row]:

@@ -103,7 +103,9 @@ def override(namespace: dict[str, Any], argv: list[str] | None = None) -> None:
     for heading in dict.fromkeys(constant.group for constant in constants):
         title, _, description = heading.partition(": ")
         members = [constant for constant in constants if constant.group == heading]
-        group = dataclasses.make_dataclass("Group", [_field(one, namespace) for one in members])
+        group = dataclasses.make_dataclass(
+            "Group", [_field(member, namespace) for member in members]
+        )
         group.__doc__ = description
         named = Annotated[group, tyro.conf.arg(name=title or "script's")]
         groups.append((f"group{len(groups)}", named, dataclasses.field(default_factory=group)))
