@@ -70,8 +70,9 @@ stage benchmark_hotpotqa.py --teacher "$teacher" --models student=distil_modernb
   start=mlm/init_model_mlm --static-twin distil_model2vec \
   --retrieval mine squad --retrieval-folder "$own/retrieval" --sts --judged-set mine
 
-# 8  All of it on a page. [0.4]
+# 8  All of it on a page; what the stages shared is dropped, its makers would make it again. [0.4]
 python report.py --recipe "$recipe"
+rm -rf "${RUNS:-runs}/$recipe/.cache"
 
 echo "recipe $recipe: $(( (SECONDS - begin) / 60 )) min $(( (SECONDS - begin) % 60 )) s; search with:"
 echo "  python try_it.py --recipe $recipe --passages $own/passages"

@@ -100,7 +100,8 @@ if [[ $controls ]]; then
     untrained-static=mlm/init_model_mlm@untrained/static_twin
 fi
 
-# 10  All of it on a page. [0.4]
+# 10  All of it on a page; what the stages shared is dropped, its makers would make it again. [0.4]
 python report.py --recipe "$recipe"
+rm -rf "${RUNS:-runs}/$recipe/.cache"
 
 echo "recipe $recipe: $(( (SECONDS - begin) / 60 )) min $(( (SECONDS - begin) % 60 )) s; search with: make search"

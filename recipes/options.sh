@@ -12,7 +12,8 @@ everywhere=("$@")
 begin=$SECONDS
 teacher=$assets/models/all-MiniLM-L6-v2
 stage() { python "$@" --recipe "$recipe" "${everywhere[@]}"; }
-done_in() {
+done_in() {  # and drop what the stages shared: its makers would make it again
+  rm -rf "${RUNS:-runs}/$recipe/.cache"
   echo "recipe $recipe: $(( (SECONDS - begin) / 60 )) min $(( (SECONDS - begin) % 60 )) s"
 }
 

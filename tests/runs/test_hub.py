@@ -179,6 +179,7 @@ def test_a_stream_that_breaks_off_is_taken_up(
     folder = write_files(tmp_path / "files", 4)
     whole = {seed: read(folder, "text", shuffle_seed=seed) for seed in (None, 3)}
     monkeypatch.setattr(hub, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     opened = hub._open
 
     class Broken:
