@@ -41,6 +41,19 @@ def runs_folder() -> Path:
     return Path(os.environ.get("RUNS") or ROOT / "runs").resolve()
 
 
+def recipe_folder(recipe: str) -> Path:
+    """Return the folder of a recipe's stages.
+
+    Raises:
+        UserError: its name leads out of runs/, or is none.
+    """
+    if not recipe.strip() or Path(recipe).is_absolute() or ".." in Path(recipe).parts:
+        raise UserError(
+            f"RECIPE: {recipe!r} is no name of a folder in {runs_folder()}: --recipe small_v2"
+        )
+    return runs_folder() / recipe
+
+
 def split_stage(reference: str) -> tuple[str, str, str] | None:
     """Split `script[@variant][/part]` into its three words; None if no script of ours is named.
 
@@ -77,7 +90,7 @@ def locate(reference: str, recipe: str) -> Path | None:
     stage = split_stage(reference)
     if stage is not None:
         script, variant, part = stage
-        folder = runs_folder() / recipe / (script + (f"@{variant}" if variant else ""))
+        folder = recipe_folder(recipe) / (script + (f"@{variant}" if variant else ""))
         final = folder / "final"
         storage.recover(final)
         if not final.is_dir():

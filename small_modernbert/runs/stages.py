@@ -79,7 +79,9 @@ class Stage:
         self.script = script.relative_to(references.ROOT).with_suffix("").as_posix()
         variant = namespace.get("VARIANT", "")
         self.name = self.script + (f"@{variant}" if variant else "")
-        self.folder_of_recipe = references.runs_folder() / namespace["RECIPE"]
+        if "/" in variant or variant in (".", ".."):
+            raise UserError(f"VARIANT: {variant!r} is no name of a folder: --variant second")
+        self.folder_of_recipe = references.recipe_folder(namespace["RECIPE"])
         self.folder = self.folder_of_recipe / self.name
         self.final = self.folder / "final"
         self.building = self.folder / "final.partial"

@@ -17,6 +17,7 @@ from miniature import make_wordpiece_tokenizer
 from small_modernbert.data import (
     corpus_building,
     corpus_selection,
+    evaluation_sets,
     shards,
     sources,
     workers,
@@ -364,6 +365,45 @@ def test_texts_of_evaluation_sets_do_not_train(script: Callable[..., Path], tmp_
     assert counts["passage"][Reason.LEAK] == counts["short"][Reason.LEAK] == 1
     rows = read_rows(final, "train") + read_rows(final, "held_out")
     assert not {document, question} & {row["text"] for row in rows}
+
+
+def test_texts_of_evaluation_sets_do_not_train_from_the_hub(
+    script: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source that is named by its id loses what stands in NanoBEIR's sets, read by its id."""
+    question, document = make_text(7, 8), make_text(8, 40)
+    write_hub_dataset(
+        tmp_path / "nano",
+        queries={"_id": ["q0"], "text": [question]},
+        corpus={"_id": ["d0", "d1"], "text": [f"It says: {document}", "Another one."]},
+        qrels={"query-id": ["q0"], "corpus-id": ["d0"]},
+    )
+    texts = [make_text(number, 8) for number in range(20, 60)]
+    rows = {"text": [*texts, question.upper(), document]}
+    write_hub_dataset(tmp_path / "source", split="train", own=rows)
+    hub_source = sources.TextSource(
+        name="mine", id=str(tmp_path / "source"), config="own", texts=("text",), revision=None
+    )
+    assert sources.find_files(hub_source) is None  # read as the hub's
+    monkeypatch.setitem(TEXT_SOURCES, "mine", hub_source)
+    monkeypatch.setattr(evaluation_sets, "NANOBEIR", str(tmp_path / "nano"))
+    monkeypatch.setattr(evaluation_sets.load_nanobeir, "__defaults__", (None,))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    final = script("--sources", "mine", "--held-out-rows", "1", "--leak-sets", "NanoToy")
+    counts = open_corpus(final).index["sources"]["mine"]
+    assert (counts["read"], counts["kept"], counts[Reason.LEAK]) == (42, 40, 2)
+
+
+def write_hub_dataset(folder: Path, split: str = "NanoToy", **configs: dict[str, Any]) -> None:
+    """Write a data set as the hub keeps it: a card that names its configurations, and shards."""
+    card = ["---", "configs:"]
+    for name, columns in configs.items():
+        path = folder / name / f"{split}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(pa.table(columns), path)
+        card += [f"- config_name: {name}", "  data_files:", f"  - split: {split}"]
+        card += [f"    path: {name}/{split}-*"]
+    (folder / "README.md").write_text("\n".join([*card, "---"]))
 
 
 def test_other_settings_are_refused(script: Callable[..., Path]) -> None:
