@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: setup assets run run-main mine recipes bench experiments gpu-check test faults rehearse smoke
-.PHONY: search report lint clean
+.PHONY: search serve report lint clean
 
 setup: $(VENV)/.ready
 
@@ -42,6 +42,9 @@ gpu-check: setup
 
 search: setup
 	$(BIN)/python try_it.py $(ARGS)
+
+serve: setup
+	$(BIN)/python serve_demo.py $(ARGS)
 
 report: setup
 	$(BIN)/python report.py $(ARGS)

@@ -16,16 +16,13 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from small_modernbert.runs import references, settings
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from small_modernbert.evaluation.bm25 import WordIndex
-    from small_modernbert.models.encoders import Encoder
+    from small_modernbert.serving.passage_search import PassageSearch
 
 # Inputs
 MODEL: str = (
@@ -44,32 +41,17 @@ BM25_WEIGHT: float = 0.5  # of word matches beside the model, both scaled to 0-1
 TOP_K: int = 5  # passages shown per question
 LINES: int = 6  # of each passage; the rest is cut
 
-RESULTS = ("sts_fine_tuning", "distil_modernbert")
+LABEL = "model"
 SHOWN_CHARACTERS = 300  # of a question that is repeated above its answers
-
-
-class Searcher(NamedTuple):
-    """What answers: a model with its passages' vectors, and their words.
-
-    Attributes:
-        encoder: the model.
-        texts: the passages.
-        vectors: `(passages, width)`, of unit length.
-        index: of their words; None where BM25 does not take part.
-    """
-
-    encoder: "Encoder"
-    texts: list[str]
-    vectors: "np.ndarray"
-    index: "WordIndex | None"
 
 
 def main() -> None:
     """Load model and passages while the first question is typed, then answer each question."""
     check_settings()
-    model, passages = find_model(), find_passages()
+    model = references.find_result(MODEL, RECIPE)
+    passages = references.find_passages(PASSAGES, RECIPE)
     # torch takes seconds to import: as long as it takes to type. A daemon does not hold up "quit".
-    loading: Future[Searcher] = Future()
+    loading: Future[PassageSearch] = Future()
     Thread(target=load_into, args=(loading, model, passages), daemon=True).start()
     for question in read_questions():
         show(question, loading.result())
@@ -89,39 +71,7 @@ def check_settings() -> None:
         raise UserError("QUESTION is blank; ask something: --question 'why is the sky blue'")
 
 
-def find_model() -> Path | str:
-    """Return the folder of the model that answers, or its hub id.
-
-    Raises:
-        UserError: nothing has been trained yet.
-    """
-    if MODEL:
-        return references.locate(MODEL, RECIPE) or MODEL
-    for script in RESULTS:
-        try:
-            folder = references.locate(script, RECIPE)
-        except UserError:
-            continue
-        if folder is not None:
-            return folder
-    raise UserError(f"the recipe {RECIPE!r} has no trained model yet; run: make run")
-
-
-def find_passages() -> list[Path]:
-    """Return the files that hold the passages, sorted.
-
-    Raises:
-        UserError: there are none, or one is of no kind that is read.
-    """
-    from small_modernbert.data import file_rows
-
-    cure = "run: python get_offline_assets.py"
-    place = references.find_file(PASSAGES, "PASSAGES", cure)
-    place = place or references.need(PASSAGES, RECIPE, "PASSAGES", cure)
-    return [file.path for file in file_rows.find_files(place, cure=f"PASSAGES: {cure}")]
-
-
-def load_into(future: "Future[Searcher]", model: Path | str, passages: list[Path]) -> None:
+def load_into(future: "Future[PassageSearch]", model: Path | str, passages: Path) -> None:
     """Run `load` for whoever waits on the future; an error is raised there."""
     try:
         future.set_result(load(model, passages))
@@ -129,30 +79,22 @@ def load_into(future: "Future[Searcher]", model: Path | str, passages: list[Path
         future.set_exception(error)
 
 
-def load(model: "Path | str", passages: list[Path]) -> Searcher:
-    """Load the model and the distinct passages, and encode those unless they were encoded before.
-
-    The vectors are kept under the digests of model and text, so another model or another text
-    never meets them.
-    """
-    from small_modernbert.data import evaluation_sets
-    from small_modernbert.evaluation.bm25 import WordIndex
+def load(model: "Path | str", passages: Path) -> "PassageSearch":
+    """Load the model and the distinct passages, and encode those that were not encoded before."""
+    from small_modernbert.data import evaluation_sets, file_rows
     from small_modernbert.models import encoders
-    from small_modernbert.runs import storage
+    from small_modernbert.serving import passage_search
 
-    texts = evaluation_sets.read_texts(passages)
+    files = [file.path for file in file_rows.find_files(passages, cure=references.ASSETS)]
+    texts = evaluation_sets.read_texts(files)
     folder = model if isinstance(model, Path) else encoders.fetch(model)
     encoder = encoders.load_encoder(folder, MODEL or "the model", QUERY_PROMPT, DOCUMENT_PROMPT)
-    key = [encoders.digest_model(folder), encoder.prompts.document, storage.digest_json(texts)]
-    path = references.runs_folder() / RECIPE / "try_it" / f"{storage.digest_json(key)[:16]}.npy"
-    vectors = encoder.encode_to(path, texts, f"encoding {len(texts):,} passages", "document")
-    index = None
-    if BM25_WEIGHT:
-        try:
-            index = WordIndex(texts)
-        except UserError as error:
-            print(f"by the model alone: {error}")
-    return Searcher(encoder, texts, vectors, index)
+    below = references.runs_folder() / RECIPE / "try_it"
+    kept = passage_search.vectors_folder(below, folder, encoder)
+    searcher = passage_search.PassageSearch(texts, {LABEL: encoder}, {LABEL: kept})
+    if BM25_WEIGHT and searcher.no_words:
+        print(f"by the model alone: {searcher.no_words}")
+    return searcher
 
 
 def read_questions() -> Iterator[str]:
@@ -174,40 +116,25 @@ def read_questions() -> Iterator[str]:
             yield line.strip()
 
 
-def show(question: str, searcher: Searcher) -> None:
-    """Print the best passages with their scores, wrapped to the terminal."""
+def show(question: str, searcher: "PassageSearch") -> None:
+    """Print the best passages with their scores, wrapped to the terminal.
+
+    A score is a cosine, or where words take part the mean of both, each scaled to 0-1.
+    """
     width = max(40, min(shutil.get_terminal_size().columns, 110))
     shown = " ".join(question[: SHOWN_CHARACTERS + 1].split())
     print(f"\n{shown[:SHOWN_CHARACTERS]}{' …' * (len(question) > SHOWN_CHARACTERS)}")
-    for row, score in answer(question, searcher):
+    ways = searcher.find(question, TOP_K, BM25_WEIGHT)
+    for hit in ways.get(f"{LABEL} + BM25", ways[LABEL]):
         text = textwrap.fill(
-            " ".join(searcher.texts[row].split()),
+            " ".join(searcher.texts[hit.row].split()),
             width,
-            initial_indent=f"  {score:.3f} ",
+            initial_indent=f"  {hit.score:.3f} ",
             subsequent_indent=" " * 8,
             max_lines=LINES,
             placeholder=" …",
         )
         print(text)
-
-
-def answer(question: str, searcher: Searcher) -> list[tuple[int, float]]:
-    """Return the rows of the best passages with their scores: cosines, or those of both searches.
-
-    The score of both is the mean of the two, each scaled to 0-1 over its best passages.
-    """
-    from small_modernbert.evaluation import search
-    from small_modernbert.evaluation.hits import EMPTY
-
-    vector = searcher.encoder.encode_queries([question])
-    depth = max(TOP_K, search.DEPTH)
-    hits = search.nearest(vector, searcher.vectors, depth)
-    if searcher.index is not None:
-        words = searcher.index.search([question], depth)
-        if (words.rows != EMPTY).any():
-            hits = search.combine(hits, words, BM25_WEIGHT)
-    best = hits.first(TOP_K)
-    return list(zip(best.rows[0].tolist(), best.scores[0].tolist(), strict=True))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ DATA_ENDINGS = frozenset(
     {".parquet", ".pq", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".md", ".gz"}
 )
 
+RESULTS = ("sts_fine_tuning", "post_train_distilled_model", "distil_modernbert")  # the last first
 SCRIPTS = (
     "get_offline_assets",
     "prepare_documents",
@@ -150,6 +151,34 @@ def need_evaluation(
     if retrieval_folder:
         inputs["retrieval"] = need(retrieval_folder, recipe, "RETRIEVAL_FOLDER", ASSETS)
     return inputs
+
+
+def find_result(reference: str, recipe: str) -> Path | str:
+    """Return a model's folder or hub id; an empty reference means what a recipe ends in.
+
+    Raises:
+        UserError: nothing has been trained yet.
+    """
+    if reference:
+        return locate(reference, recipe) or reference
+    for script in RESULTS:
+        try:
+            folder = locate(script, recipe)
+        except UserError:
+            continue
+        if folder is not None:
+            return folder
+    raise UserError(f"the recipe {recipe!r} has no trained model yet; run: make run")
+
+
+def find_passages(reference: str, recipe: str) -> Path:
+    """Return the file or folder that holds passages.
+
+    Raises:
+        UserError: it is not there.
+    """
+    place = find_file(reference, "PASSAGES", ASSETS)
+    return place or need(reference, recipe, "PASSAGES", ASSETS)
 
 
 def find_file(reference: str, what: str, cure: str) -> Path | None:

@@ -533,7 +533,7 @@ def test_try_it_answers_a_question(
     shown = capsys.readouterr().out
     assert made.documents[4] in shown
     assert "1.000" in shown
-    stored = list((tmp_path / "made" / "try_it").glob("*.npy"))
+    stored = list((tmp_path / "made" / "try_it").glob("*/*.npz"))
     assert len(stored) == 1
 
     before = stored[0].stat().st_mtime_ns

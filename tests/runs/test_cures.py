@@ -99,7 +99,7 @@ def flags(script: str) -> set[str]:
 def test_what_a_message_says_to_type_can_be_typed(module: str) -> None:
     """Scripts, flags and make targets in our texts exist, each flag on the script it stands by."""
     every = set().union(*(flags(f"{script}.py") for script in references.SCRIPTS), {"workers"})
-    every |= flags("try_it.py") | FOREIGN
+    every |= flags("try_it.py") | flags("serve_demo.py") | flags("report.py") | FOREIGN
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     for line, text in strings(ROOT / module):
         for script, rest in COMMAND.findall(text):
