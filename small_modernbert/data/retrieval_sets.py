@@ -7,16 +7,18 @@ and said; what would give a wrong figure is refused.
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
 
+from small_modernbert.data.stored_texts import ChosenTexts
 from small_modernbert.runs.errors import UserError
 
 MEND = "mend the set"
+WINDOW = 10_000  # texts of a corpus on disk that are in memory at once
 JUDGEMENT_COUNTS = (
     "judgements",
     "irrelevant_judgements",
@@ -84,7 +86,8 @@ class RetrievalSet:
     @cached_property
     def _equal_ids(self) -> list[int]:
         """The row of the document under each query's id that is not judged to answer it, or -1."""
-        row_of = {document: row for row, document in enumerate(self.document_ids)}
+        asked = set(self.query_ids)
+        row_of = {name: row for row, name in enumerate(self.document_ids) if name in asked}
         return [
             -1 if query in self.relevant[query] else row_of.get(query, -1)
             for query in self.query_ids
@@ -155,7 +158,7 @@ def assemble(
     query_rows, repeated_queries = _check_ids(queries["_id"], queries["text"], f"{where}, queries")
     document_rows, repeated = _check_ids(corpus["_id"], corpus["text"], f"{where}, corpus")
     documents, texts, blank = _documents(corpus, document_rows, where)
-    there = {document: row for row, document in enumerate(documents)}
+    there = document_rows.keys() if not blank else set(documents)
     relevant, counts, judged = _judgements(qrels, query_rows, there, where)
     _check_types(queries["text"], f"{where}, queries")
     asked = {query: queries["text"][row] for query, row in query_rows.items() if query in relevant}
@@ -192,7 +195,7 @@ def _documents(
 ) -> tuple[list[str], Sequence[str], int]:
     """Return the ids and texts of a corpus, each document once, and how many were blank.
 
-    A lazy column holds millions of texts and stays one; those in memory are looked at.
+    A column on disk stays there: it is looked at window by window, as one in memory is.
     """
     texts: Sequence[str] = corpus["text"]
     in_memory = isinstance(texts, list)
@@ -201,22 +204,23 @@ def _documents(
             _check_types(corpus.get(column, []), f"{where}, corpus")
     if "title" in corpus:
         texts = TitledTexts(corpus["title"], texts)
-    ids = list(rows)
-    if len(ids) < len(texts):
-        texts = [texts[row] for row in rows.values()]
-    elif not in_memory:
-        return ids, texts, 0
     # Every model would give a blank document some vector.
-    kept = [row for row, text in enumerate(texts[:]) if text and not text.isspace()]
-    if len(kept) == len(ids):
-        return ids, texts[:], 0
-    return [ids[row] for row in kept], [texts[row] for row in kept], len(ids) - len(kept)
+    blank = {
+        start + place
+        for start in range(0, len(texts), WINDOW)
+        for place, text in enumerate(texts[start : start + WINDOW])
+        if not text or text.isspace()
+    }
+    kept = {name: row for name, row in rows.items() if row not in blank} if blank else rows
+    chosen = np.fromiter(kept.values(), dtype=np.int64, count=len(kept))
+    texts = texts if len(kept) == len(texts) else ChosenTexts(texts, chosen)
+    return list(kept), texts[:] if in_memory else texts, len(rows) - len(kept)
 
 
 def _judgements(
     qrels: Mapping[str, Sequence[Any]],
     queries: Mapping[str, int],
-    documents: Mapping[str, int],
+    documents: Set[str],
     where: str,
 ) -> tuple[dict[str, dict[str, float]], dict[str, int], set[str]]:
     """Return the grades of each query's documents, what was counted, and the queries judged at all.
@@ -249,7 +253,7 @@ def _judgements(
             counts["judgements"] += document not in grades
             counts["contradicting_judgements"] += grades.get(document, score) != score
             grades[document] = max(score, grades.get(document, 0))
-    if all(documents.keys().isdisjoint(grades) for grades in relevant.values()):
+    if all(documents.isdisjoint(grades) for grades in relevant.values()):
         reason = f"the judgements name what is not there ({lost[0]})" if lost else "all are 0"
         raise UserError(
             f"{where}: no query has a relevant document: {reason}; query-id and corpus-id must be "
@@ -269,7 +273,7 @@ def _id(value: Any) -> str:  # noqa: ANN401  a cell of a table
     return str(int(value) if whole else value)
 
 
-def _id_among(value: Any, known: Mapping[str, int]) -> str:  # noqa: ANN401  a cell of a table
+def _id_among(value: Any, known: Container[str]) -> str:  # noqa: ANN401  a cell of a table
     name = _id(value)
     if name in known:
         return name

@@ -7,11 +7,11 @@ document, grade, with or without a first line that names them. Imports nothing h
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from small_modernbert.data import file_rows, parquet
+from small_modernbert.data import file_rows, parquet, stored_texts
 from small_modernbert.data.row_formats import open_text, say
 from small_modernbert.runs.errors import UserError
 
@@ -37,6 +37,7 @@ NAMES = {
     "corpus-id": {"corpusid", "docid", "documentid", "document", "docno", "pid", "passageid"},
     "score": {"score", "rel", "relevance", "grade", "label", "judgment", "judgement"},
 }
+LARGE_BYTES = 1 << 25  # of a corpus' files, packed or not: beyond it its texts stay on disk
 SPLITS = ("test", "dev", "validation", "train")  # of judgements; the first that is there
 # Endings of tables, and of judgements as TREC writes them.
 _KINDS = "parquet|pq|jsonl|ndjson|json|csv|tsv"
@@ -117,9 +118,43 @@ def _inside(folder: Path) -> list[Path]:
     return _matching(folder, ".+?", "corpus")
 
 
-def read_part(paths: Sequence[Path], part: str) -> dict[str, list[Any]]:
-    """Read one table of a set; see `read_table`. A column may go by a name of NAMES."""
+def read_part(paths: Sequence[Path], part: str) -> Mapping[str, Sequence[Any]]:
+    """Read one table of a set; see `read_table`. A column may go by a name of NAMES.
+
+    The texts of a large corpus stay on disk (`stored_texts`).
+    """
+    if part == "corpus" and sum(path.stat().st_size for path in paths) > LARGE_BYTES:
+        return _store_corpus(paths)
     return read_table(paths, *COLUMNS[part], NAMES)
+
+
+def _store_corpus(paths: Sequence[Path]) -> dict[str, Sequence[Any]]:
+    """Read a corpus: its ids into memory, its texts and titles to a file; see `read_table`."""
+    ids: list[Any] = []
+    with_title = "title" in _columns_of(paths[0])
+
+    def batches() -> Iterator[dict[str, list[Any]]]:
+        for path in paths:
+            if ("title" in _columns_of(path)) != with_title:
+                raise UserError(
+                    f"{path}: one shard has titles and another one none, unlike {paths[0]}; {CURE}"
+                )
+            for batch in _batches(path, *COLUMNS["corpus"], NAMES):
+                ids.extend(batch["_id"])
+                yield {"title": [None] * len(batch["_id"]), **batch}
+
+    try:
+        stored = stored_texts.store(batches(), ["text", *(["title"] if with_title else [])])
+    except UserError as error:
+        raise UserError(f"{paths[0].parent}, corpus: {error}") from error
+    return {"_id": ids, **stored}
+
+
+def _columns_of(path: Path) -> set[str]:
+    there = file_rows.read_columns(path, CURE)
+    names = [name for part in COLUMNS["corpus"] for name in part]
+    called = file_rows.name_columns(path, names, there, NAMES)
+    return {name for name in names if called[name] in there}
 
 
 def read_table(
@@ -154,19 +189,28 @@ def read_table(
     return table
 
 
-def _read_rows(
+def _batches(
     path: Path, columns: Sequence[str], optional: Sequence[str], names: Mapping[str, set[str]]
-) -> dict[str, list[Any]]:
+) -> Iterator[dict[str, list[Any]]]:
+    """Yield the rows of a file, some thousands at a time, as lists by our names of the columns."""
     there = file_rows.read_columns(path, CURE)
     called = file_rows.name_columns(path, (*columns, *optional), there, names)
     kinds = {called[name]: KINDS.get(name, "text") for name in columns}
     others = [called[name] for name in optional]
-    rows: dict[str, list[Any]] = {}
     for batch in file_rows.read_rows(path, kinds, CURE, optional=others):
-        for name in (*columns, *optional):
-            if called[name] in batch:
-                rows.setdefault(name, []).extend(batch[called[name]])
+        yield {name: batch[called[name]] for name in (*columns, *optional) if called[name] in batch}
+
+
+def _read_rows(
+    path: Path, columns: Sequence[str], optional: Sequence[str], names: Mapping[str, set[str]]
+) -> dict[str, list[Any]]:
+    rows: dict[str, list[Any]] = {}
+    for batch in _batches(path, columns, optional, names):
+        for name, cells in batch.items():
+            rows.setdefault(name, []).extend(cells)
     if not rows:
+        there = file_rows.read_columns(path, CURE)
+        called = file_rows.name_columns(path, (*columns, *optional), there, names)
         if missing := [name for name in columns if called[name] not in there]:
             raise UserError(f"{path} has no rows, and no column {missing[0]!r}; {CURE}")
         rows = {name: [] for name in (*columns, *optional) if called[name] in there}

@@ -41,7 +41,7 @@ class WordIndex:
                 f"{LARGEST_INDEX:,}"
             )
         self.documents = len(documents)
-        words = _words(documents[:])
+        words = words_of_texts(documents[:])
         self._index = bm25s.BM25() if any(words) else None
         if self._index is not None:
             self._index.index(words, show_progress=False)
@@ -52,7 +52,7 @@ class WordIndex:
         The depth is the number of documents where those are fewer. Equal scores rank in the
         documents' order.
         """
-        best = [self._scores(words, depth) for words in _words(queries)]
+        best = [self._scores(words, depth) for words in words_of_texts(queries)]
         rows, scores = (np.stack(part) for part in zip(*best, strict=True))
         return Hits(rows, scores)
 
@@ -67,7 +67,8 @@ class WordIndex:
         return np.where(best > 0, rows, EMPTY), np.where(best > 0, best, 0)
 
 
-def _words(texts: Sequence[str]) -> list[list[str]]:
+def words_of_texts(texts: Sequence[str]) -> list[list[str]]:
+    """Return the words of each text, in their order, without stop words."""
     import bm25s
 
     return bm25s.tokenize(

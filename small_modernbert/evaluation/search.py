@@ -10,6 +10,7 @@ import numpy as np
 
 from small_modernbert.data.evaluation_sets import RetrievalSet
 from small_modernbert.evaluation.bm25 import WordIndex
+from small_modernbert.evaluation.bm25_blocks import search_in_blocks
 from small_modernbert.evaluation.hits import (
     EMPTY,
     NOT_FINITE,
@@ -24,6 +25,7 @@ from small_modernbert.runs.errors import UserError
 DEPTH = 100  # documents a query that a set is scored on
 QUERY_BLOCK = 256
 DOCUMENT_BLOCK = 16_384
+LARGEST_IN_MEMORY = 100_000  # documents that BM25 makes an index of; more it reads twice instead
 
 
 def nearest(query_vectors: np.ndarray, document_vectors: np.ndarray, depth: int) -> Hits:
@@ -114,9 +116,13 @@ def rank_by_words(questions: RetrievalSet) -> Hits:
     """Rank a set's documents by BM25, each query's own id left out.
 
     Raises:
-        UserError: the set is too large, or BM25 finds nothing at all.
+        UserError: BM25 finds nothing at all.
     """
-    hits = WordIndex(questions.documents).search(questions.queries, DEPTH + 1)
+    documents, queries = questions.documents, questions.queries
+    if len(documents) > LARGEST_IN_MEMORY:
+        hits = search_in_blocks(documents, queries, DEPTH + 1)
+    else:
+        hits = WordIndex(documents).search(queries, DEPTH + 1)
     if (hits.rows == EMPTY).all():
         raise UserError(f"no query of {questions.name} shares a word with a document")
     return _leave_out_own(hits, questions)

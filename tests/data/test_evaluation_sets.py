@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from small_modernbert.data import evaluation_sets
+from small_modernbert.data import evaluation_sets, retrieval_sets, retrieval_tables
 from small_modernbert.runs.errors import UserError
 
 CORPUS = {"_id": ["d1", "d2", "d3"], "text": ["rain", "snow", "sun"]}
@@ -238,6 +239,62 @@ def test_a_judged_document_that_is_not_there_counts_as_missed(tmp_path: Path) ->
     assert made.relevant == {"q1": {"d1": 2, "d9": 1}, "q2": {"d9": 3}}
     assert made.counts["judgements_of_missing_documents"] == 2
     assert made.graded
+
+
+def write_beir(folder: Path, corpus: list[dict[str, Any]]) -> Path:
+    """Write a set in BEIR's layout whose one query is answered by d1."""
+    (folder / "qrels").mkdir(parents=True)
+    lines = [json.dumps(row) for row in corpus]
+    (folder / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q1", "text": "wet?"}), "utf-8")
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n", "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("titled", [True, False])
+def test_a_large_corpus_is_the_same_set(
+    tmp_path: Path, titled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On disk or in memory: the same ids, texts, counts and refusals."""
+    texts = ["rain", None, "snow", "snow", " ", "sun"]
+    names = ["d1", "d2", "d3", "d3", "d4", "d5"]
+    corpus = [{"_id": name, "text": text} for name, text in zip(names, texts, strict=True)]
+    if titled:
+        corpus = [{**row, "title": None if row["_id"] == "d5" else ""} for row in corpus]
+    folder = write_beir(tmp_path / "mine", corpus)
+    small = evaluation_sets.load_retrieval_set(tmp_path, "mine")
+    monkeypatch.setattr(retrieval_tables, "LARGE_BYTES", 0)
+    large = evaluation_sets.load_retrieval_set(tmp_path, "mine")
+    assert not isinstance(large.documents, list)
+    assert large.documents[:] == list(large.documents) == small.documents == ["rain", "snow", "sun"]
+    assert (large.documents[-1], large.documents[::2]) == ("sun", ["rain", "sun"])
+    assert (large.document_ids, large.counts) == (small.document_ids, small.counts)
+    assert large.counts["blank_documents"] == 2 and large.counts["repeated_documents"] == 1
+    corpus[2]["text"] = 7
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, corpus)), encoding="utf-8")
+    with pytest.raises(UserError, match="text"):
+        evaluation_sets.load_retrieval_set(tmp_path, "mine")
+
+
+def test_a_large_corpus_is_not_held_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its texts are read, checked and given a window at a time: Python holds a fraction of them."""
+    monkeypatch.setattr(retrieval_tables, "LARGE_BYTES", 0)
+    monkeypatch.setattr(retrieval_sets, "WINDOW", 1_000)
+    rows, words = 12_000, "drizzle over the hills and down to the sea " * 28
+    corpus = [{"_id": f"d{row}", "title": f"{row}", "text": words} for row in range(rows)]
+    write_beir(tmp_path / "mine", corpus)
+    del corpus
+    tracemalloc.start()
+    try:
+        made = evaluation_sets.load_retrieval_set(tmp_path, "mine")
+        seen = sum(len(made.documents[start]) for start in range(0, rows, 1_000))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(made.documents) == rows and seen > 6 * len(words)
+    assert peak < 0.6 * rows * len(words)  # half of it is one batch of rows, twice
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from small_modernbert.data.retrieval_sets import RetrievalSet
-from small_modernbert.evaluation import bm25, search
+from small_modernbert.evaluation import bm25, bm25_blocks, search
 from small_modernbert.evaluation.bm25 import WordIndex
 from small_modernbert.evaluation.hits import Hits
 from small_modernbert.runs.errors import UserError
@@ -112,6 +112,30 @@ def test_a_set_without_a_common_word_has_a_reason_and_no_figures() -> None:
         search.rank_by_words(make_set(["rain", "snow"], ["wind", "hill"]))
     with pytest.raises(UserError, match="no query of made"):
         search.rank_by_words(make_set(["!", "?"], [".", ";"]))
+
+
+def test_documents_that_are_read_in_blocks_rank_as_an_index_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """BM25 over more documents than an index takes: the same scores, whatever a block is."""
+    random = np.random.default_rng(3)
+    words = [f"word{number}" for number in range(40)]
+    documents = [" ".join(random.choice(words, random.integers(0, 12))) for _ in range(90)]
+    queries = [" ".join(random.choice(words, 4)) for _ in range(20)]
+    queries += ["word1 word1 word2", "unheard", "the"]
+    wanted = WordIndex(documents).search(queries, 12)
+    monkeypatch.setattr(bm25_blocks, "BLOCK", 17)
+    monkeypatch.setattr(bm25_blocks, "QUERY_BLOCK", 5)
+    hits = bm25_blocks.search_in_blocks(documents, queries, 12)
+    np.testing.assert_allclose(hits.scores, wanted.scores, rtol=1e-5)
+    # Only where two scores are one but for their last bits may the order differ.
+    close = np.abs(np.diff(wanted.scores, axis=1)) < 1e-4
+    alone = ~np.pad(close, ((0, 0), (0, 1))) & ~np.pad(close, ((0, 0), (1, 0)))
+    assert (hits.rows == wanted.rows)[alone].all() and alone.mean() > 0.5
+    assert (hits.rows[-2:] == -1).all()
+    made = make_set(documents, queries)
+    monkeypatch.setattr(search, "LARGEST_IN_MEMORY", 10)
+    assert search.rank_by_words(made).rows.shape == (len(queries), len(documents))
 
 
 def test_an_index_too_large_for_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
