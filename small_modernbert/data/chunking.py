@@ -10,10 +10,11 @@ cutting words for good, and after the last the tokenizer itself.
 import json
 import logging
 import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
+
+import regex
 
 from small_modernbert.runs.errors import UserError
 
@@ -41,6 +42,10 @@ _SENTENCE_END = re.compile(
     r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[^\Wa-z_])|\n+"
     rf"|(?<=[{_ENDS}])[{_CLOSERS}]*[^\S\n]*(?![{_ENDS}{_CLOSERS}\s])(?=.)"
 )
+# An extended grapheme cluster (Unicode, UAX 29), looked for so far around a place.
+_CHARACTER = regex.compile(r"\X")
+_FLAG_LETTER = re.compile("[\U0001f1e6-\U0001f1ff]")
+WINDOW = 64
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(])(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|No|Fig|cf|ca|[A-Za-z]|e\.g|i\.e)\.$"
 )
@@ -255,8 +260,22 @@ def _halves(text: str) -> list[str]:
     middle = len(text) // 2
     behind, ahead = text.rfind(" ", 1, middle), text.find(" ", middle, len(text) - 1)
     places = [place + 1 for place in (behind, ahead) if place > 0]
-    cut = min(places, key=lambda place: abs(place - middle), default=max(1, middle))
-    # A vowel sign stays with its letter.
-    while cut < len(text) - 1 and unicodedata.category(text[cut]).startswith("M"):
-        cut += 1
+    cut = min(places, key=lambda place: abs(place - middle), default=0)
+    cut = cut or _between_characters(text, max(1, middle))
     return [text[:cut], text[cut:]]
+
+
+def _between_characters(text: str, middle: int) -> int:
+    """Return the place nearest to `middle` that is between two characters as a reader sees them.
+
+    A vowel sign stays with its letter, a flag or a family of emoji is one character. One that is
+    the whole text is cut in its middle.
+    """
+    begin = max(0, middle - WINDOW)
+    # Flags are pairs of letters: counted from the middle of a row of them, they would be others.
+    while begin and _FLAG_LETTER.match(text[begin]):
+        begin -= 1
+    ends = [begin + match.end() for match in _CHARACTER.finditer(text[begin : middle + WINDOW])]
+    # The first may be the rest of one, and the last cut short.
+    inside = [end for end in ends[:-1] if 0 < end < len(text)]
+    return min(inside, key=lambda place: abs(place - middle), default=middle)

@@ -219,9 +219,18 @@ def test_chinese_is_cut_between_sentences(wordpiece_folder: Path) -> None:
     pieces = [piece for piece, _ in Chunker(load(wordpiece_folder), 64).chunk([text])[0]]
     assert len(pieces) > 5 and "".join(pieces) == text
     assert all(piece.endswith(("？", "。")) for piece in pieces)
-    marked = "के" * 400
-    for piece, _ in Chunker(load(wordpiece_folder), 16).chunk([marked])[0]:
-        assert not piece.startswith("\u0947")
+
+
+@pytest.mark.parametrize(
+    "character",
+    ["के", "ក្រ", "กำ", "ｶﾞ", "\u1112\u1161\u11ab", "e\u0301\u0323", "🇩🇪", "👍🏽", "1️⃣", "👩‍🚀"],
+)
+def test_no_piece_begins_inside_a_character(bpe_folder: Path, character: str) -> None:
+    """What a reader sees as one character stays one, in a text without a space."""
+    text = character * 300
+    pieces = [piece for piece, _ in Chunker(load(bpe_folder), 32).chunk([text])[0]]
+    assert len(pieces) > 3 and "".join(pieces) == text
+    assert all(piece == character * (len(piece) // len(character)) for piece in pieces)
 
 
 def test_code_keeps_its_indentation_when_it_is_cut(wordpiece_folder: Path) -> None:
