@@ -275,6 +275,30 @@ def make_teacher(
     return folder
 
 
+def make_small_models(root: Path, words: Sequence[str]) -> None:
+    """Save root/tokenizer, root/teacher and root/student, of a few kilobytes."""
+    import torch
+    from transformers import ModernBertModel
+
+    from small_modernbert.models import students
+    from small_modernbert.models.architecture import Shape, configure
+
+    make_wordpiece_tokenizer(root / "tokenizer", words)
+    tokenizer = students.load_tokenizer(root / "tokenizer")
+    make_teacher(root / "teacher", words, hidden_size=12, heads=2, layers=1, max_length=32)
+    shape = Shape(
+        num_hidden_layers=2,
+        hidden_size=16,
+        intermediate_size=24,
+        head_dim=8,
+        max_position_embeddings=32,
+        local_attention=8,
+    )
+    torch.manual_seed(0)
+    model = ModernBertModel(configure(shape, tokenizer)).eval()
+    students.Student(model, tokenizer, 32).save(root / "student")
+
+
 def make_bpe_tokenizer(folder: Path, texts: Sequence[str], entries: int = BPE_ENTRIES) -> Path:
     """Save a byte-level BPE tokenizer in ModernBERT's style, trained on `texts`."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers

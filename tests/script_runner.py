@@ -24,6 +24,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
+from small_modernbert.runs import settings
 from small_modernbert.runs.references import ROOT
 
 # What the scripts import; none of it starts a thread pool by being imported.
@@ -200,6 +203,16 @@ def load_script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def refusal(name: str, flags: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a script in this process that must end with exit 1; return the line that it ends in."""
+    with pytest.raises(SystemExit) as ended:
+        settings.run(load_script(name).__dict__, list(flags))
+    assert ended.value.code == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: ")
+    return said
 
 
 class _NoNetwork(socket.socket):

@@ -9,12 +9,12 @@ import torch
 
 from small_modernbert.data.labels import Labels
 from small_modernbert.data.token_store import TokenStore, store_splits
-from small_modernbert.models.packed_encoder import PackedEncoder
-from small_modernbert.models.packing import batches_by_epoch, pack
+from small_modernbert.models.packing import pack
 from small_modernbert.models.prompts import Prompts
 from small_modernbert.models.students import Student
 from small_modernbert.runs.stages import Stage
 from small_modernbert.training import losses
+from small_modernbert.training.labelled_task import LabelledTask
 
 logger = logging.getLogger(__name__)
 
@@ -112,56 +112,12 @@ def compare_lengths(labelled: Labels, tokens: TokenStore, student_tokens: int) -
     return figures
 
 
-class DistillationTask:
-    """Stored teacher vectors and tokenised texts, as `loop.train` wants a task."""
-
-    def __init__(
-        self,
-        encoder: PackedEncoder,
-        tokens: TokenStore,
-        vectors: np.ndarray,
-        objective: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        evaluate: Callable[[], dict[str, float]],
-        *,
-        tokens_per_batch: int,
-        rows_per_batch: int,
-        seed: int,
-    ) -> None:
-        """Join tokens and vectors row by row.
-
-        Args:
-            encoder: the student.
-            tokens: tokens of each text.
-            vectors: `(texts, hidden_size)` float16, the teacher's, memory-mapped.
-            objective: from `loss_function`.
-            evaluate: held-out figures.
-            tokens_per_batch: bound on a batch's tokens.
-            rows_per_batch: bound on a batch's texts.
-            seed: of the batches' order.
-
-        Raises:
-            ValueError: the numbers of texts and vectors differ.
-        """
-        if len(tokens) != len(vectors):
-            raise ValueError(f"{len(tokens)} texts for {len(vectors)} vectors")
-        self.model = encoder.model
-        self.encoder, self.tokens, self.vectors = encoder, tokens, vectors
-        self.objective, self.evaluate = objective, evaluate
-        self.epoch = batches_by_epoch(
-            tokens.lengths,
-            tokens_per_batch=tokens_per_batch,
-            rows_per_batch=rows_per_batch,
-            window_batches=64,
-            seed=seed,
-        )
-
-    def weight(self, batch: np.ndarray) -> float:
-        """Return the number of texts."""
-        return float(len(batch))
+class DistillationTask(LabelledTask):
+    """Texts and the teacher's vectors of them, `(texts, hidden_size)` float16."""
 
     def loss(self, batch: np.ndarray) -> tuple[torch.Tensor, int]:
         """Return the objective over the batch's texts, and its tokens."""
         packed = pack([self.tokens[row] for row in batch])
         student = self.encoder.pooled(packed)
-        teacher = torch.from_numpy(self.vectors[batch].astype(np.float32)).to(student.device)
+        teacher = torch.from_numpy(self.targets[batch].astype(np.float32)).to(student.device)
         return self.objective(student, teacher), packed.tokens

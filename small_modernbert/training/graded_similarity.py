@@ -16,11 +16,10 @@ import torch
 from torch.nn import functional
 
 from small_modernbert.data.graded_pairs import PairSplits
-from small_modernbert.data.token_store import TokenStore
-from small_modernbert.models.packed_encoder import PackedEncoder
-from small_modernbert.models.packing import batches_by_epoch, pack
+from small_modernbert.models.packing import pack
 from small_modernbert.runs.errors import UserError
 from small_modernbert.training import losses
+from small_modernbert.training.labelled_task import LabelledTask
 
 logger = logging.getLogger(__name__)
 
@@ -73,54 +72,16 @@ def scale_scores(splits: PairSplits, objective: str, bounds: Sequence[float]) ->
     return PairSplits(*parts, splits.scored_by, splits.dropped)
 
 
-class PairTask:
-    """Graded pairs as `loop.train` wants a task: both sides of a batch in one packed pass."""
+class PairTask(LabelledTask):
+    """Pairs and their scores: both sides of a batch in one packed pass.
 
-    def __init__(
-        self,
-        encoder: PackedEncoder,
-        tokens: TokenStore,
-        scores: np.ndarray,
-        objective: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        evaluate: Callable[[], dict[str, float]],
-        *,
-        tokens_per_batch: int,
-        rows_per_batch: int,
-        seed: int,
-    ) -> None:
-        """Join tokens and scores.
+    The texts are `GradedPairs.texts`: pair i is rows 2 i and 2 i + 1. One batch a window: a ranking
+    loss learns from pairs of all kinds side by side, and packing leaves grouping by length little
+    to save.
+    """
 
-        Args:
-            encoder: the student.
-            tokens: of `GradedPairs.texts`: pair i is rows 2 i and 2 i + 1.
-            scores: `(pairs,)`.
-            objective: from `loss_function`.
-            evaluate: held-out figures.
-            tokens_per_batch: bound on a batch's tokens.
-            rows_per_batch: bound on a batch's pairs.
-            seed: of the batches' order.
-
-        Raises:
-            ValueError: there are not two texts a score.
-        """
-        if len(tokens) != 2 * len(scores):
-            raise ValueError(f"{len(tokens)} texts for {len(scores)} pairs")
-        self.model = encoder.model
-        self.encoder, self.tokens, self.scores = encoder, tokens, scores
-        self.objective, self.evaluate = objective, evaluate
-        # One batch a window: a ranking loss learns from pairs of all kinds side by side, and
-        # packing leaves grouping by length little to save.
-        self.epoch = batches_by_epoch(
-            tokens.lengths.reshape(-1, 2).sum(axis=1),
-            tokens_per_batch=tokens_per_batch,
-            rows_per_batch=rows_per_batch,
-            window_batches=1,
-            seed=seed,
-        )
-
-    def weight(self, batch: np.ndarray) -> float:
-        """Return the number of pairs."""
-        return float(len(batch))
+    texts_per_row = 2
+    window_batches = 1
 
     def loss(self, batch: np.ndarray) -> tuple[torch.Tensor, int]:
         """Return the objective over the batch's pairs, and the tokens of both sides."""
@@ -130,5 +91,5 @@ class PairTask:
         vectors = self.encoder.pooled(packed)
         vectors = vectors[torch.from_numpy(np.argsort(order)).to(vectors.device)]
         cosines = functional.cosine_similarity(vectors[: len(batch)], vectors[len(batch) :])
-        scores = torch.from_numpy(self.scores[batch].astype(np.float32)).to(cosines.device)
+        scores = torch.from_numpy(self.targets[batch].astype(np.float32)).to(cosines.device)
         return self.objective(cosines, scores), packed.tokens

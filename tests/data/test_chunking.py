@@ -4,7 +4,6 @@ import random
 from pathlib import Path
 
 import pytest
-from miniature import make_bpe_tokenizer, make_wordpiece_tokenizer
 from tokenizers import Tokenizer, pre_tokenizers
 
 from small_modernbert.data import chunking
@@ -22,19 +21,6 @@ ODD = [
     "漢字かな交じり文 text 中",
     "emoji 🙂🙂 and \u200bzero\u00a0width e\u0301",
 ]
-
-
-@pytest.fixture(scope="module", params=["wordpiece", "bpe"])
-def tokenizer(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Tokenizer:
-    """A tokenizer of either family."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    if request.param == "wordpiece":
-        make_wordpiece_tokenizer(folder, WORDS)
-    else:
-        make_bpe_tokenizer(folder, [" ".join(WORDS)] * 50)
-    return Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
 
 
 def document(sentences: int, seed: int = 0) -> str:
@@ -140,53 +126,53 @@ def test_sentences_are_the_text_again() -> None:
 
 
 @pytest.mark.parametrize("max_tokens", [16, 40, 128])
-def test_chunks_fit_and_lose_nothing(tokenizer: Tokenizer, max_tokens: int) -> None:
+def test_chunks_fit_and_lose_nothing(either_tokenizer: Tokenizer, max_tokens: int) -> None:
     """No chunk exceeds the limit, special tokens included; joined, they have every word."""
     texts = [document(1), document(60, seed=1), "", document(400, seed=2), "river " * 500]
-    pieces = Chunker(tokenizer, max_tokens).chunk(texts)
+    pieces = Chunker(either_tokenizer, max_tokens).chunk(texts)
     assert len(pieces) == len(texts)
     for text, chunks in zip(texts, pieces, strict=True):
         assert " ".join(piece for piece, _ in chunks).split() == text.split()
         for piece, tokens in chunks:
-            assert tokens == len(tokenizer.encode(piece).ids)
+            assert tokens == len(either_tokenizer.encode(piece).ids)
             assert tokens <= max_tokens
 
 
-def test_chunks_end_with_sentences_and_are_even(tokenizer: Tokenizer) -> None:
+def test_chunks_end_with_sentences_and_are_even(either_tokenizer: Tokenizer) -> None:
     """A long document is cut between sentences, and no piece is a scrap."""
-    chunks = Chunker(tokenizer, 128).chunk([document(200)])[0]
+    chunks = Chunker(either_tokenizer, 128).chunk([document(200)])[0]
     assert len(chunks) > 5
     assert all(piece[0].isupper() and piece.endswith(".") for piece, _ in chunks)
     assert min(tokens for _, tokens in chunks) > 40
 
 
-def test_counting_anew_cuts_alike(tokenizer: Tokenizer) -> None:
+def test_counting_anew_cuts_alike(either_tokenizer: Tokenizer) -> None:
     """The memo of words changes no cut."""
     texts = [document(1), document(60, seed=1), document(400, seed=2), "river " * 500]
-    anew = Chunker(tokenizer, 40, memo=False).chunk(texts)
-    assert Chunker(tokenizer, 40).chunk(texts) == anew
+    anew = Chunker(either_tokenizer, 40, memo=False).chunk(texts)
+    assert Chunker(either_tokenizer, 40).chunk(texts) == anew
 
 
-def test_text_that_fits_is_unchanged(tokenizer: Tokenizer) -> None:
+def test_text_that_fits_is_unchanged(either_tokenizer: Tokenizer) -> None:
     """A text within the limit is its only piece, as it was."""
     text = document(2)
-    assert [piece for piece, _ in Chunker(tokenizer, 512).chunk([text])[0]] == [text]
+    assert [piece for piece, _ in Chunker(either_tokenizer, 512).chunk([text])[0]] == [text]
 
 
-def test_a_line_of_megabytes_does_not_stall(tokenizer: Tokenizer) -> None:
+def test_a_line_of_megabytes_does_not_stall(either_tokenizer: Tokenizer) -> None:
     """A line of a megabyte without a full stop, and one without a space, are cut all the same."""
     spaced, solid = "river stone " * 80_000, "riverstone" * 5_000
-    chunker = Chunker(tokenizer, 256)
+    chunker = Chunker(either_tokenizer, 256)
     for text in (spaced, solid):
         chunks = chunker.chunk([text])[0]
         assert "".join("".join(piece.split()) for piece, _ in chunks) == "".join(text.split())
         assert max(tokens for _, tokens in chunks) <= 256
 
 
-def test_refuses_a_limit_without_room(tokenizer: Tokenizer) -> None:
+def test_refuses_a_limit_without_room(either_tokenizer: Tokenizer) -> None:
     """A limit that leaves no room for text is the user's to mend."""
     with pytest.raises(UserError, match="--max-tokens"):
-        Chunker(tokenizer, 5)
+        Chunker(either_tokenizer, 5)
 
 
 SENTENCES = {

@@ -22,7 +22,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from miniature import Language, make_corpus, make_teacher, make_wordpiece_tokenizer
+from miniature import Language, make_corpus, make_small_models
 
 from small_modernbert.data import (
     corpus,
@@ -37,7 +37,6 @@ from small_modernbert.data import (
 )
 from small_modernbert.data.cleaning import Reason, clean
 from small_modernbert.models import students, teachers
-from small_modernbert.models.architecture import Shape, configure
 from small_modernbert.runs import report, storage
 from small_modernbert.runs.errors import UserError
 from small_modernbert.training import checkpoints
@@ -240,7 +239,8 @@ def make_targets(root: Path) -> dict[str, Target]:
     write(sets / "queries" / "toy.parquet", {"_id": ids, "text": texts})
     qrels = {"query-id": ids, "corpus-id": ids[::-1], "score": [1] * ROWS}
     write(sets / "qrels" / "toy.parquet", qrels)
-    make_models(root)
+    words = Language(0, topics=2, words_per_topic=4).words
+    make_small_models(root, words)
     model, optimizer = make_trained(seed=0)
     checkpoints.save_checkpoint(root / "checkpoint", model, optimizer, Progress(step=3))
     made = {
@@ -275,27 +275,6 @@ def make_targets(root: Path) -> dict[str, Target]:
         "checkpoint": Target(root / "checkpoint", use_checkpoint),
     }
     return {name: target.remember() for name, target in made.items()}
-
-
-def make_models(root: Path) -> None:
-    """Save a student and a teacher of a few kilobytes."""
-    language = Language(0, topics=2, words_per_topic=4)
-    make_wordpiece_tokenizer(root / "tokenizer", language.words)
-    tokenizer = students.load_tokenizer(root / "tokenizer")
-    make_teacher(root / "teacher", language.words, hidden_size=12, heads=2, layers=1, max_length=32)
-    shape = Shape(
-        num_hidden_layers=2,
-        hidden_size=16,
-        intermediate_size=24,
-        head_dim=8,
-        max_position_embeddings=32,
-        local_attention=8,
-    )
-    from transformers import ModernBertModel
-
-    torch.manual_seed(0)
-    model = ModernBertModel(configure(shape, tokenizer)).eval()
-    students.Student(model, tokenizer, 32).save(root / "student")
 
 
 @st.composite

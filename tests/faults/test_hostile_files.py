@@ -24,9 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from miniature import make_teacher, make_wordpiece_tokenizer
+from miniature import make_small_models
 from safetensors.torch import load_file, save_file
-from transformers import ModernBertModel
 
 from small_modernbert.data import (
     evaluation_sets,
@@ -39,7 +38,6 @@ from small_modernbert.data import (
 )
 from small_modernbert.labelling import judges
 from small_modernbert.models import encoders, loading, students, teachers
-from small_modernbert.models.architecture import Shape, configure
 from small_modernbert.runs import hub, storage
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.references import ROOT
@@ -60,20 +58,7 @@ LOADERS: dict[str, Callable[[Path], Any]] = {
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a student and a teacher of a few kilobytes."""
     root = tmp_path_factory.mktemp("originals")
-    make_wordpiece_tokenizer(root / "tokenizer", WORDS)
-    tokenizer = students.load_tokenizer(root / "tokenizer")
-    make_teacher(root / "teacher", WORDS, hidden_size=12, heads=2, layers=1, max_length=32)
-    shape = Shape(
-        num_hidden_layers=2,
-        hidden_size=16,
-        intermediate_size=24,
-        head_dim=8,
-        max_position_embeddings=32,
-        local_attention=8,
-    )
-    torch.manual_seed(0)
-    model = ModernBertModel(configure(shape, tokenizer)).eval()
-    students.Student(model, tokenizer, 32).save(root / "student")
+    make_small_models(root, WORDS)
     return root
 
 

@@ -161,7 +161,7 @@ def test_texts_and_labels_must_pair(
     make_student: Make, tokens: TokenStore, vectors: np.ndarray
 ) -> None:
     """Another number of labels than texts is refused, never cut to fit."""
-    with pytest.raises(ValueError, match=f"{len(tokens)} texts for 3 vectors"):
+    with pytest.raises(ValueError, match=f"{len(tokens)} texts for 3 labels"):
         make_task(make_student(), tokens, vectors[:3])
 
 

@@ -226,7 +226,7 @@ def test_who_graded_is_remembered_in_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("column", "has no column 'score'"),  # labels are no grades
+        ("column", "has no column 'score'"),
         ("bytes", "cannot be read"),
     ],
 )
@@ -234,7 +234,7 @@ def test_unusable_files_are_named(tmp_path: Path, damage: str, message: str) -> 
     """A file without scores, or a broken one, is an error that names it."""
     path = tmp_path / "pairs.parquet"
     if damage == "column":
-        write_parquet(path, sentence1=["a"], sentence2=["b"], label=[1])
+        write_parquet(path, sentence1=["a"], sentence2=["b"], kind=[1])
     else:
         path.write_bytes(b"PAR1 and then nothing")
     with pytest.raises(UserError, match=message) as caught:
