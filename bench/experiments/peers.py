@@ -31,6 +31,7 @@ class Work:
         teacher: folder of the whole teacher, 384 wide.
         reduced: folder of the teacher with the PCA layer that made the labels.
         student: folder of the student that `make run` made.
+        twin: folder of the static model that its ModernBERT starts as.
         start: folder of the model to train, where one was made before.
         output: folder to write the model to.
         budget: processor seconds of training.
@@ -43,6 +44,7 @@ class Work:
     teacher: Path
     reduced: Path
     student: Path
+    twin: Path
     start: Path | None
     output: Path
     budget: float
@@ -52,7 +54,9 @@ class Work:
 
 def take(work: Work, model: str) -> dict[str, float]:
     """Train nothing: a model as it is."""
-    work.output.symlink_to({"teacher": work.teacher, "student": work.student}[model])
+    work.output.symlink_to(
+        {"teacher": work.teacher, "student": work.student, "twin": work.twin}[model]
+    )
     return {}
 
 
@@ -112,7 +116,7 @@ def distil_static(work: Work) -> dict[str, float]:
 
 
 def fit_static(work: Work) -> dict[str, float]:
-    """Fit a static model to the labels until its held-out loss rises, or the time is over."""
+    """Fit a static model to the labels, for as many passes as the budget buys."""
     from model2vec.distill import distill
     from model2vec.train import StaticModelForSimilarity
 
@@ -120,8 +124,13 @@ def fit_static(work: Work) -> dict[str, float]:
     static = distill(str(work.teacher), pca_dims=256, device="cpu")
     made = time.process_time()
     model = StaticModelForSimilarity.from_static_model(model=static, n_layers=0)
-    model.fit(work.texts, work.vectors.tolist(), random_seed=work.seed, device="cpu")
-    seconds = time.process_time() - made
+    given = {"random_seed": work.seed, "device": "cpu"}
+    tried = time.process_time()
+    model.fit(work.texts, work.vectors.tolist(), max_epochs=1, **given)
+    begun_again = time.process_time()
+    passes = max(1, round(work.budget / (begun_again - tried)))
+    model.fit(work.texts, work.vectors.tolist(), max_epochs=passes, **given)
+    seconds = time.process_time() - begun_again
     model.to_static_model().save_pretrained(work.output)
     return {"start_seconds": made - begun, "seconds": seconds}
 

@@ -108,6 +108,8 @@ ROWS = (
     Row("fresh BERT, MSELoss", PEERS, "trainer fresh", peer=("train_fresh", {})),
     Row("v2 in its words", PEERS, "trainer guide", GUIDE | {"transfer_layers": 1},
         peer=("train_folder", {}), note="GUIDE of the first layer, batches of 64 at random, 1e-4"),
+    Row("our static twin", PEERS, "", peer=("take", {"model": "twin"}),
+        note="static: the small ModernBERT without its layers; one pass over the labels"),
     Row("model2vec distil", PEERS, "", peer=("distil_static", {}), note="static"),
     Row("model2vec, fitted to the labels", PEERS, "", peer=("fit_static", {}), note="static"),
     ours("ours, seed 43", SEEDS, seed=43),

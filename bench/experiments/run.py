@@ -197,6 +197,7 @@ def peer_work(row: rows.Row, start: str | None, output: Path, step_seconds: floa
         teacher=(references.ROOT / ASSETS / "models/all-MiniLM-L6-v2").resolve(),
         reduced=stored.folder / "reduced_teacher",
         student=references.ROOT / OFFLINE / "distil_modernbert/final",
+        twin=references.ROOT / OFFLINE / "mlm/init_model_mlm@static/final/static_twin",
         start=Path(start) if start else None,
         output=output,
         budget=BUDGET * row.budget,

@@ -10,6 +10,7 @@ from rows import SEEDS, Row
 from small_modernbert.runs import report, storage
 
 SELECTION, REPORTED = ("squad", "wiki-descriptions"), ("sciq", "boolq")
+LOWEST = 70  # per cent that the plot shows; what is lower stands at its edge with its figure
 TEACHER, STUDENT = "teacher", "our student after make run"
 HEADERS = (
     "row", "SQuAD", "descriptions", "of the teacher's", "SciQ", "BoolQ", "of the teacher's ",
@@ -56,7 +57,9 @@ def write(folder: Path, record: Sequence[dict[str, Any]], rows: Sequence[Row]) -
     if STUDENT in lines:
         parts.append(_with_words(lines[STUDENT], teacher))
     storage.write_text(folder / "EXPERIMENTS.md", "\n".join(parts))
-    _plot([lines[row.name] for row in known], teacher, folder / "experiments.png")
+    # Seeds would be written over one another.
+    drawn = [lines[row.name] for row in known if row.question != SEEDS]
+    _plot(drawn, teacher, folder / "experiments.png")
 
 
 def share(line: dict[str, Any], teacher: dict[str, Any], sets: Sequence[str]) -> float:
@@ -131,7 +134,7 @@ def _with_words(student: dict[str, Any], teacher: dict[str, Any]) -> str:
 
 
 def _plot(lines: Sequence[dict[str, Any]], teacher: dict[str, Any], path: Path) -> None:
-    """Draw the shares on selection and reported sets against speed, a number a row."""
+    """Draw the shares on selection and reported sets against speed, a number each row."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -141,12 +144,14 @@ def _plot(lines: Sequence[dict[str, Any]], teacher: dict[str, Any], path: Path) 
     titles = ("SQuAD and descriptions (selected on)", "SciQ and BoolQ (reported)")
     for panel, sets, title in zip(panels, (SELECTION, REPORTED), titles, strict=True):
         for number, line in enumerate(lines, start=1):
-            place = (pace(line, teacher), 100 * share(line, teacher, sets))
+            percent = 100 * share(line, teacher, sets)
+            place = (pace(line, teacher), max(percent, LOWEST))
             label = f"{number}  {line['name']}" if panel is panels[0] else None
             panel.scatter(*place, color=f"C{number % 10}", label=label)
+            name = f"{number}" if percent >= LOWEST else f"{number}: {percent:.0f} %"
             # By turns to each side, so that neighbours do not write over one another.
             offset = (6, 3) if number % 2 else (-14, -9)
-            panel.annotate(str(number), place, offset, textcoords="offset points", fontsize="small")
+            panel.annotate(name, place, offset, textcoords="offset points", fontsize="small")
         panel.set(title=title, xlabel="documents per second, times the teacher's", xscale="log")
         panel.xaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_minor_formatter("")
