@@ -115,7 +115,9 @@ class Student:
         tokenizer = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
         tokenizer.no_padding()
         if tokens <= tokenizer.num_special_tokens_to_add(False):
-            raise UserError(f"{tokens} tokens leave no room beside the special ones")
+            raise UserError(
+                f"{tokens} tokens leave no room beside the special ones; take more: --max-tokens 16"
+            )
         tokenizer.enable_truncation(tokens)
         return tokenizer
 
@@ -226,7 +228,10 @@ def _open(folder: Path, pooling: str, max_tokens: int, masked_lm: bool) -> Stude
     )
     limit = student.positions
     if max_tokens > limit:
-        raise UserError(f"MAX_TOKENS: the student takes {limit:,} tokens, not {max_tokens:,}")
+        raise UserError(
+            f"MAX_TOKENS: the student takes {limit:,} tokens, not {max_tokens:,}: "
+            f"--max-tokens {limit}"
+        )
     student.max_tokens = max_tokens or folders.read_max_tokens(parts.transformer, limit)
     return student
 

@@ -406,6 +406,41 @@ def write_hub_dataset(folder: Path, split: str = "NanoToy", **configs: dict[str,
     (folder / "README.md").write_text("\n".join([*card, "---"]))
 
 
+# A run that is refused, what its message says, and the same run as it was told.
+CURES: dict[str, tuple[list[str], str, list[str]]] = {
+    "another column": (
+        [],
+        "has no column 'text'; it has: content; .*--text-column",
+        ["--text-column", "content"],
+    ),
+    "no text at all": (
+        ["--text-column", "content", "--min-characters", "9999"],
+        "--max-lost-share 1 --overwrite",
+        ["--text-column", "content", "--min-characters", "12"],
+    ),
+    "too many held out": (
+        ["--text-column", "content", "--held-out-rows", "99"],
+        "lower --held-out-rows",
+        ["--text-column", "content", "--held-out-rows", "9"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CURES)
+def test_a_refused_corpus_is_made_as_told(
+    name: str, script: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Obeying the message makes the corpus, without redoing or removing anything."""
+    path = tmp_path / "own.jsonl"
+    rows = [json.dumps({"content": make_text(number, 8)}) for number in range(30)]
+    path.write_text("\n".join(rows))
+    refused, message, told = CURES[name]
+    fixed = ("--offline-text", str(path), "--held-out-rows", "5")
+    with pytest.raises(UserError, match=message):
+        script(*fixed, *refused)
+    assert open_corpus(script(*fixed, *told)).index["sources"]["own"]["kept"] == 30
+
+
 def test_other_settings_are_refused(script: Callable[..., Path]) -> None:
     """A finished corpus of other settings is not overwritten in silence."""
     script()
