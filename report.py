@@ -57,7 +57,8 @@ def compare(stages: "list[StageRun]") -> "tuple[dict[str, Any] | None, list[dict
     Raises:
         UserError: STUDENT is named and not there.
     """
-    from small_modernbert.reporting import charts, page
+    from small_modernbert.evaluation import charts
+    from small_modernbert.reporting import page
 
     student = find_student()
     labelled = next((stage for stage in stages if stage.name == LABELS and stage.finished), None)

@@ -25,8 +25,8 @@ done
 
 case $size in
   full)  # texts labelled, steps of MLM, texts for the layer on top
-    recipe=offline texts=28000 held_out=1000 pca=20000 mlm_steps=60 head=4000 queries=0
-    evaluate=400 checkpoint=125 pairs=800 sets="sciq boolq" ;;
+    recipe=offline texts=26000 held_out=1000 pca=20000 mlm_steps=60 head=4000 queries=0
+    evaluate=391 checkpoint=125 pairs=800 sets="sciq boolq" ;;
   smoke)
     recipe=smoke texts=1200 held_out=200 pca=1000 mlm_steps=6 head=800 queries=100
     evaluate=20 checkpoint=10 pairs=300 sets="sciq" ;;

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from small_modernbert.data.retrieval_sets import REMARKS, RetrievalSet
-from small_modernbert.evaluation import metrics, speed
+from small_modernbert.evaluation import charts, metrics, speed
 from small_modernbert.evaluation.benchmark import TEACHER, Benchmark, Row
 from small_modernbert.runs import report, storage
 
@@ -146,45 +146,14 @@ def share_of(row: Row, teacher: Row | None, set_name: str | None = None) -> floa
 
 
 def plot(rows: Sequence[Row], path: Path, where: dict[str, Any]) -> None:
-    """Draw quality against documents per second; rows without a speed become level lines.
-
-    Each point has its label beside it; rows at the same point share one.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
-    points: dict[tuple[float, float], list[str]] = {}
-    for row in rows:
-        if row.documents_per_second is None:
-            axes.axhline(row.quality, linestyle=":", color="grey")
-            place = (0.01, row.quality)
-            axes.annotate(row.label, place, xycoords=("axes fraction", "data"), va="bottom")
-        else:
-            place = (row.documents_per_second, round(row.quality, 4))
-            points.setdefault(place, []).append(row.label)
-    for number, (place, labels) in enumerate(sorted(points.items())):
-        colour = f"C{number % 10}"
-        axes.scatter(*place, color=colour)
-        # By turns above and below, so that neighbours do not write over one another.
-        axes.annotate(
-            ", ".join(labels),
-            place,
-            xytext=(6, 6 if number % 2 == 0 else -12),
-            textcoords="offset points",
-            color=colour,
-            fontsize="small",
-        )
-    axes.set_xscale("log")
-    axes.margins(x=0.25, y=0.1)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel(f"documents per second ({where['device']}, {where['threads']} threads)")
-    axes.set_ylabel("mean nDCG@10")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    """Draw quality against documents per second; rows without a speed become level lines."""
+    charts.save_points(
+        path,
+        [(r.label, r.documents_per_second, r.quality) for r in rows if r.documents_per_second],
+        f"documents per second ({where['device']}, {where['threads']} threads)",
+        "mean nDCG@10",
+        [(row.label, row.quality) for row in rows if not row.documents_per_second],
+    )
 
 
 def _percent(share: float | None) -> str | None:

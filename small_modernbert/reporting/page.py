@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from small_modernbert.reporting import charts
+from small_modernbert.evaluation import charts
 from small_modernbert.reporting.run_folder import StageRun
 from small_modernbert.runs import report
 

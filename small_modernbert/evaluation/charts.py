@@ -1,9 +1,10 @@
-"""Charts of a page, by matplotlib, as SVG whose text is text and takes the page's colour."""
+"""Charts by matplotlib: pictures in a file, or SVG whose text is text and takes a page's colour."""
 
 import io
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,13 +53,35 @@ def points(
 ) -> str:
     """Return points (label, x, y) and level lines (label, y), labels apart at the right.
 
-    Points at the same place share a mark, and keep their labels one below the other.
+    Points at the same place are rings around each other, and keep a label each.
     """
+    return _svg(_points(labelled, across, up, levels, logarithmic))
+
+
+def save_points(
+    path: Path,
+    labelled: Sequence[tuple[str, float, float]],
+    across: str,
+    up: str,
+    levels: Sequence[tuple[str, float]] = (),
+) -> None:
+    """Write such points as a picture."""
+    _points(labelled, across, up, levels, logarithmic=True).savefig(
+        path, dpi=180, facecolor="white"
+    )
+
+
+def _points(
+    labelled: Sequence[tuple[str, float, float]],
+    across: str,
+    up: str,
+    levels: Sequence[tuple[str, float]],
+    logarithmic: bool,
+) -> "Figure":
     figure, axes = _figure(across, up)
     ends = []
     for number, (label, x, y) in enumerate(labelled):
         colour = COLOURS[number % len(COLOURS)]
-        # Smaller ones on top of larger ones: points at one place are rings around each other.
         size = 30 + 45 * sum(other[1:] == (x, y) for other in labelled[number + 1 :])
         axes.scatter([x], [y], s=size, color=colour, zorder=3)
         ends.append((x, y, label, colour))
@@ -71,7 +94,7 @@ def points(
         axes.xaxis.set_minor_formatter(lambda *_: "")
     axes.margins(x=0.08, y=0.12)
     _label_at_right(axes, ends)
-    return _svg(figure)
+    return figure
 
 
 def bars(values: Mapping[str, float], across: str) -> str:

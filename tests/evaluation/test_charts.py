@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from small_modernbert.reporting import charts
+from small_modernbert.evaluation import charts
 
 
 def texts_of(svg: str) -> list[str]:
