@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: setup assets run run-main mine recipes bench experiments gpu-check test faults rehearse smoke
-.PHONY: search serve report lint clean
+.PHONY: loaders search serve report lint clean
 
 setup: $(VENV)/.ready
 
@@ -36,6 +36,9 @@ bench: assets
 
 experiments: assets
 	$(BIN)/python bench/experiments/run.py $(ARGS)
+
+loaders: assets
+	$(BIN)/python bench/loaders.py $(ARGS)
 
 gpu-check: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" python bench/gpu_check.py $(ARGS)

@@ -15,7 +15,7 @@ from small_modernbert.runs import ancestry, lineage, report, storage
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 
-OTHERS = ("teacher", "BM25")  # rows of a benchmark that stand beside a model's own
+OWN, OTHERS = "this model", ("teacher", "BM25")  # rows of a benchmark that a card shows
 CHECK = f"""`{golden_vectors.FILE}` holds texts of rising length and their vectors. One line asks a
 server, or a loader, whether it gives them:
 
@@ -98,15 +98,18 @@ def _benchmark(recipe: Path, record: Mapping[str, Any]) -> tuple[list[EvalResult
         model_card.evaluation(name, "_ndcg@10", figures["ndcg@10"])
         for name, figures in row["retrieval"].items()
     ]
-    beside = [row, *(each for each in results["rows"] if each["label"] in OTHERS)]
+    own = row["label"]
+    mixed = (f"{own} > ", f"{own} + ")  # its queries over another's documents; with BM25
+    beside = [each for each in results["rows"] if each["label"].startswith(mixed)]
+    beside += [each for each in results["rows"] if each["label"] in OTHERS]
     lines = [
         [
-            "this model" if each is row else each["label"],
+            each["label"] if each["label"] in OTHERS else each["label"].replace(own, OWN, 1),
             *(each["retrieval"][name]["ndcg@10"] for name in row["retrieval"]),
             each["parameters"],
             each["documents_per_second"] and round(each["documents_per_second"]),
         ]
-        for each in beside
+        for each in (row, *beside)
     ]
     sets = [f"{name}, nDCG@10" for name in row["retrieval"]]
     text = report.table(["model", *sets, "parameters", "documents/s"], lines)

@@ -17,6 +17,8 @@ from small_modernbert.data.hub_datasets import PAIR_SOURCES, TEXT_SOURCES
 from small_modernbert.runs import ancestry, hub
 
 MODELS = ("teacher", "donor", "judge", "miner")  # inputs of stages that are models of others
+# How the names of inputs begin that are text to train on, of whichever script.
+DATA = ("source", "pairs", "PAIRS", "documents", "queries", "general")
 UNKNOWN = "not stated"
 # What the hub knows licences by; what else a table says is for a person to read.
 _LICENCE = re.compile(r"(apache|mit|cc0|cc-by|bsd|afl|odc|odbl)(-[a-z0-9.-]+)?")
@@ -134,7 +136,7 @@ def _of_record(record: Mapping[str, Any]) -> Iterator[Origin]:
             continue
         if name in MODELS:
             yield model(name, path)
-        elif name.partition(" ")[0] in ("source", "pairs", "PAIRS"):
+        elif name.partition(" ")[0] in DATA:
             yield _data(path)
 
 

@@ -473,6 +473,41 @@ def test_help_shows_every_constant(name: str) -> None:
     assert finished.output.split("╭")[0].count(f"python bench/{name}.py") >= 2
 
 
+def test_loaders_matrix_names_what_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each reader's answer stands in the table with its versions; one that differs ends in 1."""
+    script = load("loaders")
+    answers = [["/made/0", "transformers", True, "transformers: 16 texts: equal"]]
+    monkeypatch.setattr(script, "make_folders", lambda place: {"/made/0": "ModernBERT, mean"})
+    monkeypatch.setattr(script, "ask", lambda name, folders: ({"torch": "2.13.0"}, answers))
+    monkeypatch.setattr(script, "OUTPUT", str(tmp_path / "LOADERS.md"))
+    script.main()
+    shown = capsys.readouterr().out
+    assert shown.count("ModernBERT, mean") == 3 and "3 of 3 are equal" in shown
+    answers.append(["/made/0", "sentence-transformers", False, "sentence-transformers: off"])
+    with pytest.raises(SystemExit) as stop:
+        script.main()
+    assert stop.value.code == 1
+    assert "3 of 6 are equal" in (tmp_path / "LOADERS.md").read_text(encoding="utf-8")
+    monkeypatch.setattr(script, "ONLY", ["sentence-transformers 1"])
+    with pytest.raises(UserError, match="no such environment"):
+        script.main()
+
+
+def test_loaders_students_are_of_unlike_kinds(
+    wordpiece_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both poolings, a Dense layer, prompts and both architectures are read."""
+    script = load("loaders")
+    monkeypatch.setattr(inputs, "locate", lambda reference: wordpiece_folder)
+    made = list(script.make_students().values())
+    assert {student.pooling for student in made} == {"mean", "cls"}
+    assert {student.body.config.model_type for student in made} == {"modernbert", "bert"}
+    assert any(len(student.head) and student.prompts for student in made)
+    assert all(student.max_tokens > 2 * 64 for student in made)
+
+
 def test_without_a_gpu_there_is_nothing_to_check() -> None:
     """`make gpu-check` says that there is no GPU, and ends well."""
     command = ["-c", "import os; os.environ['CUDA_VISIBLE_DEVICES'] = ''; import runpy, sys;"]

@@ -104,7 +104,7 @@ def check_script(words: list[str]) -> None:
         if word.startswith("--"):
             flag = word.partition("=")[0]
             assert flag in flags or flag == "--help", flag
-        elif "/" in word or Path(word).suffix in FILE_ENDINGS:
+        elif "://" not in word and ("/" in word or Path(word).suffix in FILE_ENDINGS):
             check_path(word)
 
 

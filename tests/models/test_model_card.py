@@ -214,6 +214,23 @@ def test_licence_is_known_or_other(licences: list[str], wanted: str) -> None:
     assert bool(reason) == (wanted == "other")
 
 
+def test_own_documents_have_no_licence_of_ours(tmp_path: Path) -> None:
+    """A folder of somebody's documents makes the licence "other", whatever the teacher's is."""
+    teacher, notes = tmp_path / "teacher", tmp_path / "deep" / "notes"
+    teacher.mkdir()
+    notes.mkdir(parents=True)
+    (teacher / "README.md").write_text(TEACHER_CARD, encoding="utf-8")
+    record = put(
+        tmp_path / "runs", "prepare_documents", {"documents": notes, "general text 1": notes}
+    )
+    told = put(tmp_path / "runs", "create_distil_dataset", {"teacher": teacher})
+    found = origins.collect([record, told])
+    assert [(origin.role, origin.name) for origin in found] == [
+        ("data", "notes"), ("teacher", "teacher"),
+    ]  # fmt: skip
+    assert origins.licence_of(found) == ("other", "no licence is stated by notes")
+
+
 def run_examples(text: str, folder: Path) -> list[dict[str, Any]]:
     """Run each program of a text on a folder; return what each left behind."""
     made = []

@@ -503,7 +503,12 @@ def test_card_has_the_benchmark_of_this_very_model(tmp_path: Path) -> None:
         "documents_per_second": 3.2,
     }  # fmt: skip
     results = {
-        "rows": [row, row | {"label": "teacher"}, row | {"label": "another"}],
+        "rows": [
+            row,
+            row | {"label": "teacher"},
+            row | {"label": "another"},
+            row | {"label": "small > reduced teacher"},
+        ],
         "machine": {"processor": "P", "threads": 2},
         "sets": {"sciq": {"queries": 5, "documents": 6}},
     }
@@ -511,7 +516,8 @@ def test_card_has_the_benchmark_of_this_very_model(tmp_path: Path) -> None:
     storage.write_json(folder / "final" / "results.json", results)
     (result,), text = export_card._benchmark(tmp_path, {"output_digest": "mine"})
     assert (result.dataset_name, result.metric_value) == ("sciq", 0.5124)
-    assert "this model" in text and "teacher" in text and "another" not in text
+    assert "| this model > reduced teacher |" in text
+    assert "| this model  " in text and "teacher" in text and "another" not in text
     assert export_card._benchmark(tmp_path, {"output_digest": "other"}) == ([], "")
 
 
