@@ -27,6 +27,11 @@ NOT_ASKED_FOR = "not asked for"
 IN_ORDER = frozenset({REPEATED, NOT_ASKED_FOR})  # reasons that say nothing against a source
 # A dev split of a few large groups would measure a few texts many times over.
 SMALL_GROUP = 8
+# What else the columns of pairs are called, see `file_rows.name_columns`.
+NAMES = {
+    "anchor": {"anchor", "query", "question"},
+    "positive": {"positive", "answer", "document", "passage"},
+}
 _NEGATIVE = re.compile(r"negative(?:_(\d+))?")
 
 
@@ -114,15 +119,19 @@ def find_sources(reference: str | Path, split: str = "train") -> list[PairSource
 
 def _describe(file: file_rows.DataFile, cure: str) -> PairSource:
     names = file_rows.read_columns(file.path, cure)
-    for column in ("anchor", "positive"):
-        if column not in names:
-            raise UserError(f"{file.path} has no column {column!r}; it has: {', '.join(names)}")
+    called = file_rows.name_columns(file.path, NAMES, names, NAMES)
+    for column in NAMES:
+        if called[column] not in names:
+            there = ", ".join(names)
+            raise UserError(f"{file.path} has no column {column!r}; it has: {there}; {cure}")
     numbered = [(name, _NEGATIVE.fullmatch(name)) for name in names if name != "negatives"]
     columns = sorted((int(match[1] or 0), name) for name, match in numbered if match)
     listed = ["negatives"] if "negatives" in names else []
     return PairSource(
         name=file.name,
         id=str(file.path),
+        anchor=called["anchor"],
+        positive=called["positive"],
         negatives=tuple([name for _, name in columns] + listed),
         label="source" if "source" in names else None,
         role="role" if "role" in names else None,

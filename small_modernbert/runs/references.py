@@ -3,6 +3,7 @@
 `script[@variant][/part]` is a stage of the recipe, anything else a folder, a file or a hub id.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ SCRIPTS = (
 
 def runs_folder() -> Path:
     """Return where runs/ is: the environment's RUNS, or runs/ in the repository, never the cwd."""
-    return Path(os.environ.get("RUNS") or ROOT / "runs").resolve()
+    return Path(os.environ.get("RUNS") or ROOT / "runs").expanduser().resolve()
 
 
 def recipe_folder(recipe: str) -> Path:
@@ -72,8 +73,11 @@ def find(reference: str) -> Path | None:
     """Return the file or folder of this name, below the repository or the working directory."""
     if not reference:
         return None
+    named = Path(reference)
+    with contextlib.suppress(RuntimeError):  # ~somebody who is nobody here
+        named = named.expanduser()
     for base in (ROOT, Path.cwd()):
-        path = (base / reference).expanduser()
+        path = base / named
         if path.exists():
             return path.resolve()
     return None

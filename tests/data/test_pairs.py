@@ -197,3 +197,15 @@ def test_dev_split_is_a_fifth_at_most(pairs: int, rows: int, taken: int) -> None
     """Few pairs are not held out to the last one."""
     keys = make_keys([(f"anchor {row}", f"positive {row}") for row in range(pairs)])
     assert split_dev(*keys, rows, seed=0).sum() == taken
+
+
+def test_pairs_go_by_what_others_call_them(tmp_path: Path) -> None:
+    """Questions and answers, queries and passages are pairs; of two that fit none is guessed."""
+    path = tmp_path / "qa.csv"
+    path.write_text("question,answer,negative\nwho asks?,she asks,he answers\n")
+    (pair,) = read_pairs(path)
+    assert (pair.anchor, pair.positive) == ("who asks?", "she asks")
+    assert pair.negatives == ("he answers",)
+    path.write_text("query,passage,document\na b,c d,e f\n")
+    with pytest.raises(UserError, match="no column 'positive'; it has: query, passage, document"):
+        list(read_pairs(path))

@@ -51,3 +51,23 @@ def test_a_folder_here_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert references.locate("owner/name", "toys") is None
     (tmp_path / "owner" / "name").mkdir(parents=True)
     assert references.locate("owner/name", "toys") == tmp_path / "owner" / "name"
+
+
+def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path with ~ means the user's own; of somebody who is nobody here nothing is found."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "my own.jsonl").touch()
+    wanted = tmp_path / "texts" / "my own.jsonl"
+    assert references.find_file("~/texts/my own.jsonl", "TEXT", "x") == wanted.resolve()
+    assert references.locate("~/texts", "r") == (tmp_path / "texts").resolve()
+    assert references.find("~nobody-here/texts") is None
+    monkeypatch.setenv("RUNS", "~/runs")
+    assert references.runs_folder() == (tmp_path / "runs").resolve()
+
+
+@pytest.mark.parametrize("recipe", ["", " ", "..", "a/../../b", "/tmp/x"])
+def test_a_recipe_is_a_folder_in_runs(recipe: str) -> None:
+    """A name that leads elsewhere is refused before anything is written."""
+    with pytest.raises(UserError, match="--recipe small_v2"):
+        references.recipe_folder(recipe)
