@@ -27,6 +27,8 @@ PHRASE_BLOCK = 4_000  # passages that are held against each other; bounds memory
 _QUESTION_MARK = re.compile(r"[?？؟]\s*[\"'”’)]?\s*$")
 _FENCE = re.compile(r"[ \t]*(```|~~~)")
 _PROSE = re.compile(r"(?![-*+#>|]|\d+[.)]|\.\. )\S.*[^|\s]$|(?=[^\W\d_])\S+$")
+# Of a section: "5.24. ", "A.1 ", "III. "; a year or a number of things is part of the heading.
+_NUMBERING = re.compile(r"^(?:\d+(?:\.\d+)+\.?|\d+\.|[A-Z]\.\d+(?:\.\d+)*\.?|[IVX]+\.)\s+(?=\S)")
 _LINE_MARKUP = re.compile(r"^[\s>*#+\-|.:=`~_\d)]+")
 
 
@@ -130,7 +132,7 @@ def heading_query(passage: Passage, common: set[str]) -> str:
     That is a heading of one word, or one that many documents have. Empty where the passage does not
     begin its section, or the heading has no word.
     """
-    heading = passage.heading
+    heading = _NUMBERING.sub("", passage.heading)
     words = words_of(heading)
     if not passage.first or not words:
         return ""
@@ -148,7 +150,8 @@ def first_sentence(text: str) -> tuple[str, str]:
     query = plain_text(_LINE_MARKUP.sub("", sentence))
     following = "".join(rest).strip()
     least, most = SENTENCE_CHARACTERS
-    if not least <= len(query) <= most or len(following) < SHORT_CHARACTERS:
+    # A row of a table is no sentence.
+    if not least <= len(query) <= most or len(following) < SHORT_CHARACTERS or "|" in sentence:
         return "", ""
     return query, following
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from tokenizers import Tokenizer
 
 from small_modernbert.data import passages
@@ -57,6 +58,22 @@ def test_headings_that_say_nothing_stand_below_their_title() -> None:
         "How to swim"
     )
     assert passages.heading_query(Passage("a", "A", "How to swim", "x", False), set()) == ""
+
+
+@pytest.mark.parametrize(
+    ("heading", "query"),
+    [
+        ("5.24. Local options of a source", "Local options of a source"),
+        ("3. How to swim", "How to swim"),
+        ("A.1 How to dive", "How to dive"),
+        ("2024 in review", "2024 in review"),
+        ("3 ways to swim", "3 ways to swim"),
+        ("I think so", "I think so"),
+    ],
+)
+def test_the_number_of_a_section_is_no_part_of_its_query(heading: str, query: str) -> None:
+    """Nobody types it; a year, or a number of things, is what the heading says."""
+    assert passages.heading_query(Passage("a", "A", heading, "x", True), set()) == query
 
 
 def test_queries_come_from_the_words() -> None:
