@@ -80,21 +80,15 @@ def main() -> None:
         storage.remove(stage.building)
         write_texts(stage.building / "text" / "own.parquet", rows)
         write_texts(stage.building / "text" / "general.parquet", general)
-        write_texts(
-            stage.building / "passages" / "passages.parquet",
-            ((piece.titled, piece.document, "document") for piece in cut),
-        )
+        indexed = ((piece.titled, piece.document, "document") for piece in cut)
+        write_texts(stage.building / "passages" / "passages.parquet", indexed)
         common = passages.common_headings(cut)
         sets = write_sets(stage.building / "retrieval", cut, common, queries, parts)
         copy_general_sets(stage.building / "retrieval", inputs)
-        counts |= {
-            "documents": len(documents),
-            "documents to train on": len(parts.training),
-            "documents held out": len(held_out),
-            "passages": len(cut),
-            **{f"own texts: {kind}": number for kind, number in made.items()},
-            "general texts": len(general),
-        }
+        counts |= {"documents": len(documents), "documents to train on": len(parts.training)}
+        counts |= {"documents held out": len(held_out), "passages": len(cut)}
+        counts |= {f"own texts: {kind}": number for kind, number in made.items()}
+        counts["general texts"] = len(general)
         write_report(stage.building, counts, rows, sets)
         stage.record.rows = dict(counts)
         stage.record.facts = {"queries": {name: kind for name, (_, kind) in sets.items()}}
