@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from rehearsal import made_hub
 from rehearsal.local_hub import LocalHub
 
@@ -28,7 +29,7 @@ from small_modernbert.runs.references import ROOT, runs_folder
 MAX_STEPS = "1"
 # The static model's own recipe is an offline one; this is `make run-main` and its benchmark.
 STATIC = """set -e
-python distil_model2vec.py
+python distil_model2vec.py --recipe model2vec
 python benchmark_hotpotqa.py --recipe model2vec --models static=distil_model2vec \
   --reduced-teacher "" --retrieval NanoMSMARCO
 """
@@ -49,7 +50,8 @@ print(model.encode(["how do tides work", "a text"]).shape)
 class Timed:
     """How one stage ended: exit code, wall and processor seconds, largest resident MiB.
 
-    Tokens are those of a training's last step; none for what trains nothing.
+    Tokens are those of a training's last step; none for what trains nothing. Disk is the MiB of the
+    stage's folder, and `row` the bytes in final/ of each row of text or labels that it holds.
     """
 
     stage: str
@@ -58,6 +60,8 @@ class Timed:
     cpu: float
     peak: int
     tokens: int | None
+    disk: float
+    row: int | None
 
 
 def main() -> int:
@@ -68,11 +72,13 @@ def main() -> int:
     chosen = parser.parse_args()
     work = runs_folder() / "rehearsal"
     begun = time.monotonic()
-    storage.remove(work / "hub" / "datasets")
-    made_hub.make_data(work / "hub")
-    if not (work / "hub" / "models" / "made").is_file():  # kept from a run before
+    marker, digest = work / "made", storage.sha256_file(Path(made_hub.__file__))
+    # What is kept from a run before goes on, unless it was made otherwise.
+    if not marker.is_file() or marker.read_text(encoding="utf-8") != digest:
+        storage.remove(work)
+        made_hub.make_data(work / "hub")
         made_hub.make_models(work / "hub")
-        storage.write_text(work / "hub" / "models" / "made", "")
+        storage.write_text(marker, digest)
     print(f"hub: made in {report.minutes(time.monotonic() - begun)}", flush=True)
     code = 0
     with LocalHub(work / "hub", made_hub.COMMITS) as hub:
@@ -109,12 +115,17 @@ def rehearse(recipe: str, work: Path, endpoint: str) -> int:
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     stages = [Timed(**json.loads(line)) for line in lines]
     rows = [
-        (timed.stage, round(timed.seconds), round(timed.cpu), timed.peak, timed.tokens)
+        (
+            *(timed.stage, round(timed.seconds), round(timed.cpu), timed.peak, timed.tokens),
+            *(round(timed.disk), timed.row and f"{timed.row / 1e3:.2f}"),
+        )
         for timed in stages
     ]
     sums = [round(sum(getattr(timed, name) for timed in stages)) for name in ("seconds", "cpu")]
-    rows.append(("in all", *sums, None, None))
-    headers = (recipe, "seconds", "of processors", "peak MiB", "tokens a step")
+    disk = round(sum(timed.disk for timed in stages))
+    rows.append(("in all", *sums, None, None, disk, None))
+    headers = (recipe, "seconds", "of processors", "peak MiB", "tokens a step", "disk MiB")
+    headers += ("GB a million rows",)
     print(report.table(headers, rows), flush=True)
     if code:
         return code
@@ -134,19 +145,37 @@ def time_stage(command: list[str]) -> int:
     code = os.waitstatus_to_exitcode(status)
     seconds = time.monotonic() - begun
     cpu = usage.ru_utime + usage.ru_stime
-    timed = Timed(command[0], code, seconds, cpu, usage.ru_maxrss >> 10, last_tokens(command))
+    folder = stage_folder(command)
+    disk = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+    timed = Timed(
+        *(command[0], code, seconds, cpu, usage.ru_maxrss >> 10, last_tokens(folder), disk),
+        bytes_of_row(folder / "final"),
+    )
     with open(os.environ["REHEARSAL_LOG"], "a", encoding="utf-8") as log:
         log.write(json.dumps(dataclasses.asdict(timed)) + "\n")
     return code
 
 
-def last_tokens(command: list[str]) -> int | None:
-    """Return the tokens of the last step that a stage noted."""
-    if "--recipe" not in command:
-        return None
-    variant = command[command.index("--variant") + 1] if "--variant" in command else ""
+def stage_folder(command: list[str]) -> Path:
+    """Return where a command's stage is."""
+    recipe, variant = (
+        command[command.index(flag) + 1] if flag in command else ""
+        for flag in ("--recipe", "--variant")
+    )
     stage = command[0].removesuffix(".py") + (f"@{variant}" if variant else "")
-    path = runs_folder() / command[command.index("--recipe") + 1] / stage / "metrics.jsonl"
+    return runs_folder() / recipe / stage
+
+
+def bytes_of_row(final: Path) -> int | None:
+    """Return the bytes of a row of the shards in a folder; None where it holds none."""
+    shards = [*final.glob("*/shard-*.parquet")]
+    rows = sum(pq.read_metadata(path).num_rows for path in shards)
+    return sum(path.stat().st_size for path in shards) // rows if rows else None
+
+
+def last_tokens(folder: Path) -> int | None:
+    """Return the tokens of the last step that a stage noted."""
+    path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     tokens = [json.loads(line).get("tokens") for line in lines]
     return next((number for number in reversed(tokens) if number), None)

@@ -16,8 +16,8 @@ from script_runner import run_process
 
 PINNED = "a" * 40
 ROWS = 300
-# Of `datasets`: how often, and after how long, it tries again to read from a stream.
-RETRIES = "import datasets; datasets.config.STREAMING_READ_RETRY_INTERVAL = 0.1"
+# The libraries, and we, wait for seconds before a request is made again.
+RETRIES = "import time; time.sleep = lambda seconds: None"
 STREAM = "[len(batch['query']) for batch in hub.stream_rows('o/data', {}, 'query'.split())]"
 
 
@@ -102,6 +102,10 @@ LOAD = f"{MODULE}.load_hub_split('o/data', 'triplet', 'train', None).num_rows"
         # a revision that was, or never was
         (None, MODEL.replace("None", repr("b" * 40)), "model o/model is not there (404"),
         (None, STREAM.format(f"'triplet', 'train', {'b' * 40!r}"), "check the id and the revision"),
+        # cut in the middle of a file, again and again; or the hub is not up to anything
+        (("models", "drops", -1), MODEL, "cannot be reached (peer closed connection"),
+        (("models", "busy", 1_000), MODEL, "503 Service Unavailable"),
+        (("datasets", "drops", -1), DATA, "cannot be reached (peer closed connection"),
         # a config and a split that are not there
         (None, STREAM.format("'pair', 'train', None"), "(config pair): no such config"),
         (None, STREAM.format("'triplet', 'dev', None"), "has no split 'dev'"),
@@ -114,7 +118,7 @@ def test_refusals_are_one_line(
     expression: str,
     said: str,
 ) -> None:
-    """Gated, missing, moved, another config or split: what is wrong, and the cure."""
+    """Gated, missing, moved, out of order, another config or split: what is wrong, and the cure."""
     if fault is not None:
         change(hub, *fault)
     output = ask(expression)
