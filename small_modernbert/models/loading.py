@@ -34,6 +34,12 @@ SAFE = (
     'if you trust its source, write it anew: python -c "from sentence_transformers import '
     "SentenceTransformer as S; S('{folder}').save('{folder}-safe')\""
 )
+# Queries and documents by two models: either of them is a model.
+ROUTERS = ("Router", "Asym")
+ROUTE = (
+    'take one of its routes: python -c "from sentence_transformers import SentenceTransformer as '
+    "S; S(modules=[*S('{folder}')[0].sub_modules['document']]).save('{folder}-document')\""
+)
 # Sentence-transformers imports a module's type by its dotted path. Types that read further paths or
 # types from their own files (Router, WordEmbeddings, ...) are not among these.
 MODULES = frozenset(
@@ -302,9 +308,10 @@ def _check_modules(folder: Path) -> list[Path]:
         kind, place = module.get("type"), module.get("path")
         match = _MODULE_TYPE.fullmatch(kind) if isinstance(kind, str) else None
         if match is None or match[1] not in MODULES:
+            route = ROUTE.format(folder=folder) if match and match[1] in ROUTERS else CURE
             raise UserError(
-                f"{path}: {str(kind)[:80]!r} is not imported; a module is one of sentence-"
-                f"transformers' own: {', '.join(sorted(MODULES))}"
+                f"{path}: {str(kind)[:80]!r} is not imported; of sentence-transformers' own "
+                f"modules these are: {', '.join(sorted(MODULES))}; {route}"
             )
         if not isinstance(place, str) or "\0" in place or "\\" in place or not _inside(place):
             raise UserError(f"{path}: the module path {place!r} leads out of the folder; refused")

@@ -471,3 +471,23 @@ def test_cure_for_a_pickled_layer_cures(
     wanted = SentenceTransformer(str(foreign), device="cpu").encode(texts, prompt="")
     ours = student.encoder().encode_texts(texts, student.backend)
     np.testing.assert_allclose(ours, wanted, atol=1e-5)
+
+
+def test_cure_for_a_router_cures(tmp_path: Path, teacher_folder: Path, texts: list[str]) -> None:
+    """A model of two routes is refused by name, and the message makes a model of one of them."""
+    from sentence_transformers.sentence_transformer.modules import Router
+
+    teacher = SentenceTransformer(str(teacher_folder), device="cpu")
+    routes = Router.for_query_document(
+        query_modules=[*SentenceTransformer(str(teacher_folder), device="cpu")],
+        document_modules=[*teacher],
+    )
+    folder = tmp_path / "router"
+    SentenceTransformer(modules=[routes], device="cpu").save(str(folder), create_model_card=False)
+    with pytest.raises(UserError, match=r"Router' is not imported") as refused:
+        students.load_student(folder)
+    (code,) = re.findall(r'python -c "(.*)"', str(refused.value))
+    exec(code, {})  # noqa: S102  the command that the message gives
+    student = students.load_student(Path(f"{folder}-document"))
+    ours = student.encoder().encode_texts(texts, student.backend)
+    np.testing.assert_allclose(ours, teacher.encode(texts, normalize_embeddings=True), atol=1e-5)
