@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from small_modernbert.data import retrieval_tables
+from small_modernbert.data.file_rows import PAIR_NAMES
 from small_modernbert.data.retrieval_sets import RetrievalSet, assemble, check_numbers, check_texts
 from small_modernbert.data.retrieval_tables import COLUMNS
 from small_modernbert.runs import hub
@@ -189,7 +190,7 @@ def load_sentence_pairs(reference: str, path: Path | None, split: str = "test") 
     wanted, optional = ("sentence1", "sentence2"), ("score", "label")
     if path is not None:
         name = path.stem
-        columns = retrieval_tables.read_table([path], wanted, optional)
+        columns = retrieval_tables.read_table([path], wanted, optional, PAIR_NAMES)
     else:
         repository, revision = hub.split_revision(reference)
         name = STS_DEV if split == "validation" else repository.rpartition("/")[2]
@@ -202,7 +203,9 @@ def load_sentence_pairs(reference: str, path: Path | None, split: str = "test") 
     numbers = check_numbers(columns[gold], f"{where} {gold}")
     if gold == "label" and not set(numbers) <= {0, 1}:
         shown = sorted(set(columns[gold]))[:5]
-        raise UserError(f"{where} label: 0 and 1 are wanted, not {shown}")
+        raise UserError(
+            f"{where} label: 0 and 1 are wanted, not {shown}; call a column of grades score"
+        )
     return SentencePairs(name, first, second, numbers, graded=gold == "score")
 
 

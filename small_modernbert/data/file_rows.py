@@ -46,6 +46,12 @@ _WORDS = {
     for split, words in SPLIT_WORDS.items()
 }
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+# What others call the columns of sentence pairs (QQP, SICK, PAWS), see `name_columns`.
+PAIR_NAMES = {
+    "sentence1": {"sentence1", "sentencea", "text1", "texta", "question1"},
+    "sentence2": {"sentence2", "sentenceb", "text2", "textb", "question2"},
+    "score": {"score", "similarity", "similarityscore", "relatednessscore"},
+}
 # What a folder holds beside its data, and nobody means to train on.
 _BESIDE = re.compile(r"(readme|licen[cs]e|changelog|contributing|dataset_infos?)\b", re.IGNORECASE)
 BESIDE_ENDINGS = (".crc", ".py", ".yaml", ".yml", ".lock", ".log", ".png", ".svg")

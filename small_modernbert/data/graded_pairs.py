@@ -25,12 +25,7 @@ COLUMNS = ("sentence1", "sentence2", "score")
 KINDS: dict[str, parquet.Kind] = dict(zip(COLUMNS, ("text", "text", "number"), strict=True))
 SCHEMA = pa.schema(zip(COLUMNS, (pa.string(), pa.string(), pa.float32()), strict=True))
 CURE = "give other --pairs"
-# What others call these columns: MRPC, QQP, SICK and the like.
-NAMES = {
-    "sentence1": {"sentence1", "sentencea", "text1", "texta", "question1"},
-    "sentence2": {"sentence2", "sentenceb", "text2", "textb", "question2"},
-    "score": {"score", "label", "similarity", "similarityscore", "relatednessscore"},
-}
+NAMES = {**file_rows.PAIR_NAMES, "score": {*file_rows.PAIR_NAMES["score"], "label"}}
 SPLITS = ("train", "held_out")
 LAYOUT = shards.Layout(
     index="pairs.json",

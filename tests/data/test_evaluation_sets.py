@@ -435,6 +435,10 @@ def test_sentence_pairs_know_their_kind(
     )
     pairs = evaluation_sets.load_sentence_pairs("pairs", path)
     assert (pairs.name, pairs.graded, pairs.gold) == ("pairs", graded, [float(v) for v in values])
+    table = pa.table({"text1": ["a", "b"], "text2": ["c", "d"], column: values})
+    pq.write_table(table, tmp_path / "others.parquet")  # as others call them
+    others = evaluation_sets.load_sentence_pairs("others", tmp_path / "others.parquet")
+    assert (others.first, others.graded, others.gold) == (pairs.first, graded, pairs.gold)
     with pytest.raises(UserError, match="has no column 'label'"):
         pq.write_table(pa.table({"sentence1": ["a"], "sentence2": ["b"]}), path)
         evaluation_sets.load_sentence_pairs("pairs", path)
