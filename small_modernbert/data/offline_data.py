@@ -54,17 +54,22 @@ def write_data(
         papers = further_texts.read_papers(evaluation)
         rows |= further_texts.write_further(folder, held.articles, papers, leaks)
     sets += held.sets
-    for made in sets:
-        write_retrieval_set(made, folder / "retrieval")
-    write_retrieval_card(folder / "retrieval")
-    sizes: dict[str, dict[str, int]] = {
-        made.name: {"queries": len(made.queries), "documents": len(made.documents)} for made in sets
-    }
+    sizes = _write_sets(folder / "retrieval", sets)
     return {
         "rows": rows,
         "set_aside": held.counts.to_json(),
         "evaluation": sizes | {name: {"pairs": len(some)} for name, some in sentence_pairs.items()},
         "licences": offline_tasks.LICENCES | further_texts.LICENCES,
+    }
+
+
+def _write_sets(folder: Path, sets: Sequence[RetrievalSet]) -> dict[str, dict[str, int]]:
+    """Write retrieval sets and their card; return how large each is."""
+    for made in sets:
+        write_retrieval_set(made, folder)
+    write_retrieval_card(folder)
+    return {
+        made.name: {"queries": len(made.queries), "documents": len(made.documents)} for made in sets
     }
 
 

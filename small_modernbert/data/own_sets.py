@@ -153,19 +153,22 @@ def make_set(
         return None, kind
     picked = sorted(asked)
     random.Random(seed).shuffle(picked)
-    picked = picked[:most]
-    made = RetrievalSet(
+    return _to_set(name, {query: asked[query] for query in picked[:most]}, texts), kind
+
+
+def _to_set(name: str, asked: Mapping[str, Sequence[int]], texts: list[str]) -> RetrievalSet:
+    """Return the set of queries with the rows of the texts that answer each."""
+    return RetrievalSet(
         name=name,
-        query_ids=[f"q{number}" for number in range(len(picked))],
-        queries=picked,
+        query_ids=[f"q{number}" for number in range(len(asked))],
+        queries=list(asked),
         document_ids=[f"p{row}" for row in range(len(texts))],
         documents=texts,
         relevant={
-            f"q{number}": {f"p{row}": 1.0 for row in asked[query]}
-            for number, query in enumerate(picked)
+            f"q{number}": {f"p{row}": 1.0 for row in rows}
+            for number, rows in enumerate(asked.values())
         },
     )
-    return made, kind
 
 
 def _by_user(chosen: Sequence[Passage], queries: Sequence[UserQuery]) -> dict[str, list[int]]:

@@ -253,13 +253,22 @@ def _judgements(
             counts["judgements"] += document not in grades
             counts["contradicting_judgements"] += grades.get(document, score) != score
             grades[document] = max(score, grades.get(document, 0))
+    _check_answers(relevant, documents, lost, where)
+    return relevant, counts, judged
+
+
+def _check_answers(
+    relevant: Mapping[str, Mapping[str, float]],
+    documents: Set[str],
+    lost: Sequence[str],
+    where: str,
+) -> None:
     if all(documents.isdisjoint(grades) for grades in relevant.values()):
         reason = f"the judgements name what is not there ({lost[0]})" if lost else "all are 0"
         raise UserError(
             f"{where}: no query has a relevant document: {reason}; query-id and corpus-id must be "
             f"ids of the set's queries and documents, score above 0 for an answer; {MEND}"
         )
-    return relevant, counts, judged
 
 
 def _say(counts: Mapping[str, int], where: str) -> None:

@@ -179,14 +179,13 @@ def _load_cross_encoder(
             f"judge {name}: it gives {model.num_labels} scores a pair; take one that gives a "
             "single score of relevance, such as BAAI/bge-reranker-base"
         )
-    factor = batch_factor(model.device)
     # English has four to five characters a token; what is longer is truncated in any case.
     longest = int(min(model.max_seq_length or 512, 1e6)) * 5
 
     def score(pairs: Sequence[tuple[str, str]], roles: Sequence[Role] = ()) -> np.ndarray:
         logits = np.zeros(len(pairs), dtype=np.float32)
         lengths = [min(len(query) + len(text), longest) for query, text in pairs]
-        for rows in cut_by_length(lengths, factor):
+        for rows in cut_by_length(lengths, batch_factor(model.device)):
             batch = [pairs[row] for row in rows]
             with half_precision(model, half):
                 logits[rows] = model.predict(batch, batch_size=len(rows), show_progress_bar=False)

@@ -5,11 +5,14 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from small_modernbert.evaluation import charts
 from small_modernbert.reporting.run_folder import StageRun
 from small_modernbert.runs import report
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 EXAMPLES, SHOWN_CHARACTERS = 2, 220
@@ -33,9 +36,6 @@ def render(
         neighbours: see `describe_neighbours`; None where there are none.
         maps: charts of the space, each with `svg` and `caption`.
     """
-    import jinja2
-    import markupsafe
-
     results = read_results(stages)
     sections = [
         _quality(results),
@@ -44,18 +44,12 @@ def render(
         _data(stages),
         {"title": "The space", "text": "", "charts": list(maps), "tables": [], "examples": []},
     ]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    # A long name breaks behind an underscore rather than anywhere.
-    environment.filters["breakable"] = lambda text: markupsafe.Markup("_<wbr>").join(
-        markupsafe.escape(part) for part in str(text).split("_")
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     seconds = sum(stage.record.get("seconds") or 0 for stage in stages)
     unfinished = [stage.name for stage in stages if not stage.finished]
     summary = f"{len(stages)} stages, {report.minutes(seconds)} of work."
     if unfinished:
         summary += f" Not finished: {', '.join(unfinished)}."
-    return template.render(
+    return _template().render(
         recipe=recipe,
         summary=summary,
         remarks=results.get("remarks", []),
@@ -65,6 +59,18 @@ def render(
         neighbours=neighbours,
         folded=[_folded(stage) for stage in stages],
     )
+
+
+def _template() -> "jinja2.Template":
+    import jinja2
+    import markupsafe
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    # A long name breaks behind an underscore rather than anywhere.
+    environment.filters["breakable"] = lambda text: markupsafe.Markup("_<wbr>").join(
+        markupsafe.escape(part) for part in str(text).split("_")
+    )
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def read_results(stages: Sequence[StageRun]) -> Part:

@@ -51,18 +51,7 @@ def read_stages(folder: Path) -> list[StageRun]:
     Raises:
         UserError: there is none.
     """
-    records: dict[str, Row] = {}
-    for path in sorted(folder.rglob("run.json")):
-        name = path.parent.relative_to(folder).as_posix()
-        if any(part in ("final", "scratch", ".cache") for part in path.parts):
-            continue
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            logger.warning("%s is left out: %s", path, error)
-            continue
-        if isinstance(record, dict):
-            records[name] = record
+    records = _read_records(folder)
     if not records:
         raise UserError(f"{folder} holds no stage that ran; run: make run")
     sources = {name: _sources(folder, name, record, records) for name, record in records.items()}
@@ -86,6 +75,22 @@ def read_stages(folder: Path) -> list[StageRun]:
         for name, record in records.items()
     ]
     return sorted(runs, key=lambda run: (run.depth, _began(run), run.name))
+
+
+def _read_records(folder: Path) -> dict[str, Row]:
+    records: dict[str, Row] = {}
+    for path in sorted(folder.rglob("run.json")):
+        name = path.parent.relative_to(folder).as_posix()
+        if any(part in ("final", "scratch", ".cache") for part in path.parts):
+            continue
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            logger.warning("%s is left out: %s", path, error)
+            continue
+        if isinstance(record, dict):
+            records[name] = record
+    return records
 
 
 def _began(run: StageRun) -> float:

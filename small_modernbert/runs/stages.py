@@ -62,9 +62,7 @@ class Stage:
     """
 
     def __init__(
-        self,
-        namespace: dict[str, Any],
-        inputs: dict[str, Path | str] | None = None,
+        self, namespace: dict[str, Any], inputs: dict[str, Path | str] | None = None
     ) -> None:
         """Open the stage of the script whose `globals()` are given.
 
