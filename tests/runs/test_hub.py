@@ -16,6 +16,12 @@ from small_modernbert.runs.errors import UserError
 ROWS = [{"query": f"q{i}", "positive": f"p{i}", "negative": None} for i in range(25)]
 
 
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare each shuffled stream the seconds that the library leaves to its threads."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     """A dataset of 25 JSON lines, in the hub's layout."""
@@ -179,7 +185,6 @@ def test_a_stream_that_breaks_off_is_taken_up(
     folder = write_files(tmp_path / "files", 4)
     whole = {seed: read(folder, "text", shuffle_seed=seed) for seed in (None, 3)}
     monkeypatch.setattr(hub, "RETRY_SECONDS", 0)
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     opened = hub._open
 
     class Broken:
