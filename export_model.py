@@ -10,6 +10,7 @@ Writes: runs/<recipe>/export_model/final/: the sentence-transformers files, onnx
     python export_model.py --recipe offline
     python export_model.py --recipe offline --student sts_fine_tuning --variant sts --no-openvino
     python export_model.py --student path/to/folder --texts my_text.parquet --max-tokens 256
+    python export_model.py --recipe offline --retrieval sciq --retrieval-folder assets/retrieval
     python export_model.py --recipe offline --push --model-repository-name owner/name
 
 Every form encodes texts from one token to the maximum, and is compared with the torch model. To
@@ -42,6 +43,11 @@ PROBES: int = 48  # texts of rising length
 CALIBRATION_TEXTS: int = 64  # others, that show int8 how large the activations are
 THREADS: int = 0  # of the engines; 0 leaves the number to them
 
+# Compact vectors
+RETRIEVAL: list[str] = []  # sets on which shorter and coarser vectors are measured; none = not
+RETRIEVAL_FOLDER: str = ""  # local sets in the NanoBEIR layout; empty = NanoBEIR from the hub
+DIMENSIONS: list[int] = [256, 128, 64]  # to measure, if they are fewer than the model's
+
 # Card
 LICENCE: str = ""  # of the model, as the hub spells it; "" = where teacher and text agree, or other
 LANGUAGE: list[str] = []  # of the model, such as en; none = as its teacher's card says
@@ -64,6 +70,7 @@ def main() -> None:
     folder = references.need(STUDENT, RECIPE, "student", "run: python distil_modernbert.py")
     files = find_texts()
     inputs = {"student": folder} | {f"texts {number}": path for number, path in enumerate(files)}
+    inputs |= references.need_evaluation(RECIPE, RETRIEVAL_FOLDER)
     if PUSH:
         from small_modernbert.export import publishing
 
@@ -94,7 +101,7 @@ def export(stage: stages.Stage, folder: Path, files: list[Path]) -> None:
     distances = measure(folder, final, forms, probes, student.max_tokens)
     parity.describe(final, student, distances)
     golden_vectors.write(final, student, probes)
-    given = {"licence": LICENCE, "language": LANGUAGE}
+    given = {"licence": LICENCE, "language": LANGUAGE, "compact": measure_compact(final)}
     export_card.write(stage, student, folder, parity.table(final, distances), **given)
     stage.record.rows = {"probes": len(probes), "calibration": len(calibration)}
     stage.record.metrics = {form: vars(figures) for form, figures in distances.items()}
@@ -121,6 +128,21 @@ def write_forms(student: "Student", final: Path, calibration: list[str]) -> list
     if OPENVINO and onnx_export.export_openvino(graph, final / onnx_export.OPENVINO):
         forms.append(onnx_export.OPENVINO)
     return forms
+
+
+def measure_compact(final: Path) -> str:
+    """Return the table of what shorter and coarser vectors lose; "" where no set is named."""
+    if not RETRIEVAL:
+        return ""
+    from small_modernbert.data import evaluation_sets
+    from small_modernbert.export import compact_vectors
+    from small_modernbert.models import encoders
+
+    folder = references.need(RETRIEVAL_FOLDER, RECIPE, "", "") if RETRIEVAL_FOLDER else None
+    sets = evaluation_sets.load_named(RETRIEVAL, folder)
+    table = compact_vectors.measure(encoders.load_encoder(final), sets, DIMENSIONS)
+    print(table)
+    return table
 
 
 def find_texts() -> list[Path]:

@@ -16,6 +16,8 @@ from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 
 OWN, OTHERS = "this model", ("teacher", "BM25")  # rows of a benchmark that a card shows
+SMALLER = """Documents stored so, queries in full: `quantize_embeddings` of sentence-transformers, a
+byte by the range of the documents in its dimension, a bit as -1 or 1."""
 CHECK = f"""`{golden_vectors.FILE}` holds texts of rising length and their vectors. One line asks a
 server, or a loader, whether it gives them:
 
@@ -32,6 +34,7 @@ def write(
     *,
     licence: str = "",
     language: Sequence[str] = (),
+    compact: str = "",
 ) -> None:
     """Write README.md of an export.
 
@@ -45,11 +48,13 @@ def write(
         forms: a table of what was exported.
         licence: as the hub spells it; "" = as its origins say.
         language: likewise.
+        compact: a table of what smaller vectors lose, if that was measured.
     """
     sections = [
         ("With ONNX", card_examples.with_onnx(student, onnx_export.GRAPH)),
         ("Forms", forms),
         ("Is it read rightly?", CHECK),
+        *([("Smaller vectors", f"{compact}\n\n{SMALLER}")] if compact else []),
     ]
     path, own = stage.building / "README.md", folder / "README.md"
     behind = ancestry.stage_of(folder)

@@ -3,6 +3,7 @@ r"""Texts with their vectors beside an exported model, and whether a reader give
     python -m small_modernbert.export.golden_vectors FOLDER sentence-transformers
     python -m small_modernbert.export.golden_vectors FOLDER transformers
     python -m small_modernbert.export.golden_vectors FOLDER onnx/model.onnx
+    python -m small_modernbert.export.golden_vectors FOLDER fastembed
     python -m small_modernbert.export.golden_vectors FOLDER http://127.0.0.1:8080/v1/embeddings
     python -m small_modernbert.export.golden_vectors FOLDER http://127.0.0.1:8080/embed
 
@@ -64,7 +65,8 @@ def check(folder: Path, reader: str, tolerance: float = 0.0) -> tuple[bool, str]
 
     Args:
         folder: an export.
-        reader: "sentence-transformers", "transformers", a graph of the folder, or a URL.
+        reader: "sentence-transformers", "transformers", "fastembed", a graph of the folder, or a
+            URL.
         tolerance: largest difference of a number that still counts as equal; 0 = what suits.
     """
     rows = json.loads((folder / FILE).read_text(encoding="utf-8"))["texts"]
@@ -93,8 +95,8 @@ def _reader(folder: Path, reader: str) -> Encode:
 
         model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         return lambda texts: model.encode(texts, prompt="", batch_size=4, show_progress_bar=False)
-    if reader == "transformers":
-        return _transformers(folder)
+    if reader in ("transformers", "fastembed"):
+        return _transformers(folder) if reader == "transformers" else _fastembed(folder)
     return _onnx(folder, reader)
 
 
@@ -157,6 +159,24 @@ def _onnx(folder: Path, file: str) -> Encode:
     return encode
 
 
+def _fastembed(folder: Path) -> Encode:
+    """Return fastembed's vectors: its own tokenizer, lengths and batches, on our graph."""
+    from fastembed import TextEmbedding
+    from fastembed.common.model_description import ModelSource, PoolingType
+
+    name = str(folder)
+    TextEmbedding.add_custom_model(
+        model=name,
+        pooling=PoolingType.DISABLED,  # the graph pools
+        normalization=False,  # and normalises
+        sources=ModelSource(hf=name),
+        dim=len(json.loads((folder / FILE).read_text(encoding="utf-8"))["texts"][0]["vector"]),
+        model_file="onnx/model.onnx",
+    )
+    model = TextEmbedding(name, specific_model_path=name)
+    return lambda texts: np.array(list(model.embed(texts)))
+
+
 def _server(url: str) -> Encode:
     """Return a server's embeddings: OpenAI's form, or text-embeddings-inference's own."""
 
@@ -184,7 +204,9 @@ def main() -> int:
     """Check one reader; return 0 where it gives the vectors, 1 where not."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("folder", type=Path, help="an export, or any folder with its file")
-    parser.add_argument("reader", help="sentence-transformers, transformers, a graph, or a URL")
+    parser.add_argument(
+        "reader", help="sentence-transformers, transformers, fastembed, a graph, a URL"
+    )
     parser.add_argument("--tolerance", type=float, default=0.0, help="0 = 1e-5; 2e-3 of a server")
     given = parser.parse_args()
     if not (given.folder / FILE).is_file():

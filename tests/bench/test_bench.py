@@ -484,12 +484,12 @@ def test_loaders_matrix_names_what_differs(
     monkeypatch.setattr(script, "OUTPUT", str(tmp_path / "LOADERS.md"))
     script.main()
     shown = capsys.readouterr().out
-    assert shown.count("ModernBERT, mean") == 3 and "3 of 3 are equal" in shown
+    assert shown.count("ModernBERT, mean") == 4 and "4 of 4 are equal" in shown
     answers.append(["/made/0", "sentence-transformers", False, "sentence-transformers: off"])
     with pytest.raises(SystemExit) as stop:
         script.main()
     assert stop.value.code == 1
-    assert "3 of 6 are equal" in (tmp_path / "LOADERS.md").read_text(encoding="utf-8")
+    assert "4 of 8 are equal" in (tmp_path / "LOADERS.md").read_text(encoding="utf-8")
     monkeypatch.setattr(script, "ONLY", ["sentence-transformers 1"])
     with pytest.raises(UserError, match="no such environment"):
         script.main()
