@@ -199,7 +199,7 @@ class Stage:
     def __enter__(self) -> Self:
         """Start logging; say whether this is a new run, a resumed one, or nothing to do.
 
-        A process that follows another (see `ranks`) says and writes nothing: it waits until that
+        A process that follows another (see `processes`) says and writes nothing: it waits until that
         one has prepared its inputs, or has nothing to train.
         """
         if self._follows:

@@ -124,7 +124,7 @@ def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage
 
     Afterwards the task's model holds the best weights by `plan.select_by` (or the last ones), and
     `progress.before` / `progress.latest` the evaluation before the first step and of those weights.
-    Under torchrun only the leader returns; see `ranks`.
+    Under torchrun only the leader returns; see `processes`.
 
     Raises:
         UserError: there is nothing to train on, the loss has spiked or is not finite for too many

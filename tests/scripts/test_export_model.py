@@ -42,7 +42,7 @@ EXACT = (onnx_export.GRAPH, onnx_export.OPENVINO)
 
 
 def make_static(model: ModernBertModel) -> ModernBertModel:
-    """Start a student as static.py does: two dimensions many times as loud as the others."""
+    """Start a student as static_table.py does: two dimensions many times as loud as the others."""
     width = model.config.hidden_size
     random = np.random.default_rng(0)
     table = random.normal(size=(model.config.vocab_size, width))
