@@ -199,8 +199,8 @@ class Stage:
     def __enter__(self) -> Self:
         """Start logging; say whether this is a new run, a resumed one, or nothing to do.
 
-        A process that follows another (see `processes`) says and writes nothing: it waits until that
-        one has prepared its inputs, or has nothing to train.
+        A process that follows another (see `processes`) says and writes nothing: it waits until
+        that one has prepared its inputs, or has nothing to train.
         """
         if self._follows:
             logging.getLogger("small_modernbert").setLevel(logging.ERROR)
