@@ -576,3 +576,22 @@ def test_push_is_asked_for_and_private(
     with pytest.raises(SystemExit):
         export(runs, student, texts, "--push")
     assert "--push needs a repository" in capsys.readouterr().err
+
+
+def test_smaller_vectors_are_measured_where_sets_are_named(
+    exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a set nothing is searched; with one the exported folder itself is measured."""
+    script = load_script("export_model")
+    assert script.measure_compact(exported) == ""
+    asked: list[Any] = []
+
+    def measure(encoder: Any, sets: list[str], dimensions: list[int]) -> str:  # noqa: ANN401
+        asked.extend([encoder.size_bytes > 0, sets, dimensions])
+        return "| a table |"
+
+    monkeypatch.setattr("small_modernbert.data.evaluation_sets.load_named", lambda names, _: names)
+    monkeypatch.setattr("small_modernbert.export.compact_vectors.measure", measure)
+    script.RETRIEVAL, script.DIMENSIONS = ["sciq"], [16]
+    assert script.measure_compact(exported) == "| a table |"
+    assert asked == [True, ["sciq"], [16]]
