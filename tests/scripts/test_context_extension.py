@@ -56,9 +56,9 @@ def phases(tmp_path_factory: pytest.TempPathFactory) -> Phases:
     folder = tmp_path_factory.mktemp("phases")
     language = Language(0, topics=12, words_per_topic=10)
     make_wordpiece_tokenizer(folder / "tokenizer", language.words, max_length=LONG)
-    books = [" ".join(language.passage().text for _ in range(6)) for _ in range(120)]
-    notes = [language.passage().text for _ in range(120)]
-    rows = {"text": books + notes, "source": ["books"] * 120 + ["notes"] * 120}
+    books = [" ".join(language.passage().text for _ in range(6)) for _ in range(80)]
+    notes = [language.passage().text for _ in range(80)]
+    rows = {"text": books + notes, "source": ["books"] * 80 + ["notes"] * 80}
     pq.write_table(pa.table(rows), folder / "text.parquet")
     tokenizer = ("--tokenizer", str(folder / "tokenizer"))
     shape = (
