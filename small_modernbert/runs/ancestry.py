@@ -38,7 +38,7 @@ def trace(inputs: Mapping[str, Mapping[str, str]]) -> list[Ancestor]:
     Args:
         inputs: of a record: name -> {"path", "digest"}.
     """
-    stages: dict[Path, Ancestor] = {}
+    stages: dict[tuple[str, str], Ancestor] = {}
     _visit(inputs, stages)
     return list(stages.values())
 
@@ -56,13 +56,19 @@ def stage_of(path: Path | str) -> Ancestor | None:
     return None
 
 
-def _visit(inputs: Mapping[str, Mapping[str, str]], stages: dict[Path, Ancestor]) -> None:
+def _visit(
+    inputs: Mapping[str, Mapping[str, str]], stages: dict[tuple[str, str], Ancestor]
+) -> None:
     for entry in inputs.values():
         ancestor = stage_of(entry["path"])
-        if ancestor is None or ancestor.final in stages:
+        if ancestor is None:
+            continue
+        # By what it made: a copy of a stage in another folder is the same one.
+        key = (ancestor.name, str(ancestor.record.get("output_digest") or ancestor.final))
+        if key in stages:
             continue
         _visit(ancestor.record["inputs"], stages)
         # A part of a final/ has a digest of its own, which no record keeps.
         whole = Path(entry["path"]).name == "final"
         changed = whole and ancestor.record.get("output_digest") != entry["digest"]
-        stages[ancestor.final] = Ancestor(ancestor.record, ancestor.final, changed)
+        stages[key] = Ancestor(ancestor.record, ancestor.final, changed)

@@ -1,6 +1,7 @@
 """Promises of models/model_card.py, card_examples.py, origins.py and runs/ancestry.py."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,19 @@ def test_equal_records_make_equal_cards(record: dict, student: Student) -> None:
     """Nothing of the clock or the machine goes in: a rerun's folder is the same, card included."""
     wanted = model_card.make(record, "made", student)
     record |= {"seconds": 99.0, "git": {"commit": "x"}, "tokens_per_second": 5, "dtype_reason": "r"}
+    assert model_card.make(record, "made", student) == wanted
+
+
+def test_a_copy_of_a_stage_is_the_same_stage(
+    record: dict, student: Student, tmp_path: Path
+) -> None:
+    """Where runs were copied, a stage that is met in both places is told once."""
+    wanted = model_card.make(record, "made", student)
+    corpus = tmp_path / "made" / "mlm" / "create_dataset"
+    shutil.copytree(corpus, tmp_path / "elsewhere" / "mlm" / "create_dataset")
+    entry = {"path": str(tmp_path / "elsewhere/mlm/create_dataset/final")}
+    entry["digest"] = "digest of mlm/create_dataset"
+    record["inputs"] = record["inputs"] | {"texts": entry}
     assert model_card.make(record, "made", student) == wanted
 
 
