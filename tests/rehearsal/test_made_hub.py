@@ -84,6 +84,5 @@ def test_the_made_tokenizer_has_every_entry(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert tokenizer.get_vocab_size() == made_hub.MODERNBERT_ROWS
     ids = [tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]", "[PAD]", "[MASK]")]
-    config = made_hub.modernbert_config()
-    assert ids == [config.cls_token_id, config.sep_token_id, config.pad_token_id, 50_284]
-    assert tokenizer.encode(texts[0]).ids[0] == config.cls_token_id
+    assert ids == [50_281, 50_282, 50_283, 50_284]
+    assert tokenizer.encode(texts[0]).ids[0] == 50_281
