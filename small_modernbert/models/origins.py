@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, try_to_load_from_cache
 
 from small_modernbert.data import offline_assets
@@ -89,7 +90,7 @@ def read_metadata(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         return ModelCard.load(path, ignore_metadata_errors=True).data.to_dict()
-    except (ValueError, OSError):
+    except (ValueError, TypeError, OSError, yaml.YAMLError):  # somebody else's text
         return {}
 
 
@@ -123,7 +124,7 @@ def model(role: str, reference: Path | str) -> Origin:
         role,
         name,
         hub_id,
-        str(told.get("license") or ""),
+        ", ".join(_words(told.get("license"))),
         _words(told.get("language")),
         _words(told.get("datasets")),
     )

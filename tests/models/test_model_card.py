@@ -228,6 +228,26 @@ def test_licence_is_known_or_other(licences: list[str], wanted: str) -> None:
     assert bool(reason) == (wanted == "other")
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        "license: [mit\nlanguage: en",
+        "license: !!python/object/apply:os.system ['touch x']",
+        "- a\n- list",
+        "license: mit\nlicense: mit: mit",
+        "license: {a: 1}\nlanguage: 3\ndatasets: null\nmodel-index: 5",
+        "\tlicense: mit",
+    ],
+)
+def test_a_card_that_is_no_card_says_nothing(tmp_path: Path, metadata: str) -> None:
+    """Whatever stands at the top of a teacher's README.md, a training does not end in it."""
+    (tmp_path / "README.md").write_text(f"---\n{metadata}\n---\n", encoding="utf-8")
+    found = origins.model("teacher", tmp_path)
+    assert (found.licence, found.language, found.datasets) == ("", (), ())
+    (tmp_path / "README.md").write_bytes(b"---\nlicense: \xff\xfe\n---")
+    assert origins.model("teacher", tmp_path).licence == ""
+
+
 def test_own_documents_have_no_licence_of_ours(tmp_path: Path) -> None:
     """A folder of somebody's documents makes the licence "other", whatever the teacher's is."""
     teacher, notes = tmp_path / "teacher", tmp_path / "deep" / "notes"
