@@ -203,10 +203,11 @@ def test_special_tokens_are_demanded_where_they_are_needed(
 ) -> None:
     """Without [MASK] no masked-language modelling, without [PAD] no batches: said when it loads."""
     Student(make_student(), tokenizer, 32).save(tmp_path)
-    path = tmp_path / "tokenizer_config.json"
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    del stored[token]
-    path.write_text(json.dumps(stored), encoding="utf-8")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = tmp_path / name
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        del stored[token]
+        path.write_text(json.dumps(stored), encoding="utf-8")
     with pytest.raises(UserError, match=f"{message}: name one in its tokenizer_config.json"):
         load_student(tmp_path, masked_lm=masked_lm)
     if token == "mask_token":
