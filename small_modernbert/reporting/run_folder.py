@@ -80,9 +80,10 @@ def read_stages(folder: Path) -> list[StageRun]:
 def _read_records(folder: Path) -> dict[str, Row]:
     records: dict[str, Row] = {}
     for path in sorted(folder.rglob("run.json")):
-        name = path.parent.relative_to(folder).as_posix()
-        if any(part in ("final", "scratch", ".cache") for part in path.parts):
+        inside = path.parent.relative_to(folder)
+        if {"final", "scratch", ".cache"} & set(inside.parts):
             continue
+        name = inside.as_posix()
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

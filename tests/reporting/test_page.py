@@ -32,7 +32,7 @@ def write_stage(folder: Path, name: str, *sources: str, **record: Any) -> None: 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """Return a run of four stages with hostile names in its figures."""
-    folder = tmp_path / "toy"
+    folder = tmp_path / "final" / "toy"  # what stands above the runs does not matter
     write_stage(folder, "mlm/create_dataset", status="failed", error="a <b>bold</b> reason")
     write_stage(folder, "create_distil_dataset", "mlm/create_dataset", rows={"train": 900})
     figures = {"before": {"held_out_cosine": 0.2}, "after": {"held_out_cosine": 0.9}}
