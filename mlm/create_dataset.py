@@ -137,7 +137,7 @@ def resolve_sources() -> "list[TextSource]":
     Raises:
         UserError: a source is not known, or a file is not there.
     """
-    from small_modernbert.data import hub_datasets
+    from small_modernbert.data import hub_datasets, offline_assets
 
     sources = [
         dataclasses.replace(source, cap=FINEWIKI_CAP) if source.name == "finewiki" else source
@@ -153,7 +153,7 @@ def resolve_sources() -> "list[TextSource]":
             )
         places.append(place)
     own = {"places": tuple(places), "id": ", ".join(OFFLINE_TEXT), "texts": (TEXT_COLUMN,)}
-    if not all((place.parents[1] / "manifest.json").exists() for place in places):
+    if not all(map(offline_assets.is_asset, places)):
         own["licence"] = "yours to state"
     return [
         dataclasses.replace(source, **own) if source.name == "offline" else source

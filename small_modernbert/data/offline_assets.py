@@ -163,6 +163,11 @@ STRONG_TEACHER = Model(
 )
 
 
+def is_asset(path: Path) -> bool:
+    """Say whether a file of text lies in a folder that this module laid out."""
+    return any((folder / MANIFEST).is_file() for folder in path.parents[1:2])
+
+
 def published_as(folder: Path) -> str | None:
     """Return the hub id of the pinned model whose weights lie in a folder; None for any other."""
     name = "model.safetensors"

@@ -144,7 +144,7 @@ def _of_record(record: Mapping[str, Any]) -> Iterator[Origin]:
 def _data(path: str) -> Origin:
     """Return what is known of a file, a hub data set, or one that a table of sources names."""
     if Path(path).is_absolute():
-        ours = (Path(path).parents[1] / offline_assets.MANIFEST).is_file()
+        ours = offline_assets.is_asset(Path(path))
         licence = TEXT_SOURCES["offline"].licence if ours else ""
         return Origin("data", Path(path).name, None, licence)
     for source in (*PAIR_SOURCES.values(), *TEXT_SOURCES.values()):

@@ -628,3 +628,12 @@ def test_help_is_quick_and_a_typo_exits_with_2() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
     typo = subprocess.run([sys.executable, script, "--strong-techer"], capture_output=True)
     assert typo.returncode == 2
+
+
+def test_a_text_is_an_asset_where_the_manifest_stands_above_its_folder(tmp_path: Path) -> None:
+    """Its licence is ours to tell then; a text of the user's may lie anywhere, also at the root."""
+    (tmp_path / "manifest.json").write_text("{}", encoding="utf-8")
+    assert offline_assets.is_asset(tmp_path / "text" / "train.parquet")
+    assert not offline_assets.is_asset(tmp_path / "mine" / "text" / "train.parquet")
+    assert not offline_assets.is_asset(Path("/notes.txt"))
+    assert not offline_assets.is_asset(Path("/"))
