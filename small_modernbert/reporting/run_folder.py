@@ -74,7 +74,7 @@ def read_stages(folder: Path) -> list[StageRun]:
         )
         for name, record in records.items()
     ]
-    return sorted(runs, key=lambda run: (run.depth, _began(run), run.name))
+    return sorted(runs, key=lambda run: (run.depth, _ended(run), run.name))
 
 
 def _read_records(folder: Path) -> dict[str, Row]:
@@ -94,8 +94,8 @@ def _read_records(folder: Path) -> dict[str, Row]:
     return records
 
 
-def _began(run: StageRun) -> float:
-    # The log's first line is written when a stage starts; a lock only while it runs.
+def _ended(run: StageRun) -> float:
+    # Its last writing: stages that no other one reads stand in the order in which they ended.
     try:
         return (run.folder / "run.json").stat().st_mtime
     except OSError:
@@ -104,15 +104,19 @@ def _began(run: StageRun) -> float:
 
 def _sources(folder: Path, name: str, record: Row, known: dict[str, Row]) -> list[str]:
     """Return the stages of the same folder that a stage's inputs lie in."""
-    stages = []
+    stages: dict[str, None] = {}
     for given in record.get("inputs", {}).values():
         path = str(given.get("path", "")) if isinstance(given, dict) else ""
-        # Runs may have been moved since: the stage's own path within the recipe decides.
-        _, _, inside = path.partition(f"/{folder.name}/")
-        stage = inside.partition("/final")[0]
-        if stage in known and stage != name and stage not in stages:
-            stages.append(stage)
-    return stages
+        # Runs may have been moved since: the stage's own path within the recipe decides, whatever
+        # else above it has the recipe's name.
+        pieces = path.split("/")
+        for place, piece in enumerate(pieces):
+            if piece != folder.name or "final" not in pieces[place + 1 :]:
+                continue
+            stage = "/".join(pieces[place + 1 : pieces.index("final", place + 1)])
+            if stage in known and stage != name:
+                stages[stage] = None
+    return list(stages)
 
 
 def _read_lines(path: Path) -> list[Row]:

@@ -1,26 +1,22 @@
 """The page of a run: what stands on it is what the stages wrote down, and nothing runs from it."""
 
 import json
-import os
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import browse, needs_browser
 
 from small_modernbert.reporting import page, run_folder
 from small_modernbert.runs.errors import UserError
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def write_stage(folder: Path, name: str, *sources: str, **record: Any) -> None:  # noqa: ANN401
     """Write what a finished stage leaves."""
     inputs = {
-        source: {"path": f"/elsewhere/runs/{folder.name}/{source}/final", "digest": "x"}
+        source: {"path": f"/final/{folder.name}/runs/{folder.name}/{source}/final", "digest": "x"}
         for source in sources
     }
     stage = folder / name
@@ -121,7 +117,7 @@ def test_the_page_needs_no_network(run: Path) -> None:
     assert parser.outside == []
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@needs_browser
 @pytest.mark.parametrize("width", [400, 1400])
 def test_a_browser_draws_every_figure_within_the_window(
     run: Path, tmp_path: Path, width: int
@@ -135,27 +131,9 @@ def test_a_browser_draws_every_figure_within_the_window(
     });</script>"""
     path = tmp_path / "page.html"
     path.write_text(html.replace("</body>", f"{probe}</body>"), encoding="utf-8")
-    finished = subprocess.run(
-        [
-            CHROMIUM,
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            f"--window-size={width},2000",
-            "--dump-dom",
-            path.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        env={**os.environ, "HOME": str(tmp_path)},
-    )
-    title = re.search(r"<title>(.*?)</title>", finished.stdout)
-    assert title is not None, finished.stdout[:500]
+    dom = browse(path.as_uri(), tmp_path, f"--window-size={width},2000")
+    title = re.search(r"<title>(.*?)</title>", dom)
+    assert title is not None, dom[:500]
     needed, there, sizes = json.loads(title[1])
     assert needed <= there
     assert sizes == [True] * 4
-    assert "CONSOLE" not in finished.stderr

@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,13 +11,13 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from browser import browse, needs_browser
 
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.references import ROOT
 from small_modernbert.serving import app
 from small_modernbert.serving.passage_search import Hit
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = "<img src=x onerror=alert(1)> & <b>bold</b>"
 Get = Callable[..., tuple[int, dict[str, str], str]]
 
@@ -159,7 +157,7 @@ uvicorn.Server(config).run(sockets=[socket])
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@needs_browser
 def test_a_browser_shows_passages_as_text(tmp_path: Path) -> None:
     """Both ways stand side by side; markup in a passage is read, not obeyed; no console error."""
     source = SERVER.format(tests=str(ROOT / "tests"), root=str(ROOT))
@@ -167,30 +165,12 @@ def test_a_browser_shows_passages_as_text(tmp_path: Path) -> None:
     try:
         assert server.stdout is not None
         port = int(server.stdout.readline())
-        finished = subprocess.run(
-            [
-                CHROMIUM,
-                "--headless=new",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--enable-logging=stderr",
-                f"--user-data-dir={tmp_path / 'profile'}",
-                "--virtual-time-budget=5000",
-                "--dump-dom",
-                f"http://127.0.0.1:{port}/?q=rain",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-            env={**os.environ, "HOME": str(tmp_path), "no_proxy": "127.0.0.1"},
-        )
+        address = f"http://127.0.0.1:{port}/?q=rain"
+        dom = browse(address, tmp_path, "--virtual-time-budget=5000")
     finally:
         server.kill()
         server.wait()
-    dom = finished.stdout
     assert re.findall(r"<h2>(.*?)</h2>", dom) == ["student", "BM25"]
     assert "&lt;img src=x onerror=alert(1)&gt;" in dom
     assert "<img" not in dom
     assert "0.750" in dom
-    assert "CONSOLE" not in finished.stderr
