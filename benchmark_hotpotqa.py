@@ -81,11 +81,12 @@ def main() -> None:
         remarks = add_rows(made, models)
         if distractors:
             storage.write_json(stage.building / "hotpotqa_distractors.json", distractors)
-        remarks += judge(made)
+        sentences = judge(made)
+        remarks += sentences
         benchmark_report.write(stage.building, made, remarks)
         stage.record.metrics = {row.label: row.quality for row in made.rows.values()}
         stage.finish(f"{len(made.rows)} rows on {', '.join(RETRIEVAL)}", benchmark_report.read)
-        print("\n".join((benchmark_report.summary_table(made), *judge(made))))
+        print("\n".join((benchmark_report.summary_table(made), *sentences)))
 
 
 def find_inputs() -> tuple[dict[str, Path | str], dict[str, Path | str]]:

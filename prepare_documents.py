@@ -52,9 +52,8 @@ VARIANT: str = ""  # a folder of its own for a run with other settings
 OVERWRITE: bool = False  # redo a finished run
 SEED: int = 42  # of every choice
 
-EXAMPLES = 3  # of each kind, in documents.md
-ENOUGH_QUERIES = 50  # below, a figure says next to nothing
-ASSETS = "run: python get_offline_assets.py"
+EXAMPLES, SHOWN_CHARACTERS = 3, 160  # of each kind, and of a text, in documents.md
+SET_PARTS = ("corpus", "queries", "qrels")  # folders of NanoBEIR's layout
 logger = logging.getLogger("small_modernbert.prepare_documents")
 
 
@@ -116,16 +115,25 @@ def find_inputs() -> dict[str, Path]:
             raise UserError(f"{name.upper()}: {place} is not there; correct --{name}")
         if place:
             inputs[name] = path
-    inputs["tokenizer"] = references.need(TOKENIZER, RECIPE, "TOKENIZER", ASSETS)
+    inputs["tokenizer"] = references.need(TOKENIZER, RECIPE, "TOKENIZER", references.ASSETS)
     if not (inputs["tokenizer"] / "tokenizer.json").is_file():
         raise UserError(f"{inputs['tokenizer']} has no tokenizer.json; --tokenizer takes one with")
     for number, text in enumerate(GENERAL_TEXT if GENERAL_TEXTS else [], 1):
-        path = references.find_file(text, "GENERAL_TEXT", ASSETS)
+        path = references.find_file(text, "GENERAL_TEXT", references.ASSETS)
         if path is None:
-            raise UserError(f"GENERAL_TEXT: {text} is not there; {ASSETS}, or --general-texts 0")
+            raise UserError(
+                f"GENERAL_TEXT: {text} is not there; {references.ASSETS}, or --general-texts 0"
+            )
         inputs[f"general text {number}"] = path
     if GENERAL_SETS:
-        inputs["general sets"] = references.need(GENERAL_FOLDER, RECIPE, "GENERAL_FOLDER", ASSETS)
+        inputs["general sets"] = references.need(
+            GENERAL_FOLDER, RECIPE, "GENERAL_FOLDER", references.ASSETS
+        )
+    for name in GENERAL_SETS:
+        for kind in SET_PARTS:
+            file = inputs["general sets"] / kind / f"{name}.parquet"
+            if not file.is_file():
+                raise UserError(f"GENERAL_SETS: {file} is not there; {references.ASSETS}")
     return inputs
 
 
@@ -195,7 +203,9 @@ def read_general(inputs: dict[str, Path]) -> list[tuple[str, str, str]]:
     for number, path in enumerate(files):
         share = (GENERAL_TEXTS - len(rows)) // (len(files) - number)
         cells = []
-        for batch in file_rows.read_rows(path, {"text": "any"}, ASSETS, optional=("role",)):
+        for batch in file_rows.read_rows(
+            path, {"text": "any"}, references.ASSETS, optional=("role",)
+        ):
             roles = batch.get("role") or ["text"] * len(batch["text"])
             cells += zip(batch["text"], roles, strict=True)
         chosen = random.Random(SEED).sample(cells, min(share, len(cells)))
@@ -242,7 +252,7 @@ def write_sets(
             )
         write_retrieval_set(made, folder)
         sets[name] = made, kind
-        if len(made.queries) < ENOUGH_QUERIES:
+        if len(made.queries) < own_sets.ENOUGH_QUERIES:
             logger.warning(
                 "%s: %d queries over %d passages are too few for a figure that says much",
                 *(name, len(made.queries), len(made.documents)),
@@ -253,11 +263,9 @@ def write_sets(
 def copy_general_sets(folder: Path, inputs: dict[str, Path]) -> None:
     """Copy GENERAL_SETS beside the own ones: a script reads all its sets from one folder."""
     for name in GENERAL_SETS:
-        for kind in ("corpus", "queries", "qrels"):
-            file = inputs["general sets"] / kind / f"{name}.parquet"
-            if not file.is_file():
-                raise UserError(f"GENERAL_SETS: {file} is not there; {ASSETS}")
-            shutil.copyfile(file, folder / kind / file.name)
+        for kind in SET_PARTS:
+            part = Path(kind) / f"{name}.parquet"
+            shutil.copyfile(inputs["general sets"] / part, folder / part)
 
 
 def write_report(
@@ -273,21 +281,21 @@ def write_report(
     parts = ["# Documents", table, "## Texts to train on"]
     for kind in dict.fromkeys(source for _, source, _ in rows):
         texts = [text for text, source, _ in rows if source == kind][:EXAMPLES]
-        parts.append("\n".join([f"{kind}:", "", *(f"- {shorten(text)}" for text in texts)]))
+        parts.append(
+            "\n".join(
+                [f"{kind}:", "", *(f"- {report.shorten(text, SHOWN_CHARACTERS)}" for text in texts)]
+            )
+        )
     for name, (made, kind) in sets.items():
         parts.append(f"## {name}: {kind}")
         parts.append(f"{len(made.queries):,} queries over {len(made.documents):,} passages.")
         text_of = dict(zip(made.document_ids, made.documents, strict=True))
         for query, text in list(zip(made.query_ids, made.queries, strict=True))[:EXAMPLES]:
-            answer = text_of[next(iter(made.relevant[query]))]
-            parts.append(f"- {shorten(text)} → {shorten(answer)}")
+            sides = (text, text_of[next(iter(made.relevant[query]))])
+            parts.append(
+                f"- {' → '.join(report.shorten(side, SHOWN_CHARACTERS) for side in sides)}"
+            )
     storage.write_text(folder / "documents.md", "\n\n".join(parts) + "\n")
-
-
-def shorten(text: str, most: int = 160) -> str:
-    """Return a text on one line, cut after some characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[:most]} …"
 
 
 def check(folder: Path) -> None:

@@ -28,8 +28,6 @@ TEXTS: int = 600  # held-out texts that the student reads; 0 leaves both out
 OPEN: bool = False  # in the browser, when it is written
 SEED: int = 42  # draws the texts, and turns the map
 
-STUDENTS = ("sts_fine_tuning", "post_train_distilled_model", "distil_modernbert")
-
 
 def main() -> None:
     """Read the stages, compare student and teacher, write the page."""
@@ -89,11 +87,10 @@ def find_student() -> Path | None:
     """Return the folder of the student whose neighbours are shown; None where there is none."""
     if STUDENT:
         return references.need(STUDENT, RECIPE, "STUDENT", "name a stage that has finished")
-    for script in STUDENTS:
-        final = references.runs_folder() / RECIPE / script / "final"
-        if final.is_dir():
-            return final
-    return None
+    try:
+        return Path(references.find_result("", RECIPE))
+    except UserError:
+        return None
 
 
 if __name__ == "__main__":

@@ -76,25 +76,23 @@ def load() -> "PassageSearch":
     """
     model = references.find_result(MODEL, RECIPE)
     passages = references.find_passages(PASSAGES, RECIPE)
-    from small_modernbert.data import evaluation_sets, file_rows
-    from small_modernbert.models import encoders
     from small_modernbert.serving import passage_search
 
-    files = [file.path for file in file_rows.find_files(passages, cure=references.ASSETS)]
-    texts = evaluation_sets.read_texts(files)
+    texts = passage_search.read_passages(passages)
     if len(texts) > MAX_PASSAGES:
         print(f"the first {MAX_PASSAGES:,} of {len(texts):,} passages (--max-passages)")
         texts = texts[:MAX_PASSAGES]
-    below = references.runs_folder() / RECIPE / "serve_demo"
-    models, folders = {}, {}
-    given: dict[str, Path | str] = {"student": model}
+    models: dict[str, Path | str] = {"student": model}
     if TEACHER:
-        given["teacher"] = references.locate(TEACHER, RECIPE) or TEACHER
-    for label, place in given.items():
-        folder = place if isinstance(place, Path) else encoders.fetch(place)
-        models[label] = encoders.load_encoder(folder, label, QUERY_PROMPT, DOCUMENT_PROMPT)
-        folders[label] = passage_search.vectors_folder(below, folder, models[label])
-    searcher = passage_search.PassageSearch(texts, models, folders)
+        models["teacher"] = references.locate(TEACHER, RECIPE) or TEACHER
+    searcher = passage_search.load_search(
+        texts,
+        models,
+        references.runs_folder() / RECIPE / "serve_demo",
+        query_prompt=QUERY_PROMPT,
+        document_prompt=DOCUMENT_PROMPT,
+        by_words=BM25_WEIGHT > 0,
+    )
     if searcher.no_words:
         print(f"without BM25: {searcher.no_words}")
     return searcher

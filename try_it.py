@@ -41,7 +41,6 @@ BM25_WEIGHT: float = 0.5  # of word matches beside the model, both scaled to 0-1
 TOP_K: int = 5  # passages shown per question
 LINES: int = 6  # of each passage; the rest is cut
 
-LABEL = "model"
 SHOWN_CHARACTERS = 300  # of a question that is repeated above its answers
 
 
@@ -81,18 +80,17 @@ def load_into(future: "Future[PassageSearch]", model: Path | str, passages: Path
 
 def load(model: "Path | str", passages: Path) -> "PassageSearch":
     """Load the model and the distinct passages, and encode those that were not encoded before."""
-    from small_modernbert.data import evaluation_sets, file_rows
-    from small_modernbert.models import encoders
     from small_modernbert.serving import passage_search
 
-    files = [file.path for file in file_rows.find_files(passages, cure=references.ASSETS)]
-    texts = evaluation_sets.read_texts(files)
-    folder = model if isinstance(model, Path) else encoders.fetch(model)
-    encoder = encoders.load_encoder(folder, MODEL or "the model", QUERY_PROMPT, DOCUMENT_PROMPT)
-    below = references.runs_folder() / RECIPE / "try_it"
-    kept = passage_search.vectors_folder(below, folder, encoder)
-    searcher = passage_search.PassageSearch(texts, {LABEL: encoder}, {LABEL: kept})
-    if BM25_WEIGHT and searcher.no_words:
+    searcher = passage_search.load_search(
+        passage_search.read_passages(passages),
+        {MODEL or "the model": model},
+        references.runs_folder() / RECIPE / "try_it",
+        query_prompt=QUERY_PROMPT,
+        document_prompt=DOCUMENT_PROMPT,
+        by_words=BM25_WEIGHT > 0,
+    )
+    if searcher.no_words:
         print(f"by the model alone: {searcher.no_words}")
     return searcher
 
@@ -124,8 +122,9 @@ def show(question: str, searcher: "PassageSearch") -> None:
     width = max(40, min(shutil.get_terminal_size().columns, 110))
     shown = " ".join(question[: SHOWN_CHARACTERS + 1].split())
     print(f"\n{shown[:SHOWN_CHARACTERS]}{' …' * (len(question) > SHOWN_CHARACTERS)}")
+    (label,) = searcher.encoders
     ways = searcher.find(question, TOP_K, BM25_WEIGHT)
-    for hit in ways.get(f"{LABEL} + BM25", ways[LABEL]):
+    for hit in ways.get(f"{label} + BM25", ways[label]):
         text = textwrap.fill(
             " ".join(searcher.texts[hit.row].split()),
             width,

@@ -4,11 +4,10 @@
 #   bash recipes/my_domain.sh ~/notes                        what `make mine DOCS=~/notes` does
 #   bash recipes/my_domain.sh ~/notes --queries asked.csv    with queries that somebody really asked
 #   bash recipes/my_domain.sh ~/notes --overwrite            redo everything
-#
 #   bash recipes/my_domain.sh ~/notes --name notes           in runs/notes instead of runs/mine
 #
 # Other flags go to prepare_documents.py. Killed? Run it again: finished stages are kept, the one
-# that was cut goes on. Minutes in brackets: 2 quiet cores, 630 documents (docs/LOG.md).
+# that was cut goes on. Minutes in brackets: about, by the rates of `make run` on 2 quiet cores.
 set -eo pipefail  # no -u: bash before 4.4 (macOS) takes an empty array for an unset one
 
 if [[ $# == 0 || $1 == -* ]]; then

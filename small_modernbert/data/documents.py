@@ -32,7 +32,7 @@ INSTALL = "pip install -r requirements-documents.txt"
 LARGEST_BYTES = 64 << 20  # of a file that is one document; what is larger is no prose
 LONGEST_HEADING = 120  # characters
 _HASHES = re.compile(r"(#{1,6})[ \t]+(.+?)[ \t]*#*$")
-_FENCE = re.compile(r"[ \t]*(```|~~~)")
+FENCE = re.compile(r"[ \t]*(```|~~~)")
 _UNDERLINE = re.compile(r"([=\-~^\"'*+#`:.])\1{2,}$")
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)\n", re.DOTALL)
 _FRONT_TITLE = re.compile(r"^title:[ \t]*(['\"]?)(.+?)\1[ \t]*$", re.MULTILINE | re.IGNORECASE)
@@ -162,7 +162,7 @@ def parse_markdown(text: str, name: str) -> Document:
     heading, below, fenced = "", list[str](), False
     lines = text.split("\n")
     for number, line in enumerate(lines):
-        fenced ^= bool(_FENCE.match(line))
+        fenced ^= bool(FENCE.match(line))
         hashes = None if fenced else _HASHES.match(line)
         if hashes:
             sections.append(Section(heading, "\n".join(below).strip("\n")))

@@ -19,6 +19,7 @@ from small_modernbert.data.retrieval_sets import RetrievalSet
 from small_modernbert.runs.errors import UserError
 
 REPORTED, VALIDATION = "mine", "mine-validation"
+ENOUGH_QUERIES = 50  # below, a figure says next to nothing
 NAMED, MADE = "queries of the user", "made queries"
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from small_modernbert.data.chunking import Chunker, split_sentences
-from small_modernbert.data.documents import Document, plain_text
+from small_modernbert.data.documents import FENCE, Document, plain_text
 from small_modernbert.data.keys import words_of
 
 Kind = Literal["heading", "first sentence", "question", "phrase"]
@@ -25,7 +25,6 @@ COMMON_HEADING = 3  # documents; a heading that more of them have says nothing w
 PHRASES, PHRASE_WORDS = 3, 3  # of a passage, and the most words of one
 PHRASE_BLOCK = 4_000  # passages that are held against each other; bounds memory
 _QUESTION_MARK = re.compile(r"[?？؟]\s*[\"'”’)]?\s*$")
-_FENCE = re.compile(r"[ \t]*(```|~~~)")
 _PROSE = re.compile(r"(?![-*+#>|]|\d+[.)]|\.\. )\S.*[^|\s]$|(?=[^\W\d_])\S+$")
 # Of a section: "5.24. ", "A.1 ", "III. "; a year or a number of things is part of the heading.
 _NUMBERING = re.compile(r"^(?:\d+(?:\.\d+)+\.?|\d+\.|[A-Z]\.\d+(?:\.\d+)*\.?|[IVX]+\.)\s+(?=\S)")
@@ -103,7 +102,7 @@ def unwrap(text: str) -> str:
     lines: list[str] = []
     fenced, before = False, ""
     for line in text.split("\n"):
-        fence = bool(_FENCE.match(line))
+        fence = bool(FENCE.match(line))
         fenced ^= fence
         joins = (
             not (fenced or fence)
@@ -147,7 +146,7 @@ def first_sentence(text: str) -> tuple[str, str]:
     Both are empty where there is none, or too little follows.
     """
     sentence, *rest = split_sentences(text)
-    query = plain_text(_LINE_MARKUP.sub("", sentence))
+    query = _bare(sentence)
     following = "".join(rest).strip()
     least, most = SENTENCE_CHARACTERS
     # A row of a table is no sentence.
@@ -159,9 +158,13 @@ def first_sentence(text: str) -> tuple[str, str]:
 def questions_in(text: str) -> Iterator[str]:
     """Yield the sentences of a text that ask something."""
     for sentence in split_sentences(text):
-        query = plain_text(_LINE_MARKUP.sub("", sentence))
+        query = _bare(sentence)
         if _QUESTION_MARK.search(query) and 8 <= len(query) <= SENTENCE_CHARACTERS[1]:
             yield query
+
+
+def _bare(sentence: str) -> str:
+    return plain_text(_LINE_MARKUP.sub("", sentence))
 
 
 def phrases_of(texts: Sequence[str]) -> list[str]:

@@ -8,9 +8,9 @@ import dataclasses
 
 import numpy as np
 
+from small_modernbert.data.own_sets import ENOUGH_QUERIES
 from small_modernbert.evaluation.benchmark import TEACHER, WORDS, Benchmark, Row
 
-ENOUGH_QUERIES = 50  # for a sentence of the kind "worth it"
 LOST = 0.8  # a teacher that has less than this share of word matching's nDCG does not know the text
 
 

@@ -2,7 +2,6 @@
 
 import collections
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +14,9 @@ if TYPE_CHECKING:
     import jinja2
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
-EXAMPLES, SHOWN_CHARACTERS = 2, 220
+EXAMPLES, SHOWN_CHARACTERS = 2, 220  # of a source, and of a text
+NEAR_CHARACTERS = 140  # of a text among neighbours
 HIDDEN = ("output_files", "format")  # of a record: long, and of no use to a reader
-MEANINGS = {
-    "loss": "the loss, step by step",
-    "learning_rate": "the learning rate",
-}
-logger = logging.getLogger(__name__)
 Part = dict[str, Any]
 
 
@@ -82,21 +77,22 @@ def read_results(stages: Sequence[StageRun]) -> Part:
     return {}
 
 
-def shorten(text: str, most: int = SHOWN_CHARACTERS) -> str:
-    """Return a text on one line, cut after some characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[:most]} …"
-
-
 def describe_neighbours(agreement: float, agree: Sequence[Any], differ: Sequence[Any]) -> Part:
     """Return what the page shows of `neighbours.compare`."""
 
     def shown(each: Any) -> Part:  # noqa: ANN401  Neighbours, whose module loads torch
         sides = {
-            side: [(shorten(text, 140), cosine) for text, cosine in getattr(each, side)]
+            side: [
+                (report.shorten(text, NEAR_CHARACTERS), cosine)
+                for text, cosine in getattr(each, side)
+            ]
             for side in ("teacher", "student")
         }
-        return {"text": shorten(each.text, 140), "agreement": each.agreement, **sides}
+        return {
+            "text": report.shorten(each.text, NEAR_CHARACTERS),
+            "agreement": each.agreement,
+            **sides,
+        }
 
     return {
         "text": (
@@ -117,7 +113,7 @@ def _headline(results: Part) -> list[Part]:
     if not models or not teacher:
         return []
     student = models[0]
-    figures = [("of the teacher's quality", f"{100 * (student['share_of_teacher'] or 0):.1f} %")]
+    figures = [("of the teacher's quality", _share(student))]
     if student["documents_per_second"] and teacher["documents_per_second"]:
         ratio = student["documents_per_second"] / teacher["documents_per_second"]
         figures.append(("× the teacher's documents a second", f"{ratio:.1f}"))
@@ -227,7 +223,7 @@ def _curves(stages: Sequence[StageRun]) -> Part:
         losses = [(row["step"], row["loss"]) for row in stage.metrics if _plain(row, "loss")]
         if len(losses) > 1:
             svg = charts.curves({"loss": tuple(zip(*losses, strict=True))}, "step", "loss")
-            made.append({"svg": svg, "caption": f"{stage.name}: {MEANINGS['loss']}"})
+            made.append({"svg": svg, "caption": f"{stage.name}: the loss, step by step"})
         watched: dict[str, list[tuple[float, float]]] = collections.defaultdict(list)
         for row in stage.metrics:
             for name in row:
@@ -323,7 +319,7 @@ def read_examples(folder: Path) -> tuple[dict[str, list[str]], list[int]]:
         ):
             texts = by_source.setdefault(source, [])
             if len(texts) < EXAMPLES:
-                texts.append(shorten(text))
+                texts.append(report.shorten(text, SHOWN_CHARACTERS))
     return by_source, lengths
 
 

@@ -147,6 +147,12 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join([line(headers), rule + "|", *(line(cells) for cells in body)])
 
 
+def shorten(text: str, most: int) -> str:
+    """Return a text on one line, cut after so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]} …"
+
+
 def minutes(seconds: float) -> str:
     """Format a duration for the closing line of a stage."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from small_modernbert.data import evaluation_sets, file_rows
 from small_modernbert.data.keys import Keys
 from small_modernbert.evaluation import search
 from small_modernbert.evaluation.bm25 import WordIndex
 from small_modernbert.evaluation.hits import EMPTY, Hits
 from small_modernbert.models import encoders
 from small_modernbert.models.vectors import normalise
-from small_modernbert.runs import storage
+from small_modernbert.runs import references, storage
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +54,12 @@ class PassageSearch:
     """
 
     def __init__(
-        self, texts: Sequence[str], models: "Mapping[str, Encoder]", folders: Mapping[str, Path]
+        self,
+        texts: Sequence[str],
+        models: "Mapping[str, Encoder]",
+        folders: Mapping[str, Path],
+        *,
+        by_words: bool = True,
     ) -> None:
         """Encode what is not on disk yet, and index the words.
 
@@ -61,20 +67,20 @@ class PassageSearch:
             texts: the passages.
             models: loaded, by label.
             folders: where each one's vectors are kept; the names come from `vectors_folder`.
+            by_words: whether the words take part; else nothing is indexed.
         """
         self.texts, self.encoders = list(texts), dict(models)
         self._vectors = {
             label: encode_growing(folders[label], encoder, self.texts)
             for label, encoder in self.encoders.items()
         }
-        self._index: WordIndex | None = None
         self.no_words = ""
         # Tokenizers and torch's threads are shared: one question is encoded at a time.
         self._turn = threading.Lock()
         try:
-            self._index = WordIndex(self.texts)
+            self._index = WordIndex(self.texts) if by_words else None
         except UserError as error:
-            self.no_words = str(error)
+            self._index, self.no_words = None, str(error)
 
     def find(self, question: str, top_k: int, weight: float) -> dict[str, list[Hit]]:
         """Return the best passages by each way of searching.
@@ -90,22 +96,62 @@ class PassageSearch:
         """
         depth = max(top_k, search.DEPTH)
         words = self._by_words(question, depth) if weight else None
-        found: dict[str, Hits] = {}
+        ways: dict[str, Hits] = {}
         for label, encoder in self.encoders.items():
             with self._turn:
                 vector = encoder.encode_queries([question])
-            found[label] = search.nearest(vector, self._vectors[label], depth)
+            ways[label] = search.nearest(vector, self._vectors[label], depth)
             if words is not None:
-                found[f"{label} + {WORDS}"] = search.combine(found[label], words, weight)
+                ways[f"{label} + {WORDS}"] = search.combine(ways[label], words, weight)
         if words is not None:
-            found[WORDS] = words
-        return {label: _hits(hits.first(top_k)) for label, hits in found.items()}
+            ways[WORDS] = words
+        return {label: _hits(hits.first(top_k)) for label, hits in ways.items()}
 
     def _by_words(self, question: str, depth: int) -> Hits | None:
         if self._index is None:
             return None
         hits = self._index.search([question], depth)
         return hits if (hits.rows != EMPTY).any() else None
+
+
+def read_passages(place: Path) -> list[str]:
+    """Return the distinct texts of a file, or of a folder of files, of any kind that is read.
+
+    Raises:
+        UserError: there is none, or one does not read.
+    """
+    files = file_rows.find_files(place, cure=references.ASSETS)
+    return evaluation_sets.read_texts([file.path for file in files])
+
+
+def load_search(
+    texts: Sequence[str],
+    models: "Mapping[str, Path | str]",
+    below: Path,
+    *,
+    query_prompt: str = "",
+    document_prompt: str = "",
+    by_words: bool = True,
+) -> PassageSearch:
+    """Load models, and make their search over some passages.
+
+    Args:
+        texts: the passages.
+        models: a folder or a hub id, by label.
+        below: the folder that keeps the vectors of all of them.
+        query_prompt: for a model that names none for queries.
+        document_prompt: for a model that names none for documents.
+        by_words: whether the words take part.
+
+    Raises:
+        UserError: a model is not there, or does not load.
+    """
+    loaded, folders = {}, {}
+    for label, model in models.items():
+        folder = model if isinstance(model, Path) else encoders.fetch(model)
+        loaded[label] = encoders.load_encoder(folder, label, query_prompt, document_prompt)
+        folders[label] = vectors_folder(below, folder, loaded[label])
+    return PassageSearch(texts, loaded, folders, by_words=by_words)
 
 
 def vectors_folder(below: Path, model: Path, encoder: "Encoder") -> Path:
@@ -129,12 +175,13 @@ def encode_growing(folder: Path, encoder: "Encoder", texts: Sequence[str]) -> np
     for start in range(0, len(new), WINDOW_TEXTS):
         rows = new[start : start + WINDOW_TEXTS]
         label = f"{encoder.name}: encoding {len(new):,} passages"
-        vectors = encoder.encode_documents([texts[row] for row in rows], label)
+        encoded = encoder.encode_documents([texts[row] for row in rows], label)
+        vectors = encoded.astype(np.float16)
         number = 1 + max((int(path.stem) for path in folder.glob("*.npz")), default=0)
         folder.mkdir(parents=True, exist_ok=True)
         with storage.replacing(folder / f"{number:06d}.npz") as place, place.open("wb") as stream:
-            np.savez(stream, keys=wanted[rows], vectors=vectors.astype(np.float16))
-        known.update(zip(wanted[rows].tolist(), vectors.astype(np.float16), strict=True))
+            np.savez(stream, keys=wanted[rows], vectors=vectors)
+        known.update(zip(wanted[rows].tolist(), vectors, strict=True))
     return normalise(np.stack([known[key] for key in wanted.tolist()]).astype(np.float32))
 
 

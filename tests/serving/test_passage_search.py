@@ -105,3 +105,14 @@ def test_words_that_no_passage_has_leave_the_model_alone(tmp_path: Path) -> None
     ways = searcher.find("xylograph", 3, 0.5)
     assert set(ways) == {"student"}
     assert len(ways["student"]) == 3
+
+
+def test_words_that_take_no_part_are_not_indexed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever weighs words with 0 does not wait for them."""
+    monkeypatch.setattr(passage_search, "WordIndex", None)  # calling it would fail
+    models = {"student": make(Counting())}
+    searcher = PassageSearch(TEXTS, models, {"student": tmp_path}, by_words=False)
+    assert set(searcher.find("a boat on the river", 2, 0)) == {"student"}
+    assert searcher.no_words == ""
