@@ -69,7 +69,7 @@ def main() -> None:
         if stage.finished:
             return
         from small_modernbert.data import evaluation_sets, labels
-        from small_modernbert.evaluation import watching
+        from small_modernbert.evaluation import validation
         from small_modernbert.models import prompts, students
         from small_modernbert.training import distillation, loop
 
@@ -83,10 +83,10 @@ def main() -> None:
         with stage.shared("labels", "vectors") as cache:
             vectors = {split: labelled.vectors(split, cache / f"{split}.f16") for split in tokens}
         sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
-        held_out = watching.HeldOutTexts(
+        held_out = validation.HeldOutTexts(
             tokens["held_out"].head(held_out_rows), vectors["held_out"][:held_out_rows]
         )
-        watched = watching.Watched(held_out, sets=sets)
+        watched = validation.Watched(held_out, sets=sets)
         task = distillation.DistillationTask(
             encoder,
             tokens["train"],

@@ -23,7 +23,7 @@ from small_modernbert.runs import references, settings, stages
 
 if TYPE_CHECKING:
     from small_modernbert.data.training_examples import Examples
-    from small_modernbert.evaluation.watching import Watched
+    from small_modernbert.evaluation.validation import Watched
     from small_modernbert.training.contrastive import Loss
 
 # Inputs
@@ -133,7 +133,7 @@ def find_inputs() -> dict[str, Path | str]:
 def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[Examples, Watched]":
     """Read the judged triplets, and what they are watched by; keep evaluation texts out of them."""
     from small_modernbert.data import evaluation_sets, training_examples, triplets
-    from small_modernbert.evaluation import watching
+    from small_modernbert.evaluation import validation
     from small_modernbert.runs.errors import UserError
     from small_modernbert.training import contrastive
 
@@ -142,7 +142,7 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
     logits = OBJECTIVE == "margin_mse" and contrastive.takes_logits(MARGINS, stored.scale)
     dev, _ = training_examples.collect(training_examples.from_judged(stored.rows("dev")))
     dev = contrastive.with_logits(dev) if logits else dev
-    watched = watching.Watched(watching.HeldOutTriplets(dev.with_negatives()), pairs, sets)
+    watched = validation.Watched(validation.HeldOutTriplets(dev.with_negatives()), pairs, sets)
     rows = training_examples.from_judged(stored.rows("train"))
     train, dropped = training_examples.collect(rows, watched.texts())
     train, read = contrastive.with_logits(train) if logits else train, len(train)

@@ -87,7 +87,7 @@ def main() -> None:
         if stage.finished:
             return
         from small_modernbert.data import evaluation_sets
-        from small_modernbert.evaluation import watching
+        from small_modernbert.evaluation import validation
         from small_modernbert.models import prompts, students
         from small_modernbert.training import graded_similarity, loop
 
@@ -98,8 +98,8 @@ def main() -> None:
         prompts.settle(stage, student, TRAIN_WITH_PROMPTS)
         encoder = student.training_encoder(stage, PRECISION)
         train_tokens, held_out_tokens = tokenise(stage, splits, student)
-        held_out = watching.HeldOutPairs(held_out_tokens, splits.held_out.scores, splits.figure)
-        watched = watching.Watched(held_out, sentence_pairs, sets)
+        held_out = validation.HeldOutPairs(held_out_tokens, splits.held_out.scores, splits.figure)
+        watched = validation.Watched(held_out, sentence_pairs, sets)
         task = graded_similarity.PairTask(
             encoder,
             train_tokens,

@@ -22,7 +22,7 @@ from small_modernbert.runs import references, settings, stages
 
 if TYPE_CHECKING:
     from small_modernbert.data.training_examples import Examples
-    from small_modernbert.evaluation.watching import Watched
+    from small_modernbert.evaluation.validation import Watched
 
 # Inputs
 STUDENT: str = "build_and_save_small_modernbert"  # a stage of this recipe, or a folder
@@ -133,7 +133,7 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
     A resumed run reads what was written: it goes on with the very same rows.
     """
     from small_modernbert.data import evaluation_sets, training_examples
-    from small_modernbert.evaluation import watching
+    from small_modernbert.evaluation import validation
     from small_modernbert.runs.errors import UserError
 
     sets, graded = evaluation_sets.load_watched(VALIDATION_SETS, STS, inputs)
@@ -142,7 +142,8 @@ def load_examples(stage: stages.Stage, inputs: dict[str, Path | str]) -> "tuple[
         write_rows(folder, inputs)
     stored = training_examples.reopen_rows(folder)
     dev_rows, _ = training_examples.collect(training_examples.rows_of(stored, "dev"))
-    watched = watching.Watched(watching.HeldOutTriplets(dev_rows.with_negatives()), graded, sets)
+    held_out = validation.HeldOutTriplets(dev_rows.with_negatives())
+    watched = validation.Watched(held_out, graded, sets)
     train, dropped = training_examples.collect(
         training_examples.rows_of(stored, "train"), watched.texts()
     )

@@ -15,7 +15,7 @@ import numpy as np
 from small_modernbert.data.evaluation_sets import SentencePairs
 from small_modernbert.data.retrieval_sets import RetrievalSet
 from small_modernbert.evaluation import metrics, search, speed
-from small_modernbert.evaluation.hits import Hits
+from small_modernbert.evaluation.rankings import Hits
 from small_modernbert.models import encoders
 from small_modernbert.models.encoders import WINDOW_TEXTS, Encoder
 from small_modernbert.models.prompts import Role

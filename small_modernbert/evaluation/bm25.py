@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from small_modernbert.data.keys import MARKS, UNSPACED
-from small_modernbert.evaluation.hits import EMPTY, Hits, documents_of, keys_of, largest
+from small_modernbert.evaluation.rankings import EMPTY, Hits, documents_of, keys_of, largest
 from small_modernbert.runs.errors import UserError
 
 # Documents. bm25s holds the words of all of them in memory at once while it makes an index.

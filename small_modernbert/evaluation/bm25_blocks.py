@@ -12,7 +12,14 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from small_modernbert.evaluation.bm25 import words_of_texts
-from small_modernbert.evaluation.hits import EMPTY, Hits, documents_of, keys_of, largest, scores_of
+from small_modernbert.evaluation.rankings import (
+    EMPTY,
+    Hits,
+    documents_of,
+    keys_of,
+    largest,
+    scores_of,
+)
 from small_modernbert.runs import report
 
 K1, B = 1.5, 0.75  # bm25s' own, see `bm25.WordIndex`

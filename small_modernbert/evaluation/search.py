@@ -11,7 +11,7 @@ import numpy as np
 from small_modernbert.data.evaluation_sets import RetrievalSet
 from small_modernbert.evaluation.bm25 import WordIndex
 from small_modernbert.evaluation.bm25_blocks import search_in_blocks
-from small_modernbert.evaluation.hits import (
+from small_modernbert.evaluation.rankings import (
     EMPTY,
     NOT_FINITE,
     Hits,
@@ -56,7 +56,7 @@ def nearest(query_vectors: np.ndarray, document_vectors: np.ndarray, depth: int)
 
 
 def _numpy_search(queries: np.ndarray, documents: np.ndarray, depth: int) -> np.ndarray:
-    """Return the keys (`hits.keys_of`) of each query's best documents, the largest first."""
+    """Return the keys (`rankings.keys_of`) of each query's best documents, the largest first."""
     starts = range(0, len(queries), QUERY_BLOCK)
     best = [np.empty((len(queries[start : start + QUERY_BLOCK]), 0), np.int64) for start in starts]
     for begin in range(0, len(documents), DOCUMENT_BLOCK):

@@ -24,8 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from small_modernbert.models import folders, model_card, precision
-from small_modernbert.models.folders import Usage
+from small_modernbert.models import model_card, module_files, precision
 from small_modernbert.models.loading import (
     CURE,
     check_folder,
@@ -36,6 +35,7 @@ from small_modernbert.models.loading import (
     positions_of,
     read_header,
 )
+from small_modernbert.models.module_files import Usage
 from small_modernbert.models.packed_encoder import PackedEncoder, output_width
 from small_modernbert.models.prompts import Prompts, choose_prompts
 from small_modernbert.runs import hub
@@ -156,8 +156,8 @@ class Student:
 
     def save(self, folder: Path) -> None:
         """Write a sentence-transformers folder in the portable form; create it if needed."""
-        folders.write_transformer(folder, self.transformer, self.tokenizer, self.max_tokens)
-        folders.write_modules(
+        module_files.write_transformer(folder, self.transformer, self.tokenizer, self.max_tokens)
+        module_files.write_modules(
             folder,
             self.head,
             width=self.transformer.config.hidden_size,
@@ -206,8 +206,8 @@ def load_student(
 
 
 def _open(folder: Path, pooling: str, max_tokens: int, masked_lm: bool) -> Student:
-    parts = folders.read_modules(folder)
-    usage = folders.read_usage(folder, parts)
+    parts = module_files.read_modules(folder)
+    usage = module_files.read_usage(folder, parts)
     tokenizer = _lower_casing(load_tokenizer(parts.transformer), usage.lower_case)
     needed = ("pad_token", "mask_token") if masked_lm else ("pad_token",)
     if missing := [name for name in needed if getattr(tokenizer, name) is None]:
@@ -221,7 +221,7 @@ def _open(folder: Path, pooling: str, max_tokens: int, masked_lm: bool) -> Stude
         transformer,
         tokenizer,
         max_tokens,
-        folders.read_pooling(parts.pooling) if pooling == "student" else pooling,
+        module_files.read_pooling(parts.pooling) if pooling == "student" else pooling,
         parts.head,
         parts.normalised,
         usage,
@@ -232,7 +232,7 @@ def _open(folder: Path, pooling: str, max_tokens: int, masked_lm: bool) -> Stude
             f"MAX_TOKENS: the student takes {limit:,} tokens, not {max_tokens:,}: "
             f"--max-tokens {limit}"
         )
-    student.max_tokens = max_tokens or folders.read_max_tokens(parts.transformer, limit)
+    student.max_tokens = max_tokens or module_files.read_max_tokens(parts.transformer, limit)
     return student
 
 
@@ -251,7 +251,7 @@ def load_donor(reference: Path | str, revision: str | None = None, **named: Any)
         folder = fetch(reference, revision)
         check_folder(folder)
         config = AutoConfig.from_pretrained(
-            folders.read_modules(folder).transformer, trust_remote_code=False
+            module_files.read_modules(folder).transformer, trust_remote_code=False
         )
     with_head = any("MaskedLM" in name for name in config.architectures or ())
     masked_lm = with_head and config.model_type == "modernbert"

@@ -18,7 +18,7 @@ from small_modernbert.data import evaluation_sets, file_rows
 from small_modernbert.data.keys import Keys
 from small_modernbert.evaluation import search
 from small_modernbert.evaluation.bm25 import WordIndex
-from small_modernbert.evaluation.hits import EMPTY, Hits
+from small_modernbert.evaluation.rankings import EMPTY, Hits
 from small_modernbert.models import encoders
 from small_modernbert.models.vectors import normalise
 from small_modernbert.runs import references, storage

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from small_modernbert.data.token_store import TokenStore, store
 from small_modernbert.data.training_examples import Examples
-from small_modernbert.evaluation.watching import HeldOutTriplets, Watched
+from small_modernbert.evaluation.validation import HeldOutTriplets, Watched
 from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.packing import cut_by_tokens, pack
 from small_modernbert.models.prompts import Prompts

@@ -6,7 +6,7 @@ import pytest
 from small_modernbert.data.retrieval_sets import RetrievalSet
 from small_modernbert.evaluation import bm25, bm25_blocks, search
 from small_modernbert.evaluation.bm25 import WordIndex
-from small_modernbert.evaluation.hits import Hits
+from small_modernbert.evaluation.rankings import Hits
 from small_modernbert.runs.errors import UserError
 
 

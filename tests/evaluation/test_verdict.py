@@ -8,7 +8,7 @@ import pytest
 from small_modernbert.data.retrieval_sets import RetrievalSet
 from small_modernbert.evaluation import verdict
 from small_modernbert.evaluation.benchmark import TEACHER, WORDS, Benchmark, Row
-from small_modernbert.evaluation.hits import Hits
+from small_modernbert.evaluation.rankings import Hits
 
 
 def make(tmp_path: Path, number: int, **found: float) -> Benchmark:

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from small_modernbert.initialisation import carving, donors, folding
-from small_modernbert.models import folders, projection, students
+from small_modernbert.models import module_files, projection, students
 from small_modernbert.runs.errors import UserError
 
 Make = Callable[..., ModernBertModel]
@@ -375,8 +375,8 @@ def test_donor_from_a_folder(
     tmp_path: Path, make_student: Make, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """A folder with a language-modelling head is read with it, a bare one without."""
-    folders.write_transformer(tmp_path / "head", make_student(masked_lm=True), tokenizer, 64)
-    folders.write_transformer(tmp_path / "bare", make_student(), tokenizer, 64)
+    module_files.write_transformer(tmp_path / "head", make_student(masked_lm=True), tokenizer, 64)
+    module_files.write_transformer(tmp_path / "bare", make_student(), tokenizer, 64)
     with_head = donors.read_donor(students.load_donor(tmp_path / "head").transformer)
     bare = donors.read_donor(students.load_donor(tmp_path / "bare").transformer)
     assert with_head.head_dense is not None

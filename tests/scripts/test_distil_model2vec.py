@@ -19,7 +19,7 @@ from transformers import ModernBertModel
 
 from small_modernbert.export import model2vec, publishing
 from small_modernbert.export.model2vec import Distilled
-from small_modernbert.models import encoders, folders, origins, students, vectors
+from small_modernbert.models import encoders, module_files, origins, students, vectors
 from small_modernbert.models.architecture import Shape, configure
 from small_modernbert.models.origins import Origin
 from small_modernbert.models.teachers import load_teacher
@@ -193,7 +193,7 @@ def test_modernbert_with_bpe_and_padded_table(
     torch.manual_seed(0)
     model = ModernBertModel(configure(shape, tokenizer)).eval()
     assert model.config.vocab_size > len(tokenizer)
-    folders.write_transformer(tmp_path / "teacher", model, tokenizer, 64)
+    module_files.write_transformer(tmp_path / "teacher", model, tokenizer, 64)
     origin = origins.model("teacher", tmp_path / "teacher")
     made = model2vec.distil(load_teacher(tmp_path / "teacher"), origin, pca_dims=8)
     assert made.model.dim == 8
@@ -468,7 +468,7 @@ def test_pieces_of_own_words_do_not_count(
     shape = Shape(num_hidden_layers=1, hidden_size=32, intermediate_size=48, head_dim=8)
     torch.manual_seed(0)
     model = ModernBertModel(configure(shape, tokenizer)).eval()
-    folders.write_transformer(tmp_path / "teacher", model, tokenizer, 64)
+    module_files.write_transformer(tmp_path / "teacher", model, tokenizer, 64)
     words = ["xylophone", "two words", language.words[0]]
     teacher, origin = load_teacher(tmp_path / "teacher"), Origin("teacher", "bpe")
     made = model2vec.distil(teacher, origin, vocabulary=words, pca_dims=8)

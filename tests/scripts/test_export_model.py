@@ -27,7 +27,7 @@ from transformers import ModernBertModel, PreTrainedTokenizerFast
 from small_modernbert.export import export_card, golden_vectors, int8, onnx_export, parity
 from small_modernbert.export.onnx_encoder import OnnxEncoder, cut_by_length, pad
 from small_modernbert.initialisation import static_table
-from small_modernbert.models import card_examples, folders, students
+from small_modernbert.models import card_examples, module_files, students
 from small_modernbert.models.loading import load_backend
 from small_modernbert.runs import settings, storage
 from small_modernbert.runs.errors import UserError
@@ -322,7 +322,7 @@ def test_a_form_that_is_off_is_refused(
     other = tmp_path / "other"
     shutil.copytree(student, other)
     model = make_static(make_student(hidden_size=64, seed=1, **SHAPE))
-    folders.write_transformer(other, model, students.load_tokenizer(student), MAX_TOKENS)
+    module_files.write_transformer(other, model, students.load_tokenizer(student), MAX_TOKENS)
     forms = [onnx_export.GRAPH]
     assert script.measure(student, exported, forms, long_texts[:9], MAX_TOKENS)
     with pytest.raises(UserError, match=r"is off by .*TOLERANCE 0.0001"):

@@ -23,7 +23,7 @@ from small_modernbert.data.evaluation_sets import SentencePairs
 from small_modernbert.data.pairs import Pair
 from small_modernbert.data.token_store import TokenStore, tokenise
 from small_modernbert.data.training_examples import Examples, Row
-from small_modernbert.evaluation import watching
+from small_modernbert.evaluation import validation
 from small_modernbert.evaluation.matryoshka import check_dimensions
 from small_modernbert.models import students, vectors
 from small_modernbert.models.loading import load_backend
@@ -462,7 +462,7 @@ def test_figures(make_student: Make, language: Language, backend: Tokenizer) -> 
     triplets = training_examples.collect(rows)[0].with_negatives()
     angles = {"a": 0.0, "b": 0.5, "c": 1.0, "d": 0.2, "e": 0.0, "f": 0.0}
     wide = np.array([[np.cos(angles[t]), np.sin(angles[t]), 0] for t in triplets.texts])
-    found = watching.HeldOutTriplets(triplets).figures(wide.astype(np.float32))
+    found = validation.HeldOutTriplets(triplets).figures(wide.astype(np.float32))
     assert found["triplet_accuracy"] == 0.5  # c is farther than b, d is nearer
     margins = np.cos(0.5) - np.cos([1.0, 0.2])
     assert found["judge_scale"] == pytest.approx(margins @ [0.8, 0.4] / (0.8**2 + 0.4**2), rel=1e-4)
@@ -472,8 +472,8 @@ def test_figures(make_student: Make, language: Language, backend: Tokenizer) -> 
     rows = [row._replace(negatives=row.negatives, source="s") for row in make_rows(language)]
     sentences = language.sentence_pairs(10)
     first, second, gold = (list(column) for column in zip(*sentences, strict=True))
-    held_out = watching.HeldOutTriplets(training_examples.collect(rows)[0].with_negatives())
-    watched = watching.Watched(
+    held_out = validation.HeldOutTriplets(training_examples.collect(rows)[0].with_negatives())
+    watched = validation.Watched(
         held_out,
         SentencePairs("pairs", first, second, gold, graded=False),
         [language.retrieval_set("one")],
@@ -580,8 +580,8 @@ def test_graded_pairs_are_measured_as_by_their_evaluators(
             EmbeddingSimilarityEvaluator(first, second, gold, name="sts-dev"),
         ]
     )(SentenceTransformer(str(tmp_path / "student"), device="cpu"))
-    watched = watching.Watched(
-        watching.HeldOutTriplets(training_examples.collect(rows)[0]),
+    watched = validation.Watched(
+        validation.HeldOutTriplets(training_examples.collect(rows)[0]),
         SentencePairs("sts-dev", first, second, gold, graded=True),
     )
     figures = watched.measure(student.encoder(), student.backend)
@@ -598,7 +598,7 @@ def test_prompts_stand_before_what_they_are_for() -> None:
     """An anchor is asked as a query, all else stored as a document, in training and held out."""
     rows = [Row("a", "b", ["c"], "s"), Row("d", "a", [], "s")]
     data = training_examples.collect(rows)[0]
-    watched = watching.Watched(watching.HeldOutTriplets(data))
+    watched = validation.Watched(validation.HeldOutTriplets(data))
     prompts = Prompts(query="q: ", document="d: ")
     train, seen = contrastive.with_prompts(data, watched, prompts)
     assert sorted(train.texts) == ["d: b", "d: c", "q: a", "q: d"]

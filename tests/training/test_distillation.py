@@ -14,7 +14,7 @@ from transformers import ModernBertModel, PreTrainedTokenizerFast
 from small_modernbert.data import labels
 from small_modernbert.data.retrieval_sets import RetrievalSet
 from small_modernbert.data.token_store import TokenStore, tokenise
-from small_modernbert.evaluation.watching import HeldOutTexts, Watched
+from small_modernbert.evaluation.validation import HeldOutTexts, Watched
 from small_modernbert.models import forward, prompts, students
 from small_modernbert.models.loading import load_backend
 from small_modernbert.models.packed_encoder import PackedEncoder

@@ -18,10 +18,10 @@ from small_modernbert.data.evaluation_sets import SentencePairs
 from small_modernbert.data.graded_pairs import GradedPairs, PairSplits
 from small_modernbert.data.token_store import TokenStore, tokenise
 from small_modernbert.evaluation import metrics
-from small_modernbert.evaluation.watching import HeldOutPairs, Watched
+from small_modernbert.evaluation.validation import HeldOutPairs, Watched
 from small_modernbert.labelling import graded_mining
-from small_modernbert.models.folders import write_tokenizer
 from small_modernbert.models.loading import load_backend
+from small_modernbert.models.module_files import write_tokenizer
 from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.packing import pack
 from small_modernbert.runs.errors import UserError

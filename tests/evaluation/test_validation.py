@@ -1,4 +1,4 @@
-"""Promises of small_modernbert.evaluation.watching."""
+"""Promises of small_modernbert.evaluation.validation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +10,9 @@ from transformers import ModernBertModel, PreTrainedTokenizerFast
 
 from small_modernbert.data.token_store import TokenStore
 from small_modernbert.evaluation import metrics, search
-from small_modernbert.evaluation.watching import HeldOutTexts, Watched
+from small_modernbert.evaluation.validation import HeldOutTexts, Watched
 from small_modernbert.models import encoders
-from small_modernbert.models.folders import Usage
+from small_modernbert.models.module_files import Usage
 from small_modernbert.models.students import Student
 
 NOTHING = HeldOutTexts(TokenStore(np.zeros(0, np.int32), np.zeros(1, np.int64)), np.zeros((0, 8)))
