@@ -181,10 +181,10 @@ def peer(
                 labels.append(cell.label)
         made: dict[str, list[Any]] = {"text": [], "source": [], "tokens": []}
         for pieces, label in zip(chunker.chunk(texts), labels, strict=True):
-            for text, tokens in pieces:
+            for text, ids in pieces:
                 made["text"].append(text)
                 made["source"].append(label)
-                made["tokens"].append(tokens)
+                made["tokens"].append(len(ids))
         return made
 
     def work(number: int) -> Work:

@@ -84,11 +84,6 @@ class WordMemo:
         begin, end = (self._begin, self._end) if special else ([], [])
         return [[*begin, *chain.from_iterable(words), *end] for words in self._words(texts)]
 
-    def counts(self, texts: Sequence[str], special: bool = True) -> list[int]:
-        """Return each text's number of tokens."""
-        around = len(self._begin) + len(self._end) if special else 0
-        return [around + sum(map(len, words)) for words in self._words(texts)]
-
     def _words(self, texts: Sequence[str]) -> list[list[list[int]]]:
         """Return the ids of each text, word by word."""
         while True:
@@ -136,6 +131,8 @@ class WordMemo:
         return True
 
     def _ask(self, texts: Sequence[str], special: bool = False) -> list[list[int]]:
+        if not texts:
+            return []  # the tokenizer takes a tenth of a millisecond to say so
         encoded = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=special)
         return [encoding.ids for encoding in encoded]
 
@@ -171,7 +168,7 @@ class Chunker:
             UserError: the limit leaves no room beside the special tokens.
         """
         self.words = WordMemo(tokenizer)
-        self._count = self.words.counts if memo else self._count_anew
+        self._ids = self.words.ids if memo else self._ids_anew
         self.max_tokens = max_tokens
         self.budget = max_tokens - tokenizer.num_special_tokens_to_add(False)
         self.unknown = unknown_id(tokenizer)
@@ -182,17 +179,17 @@ class Chunker:
                 f"at least {MIN_BUDGET} are needed: --max-tokens 128, say"
             )
 
-    def chunk(self, texts: list[str]) -> list[list[tuple[str, int]]]:
-        """Return the pieces of every text, each with its number of tokens (special ones included).
+    def chunk(self, texts: list[str]) -> list[list[tuple[str, list[int]]]]:
+        """Return the pieces of every text, each with its token ids (special ones included).
 
         A text that fits is one piece, unchanged. Others are cut between sentences into pieces of
         about equal length; a sentence that is too long by itself, at white space.
         """
-        pieces: list[list[tuple[str, int]]] = [[] for _ in texts]
+        pieces: list[list[tuple[str, list[int]]]] = [[] for _ in texts]
         short = [i for i, text in enumerate(texts) if len(text) <= self._surely_long]
-        for i, tokens in zip(short, self._count([texts[i] for i in short]), strict=True):
-            if tokens <= self.max_tokens:
-                pieces[i].append((texts[i], tokens))
+        for i, ids in zip(short, self._ids([texts[i] for i in short]), strict=True):
+            if len(ids) <= self.max_tokens:
+                pieces[i].append((texts[i], ids))
         for i, text in enumerate(texts):
             if not pieces[i]:
                 pieces[i] = list(self._fit(self._pack(text)))
@@ -203,10 +200,10 @@ class Chunker:
         special = self.max_tokens - self.budget
         return self.unknown is None or 2 * ids.count(self.unknown) <= len(ids) - special
 
-    def _count_anew(self, texts: list[str], special: bool = True) -> list[int]:
+    def _ids_anew(self, texts: list[str], special: bool = True) -> list[list[int]]:
         tokenizer = self.words.tokenizer
         encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=special)
-        return [len(encoding.ids) for encoding in encoded]
+        return [encoding.ids for encoding in encoded]
 
     def _pack(self, text: str) -> list[str]:
         """Join sentences to pieces of even length, by the sum of their tokens."""
@@ -229,9 +226,9 @@ class Chunker:
         return tokens / max(1, -(-tokens // self.budget))
 
     def _units(self, texts: list[str]) -> Iterator[tuple[str, int]]:
-        for text, tokens in zip(texts, self._count(texts, special=False), strict=True):
-            if tokens <= self.budget or len(text) < 2:
-                yield text, tokens
+        for text, ids in zip(texts, self._ids(texts, special=False), strict=True):
+            if len(ids) <= self.budget or len(text) < 2:
+                yield text, len(ids)
             else:
                 yield from self._units(_halves(text))
 
@@ -243,14 +240,14 @@ class Chunker:
             for half in _halves(text):
                 yield from self._halve_to(half)
 
-    def _fit(self, packed: list[str]) -> Iterator[tuple[str, int]]:
+    def _fit(self, packed: list[str]) -> Iterator[tuple[str, list[int]]]:
         # The tokens of a whole can differ by a few from the sum of its parts': count, and halve
         # what is over.
         # The indentation of a piece's first line stays.
         packed = [piece.rstrip().lstrip("\n") for piece in packed if not piece.isspace()]
-        for piece, tokens in zip(packed, self._count(packed), strict=True):
-            if tokens <= self.max_tokens:
-                yield piece, tokens
+        for piece, ids in zip(packed, self._ids(packed), strict=True):
+            if len(ids) <= self.max_tokens:
+                yield piece, ids
             elif len(piece) > 1:
                 yield from self._fit(_halves(piece))
 

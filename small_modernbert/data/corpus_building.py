@@ -11,7 +11,7 @@ while the shards are. Disk: beside the texts, 2 × permutations + 8 × bands byt
 
 import dataclasses
 import functools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from itertools import compress
@@ -124,11 +124,11 @@ class Preparation:
 
         The counts are label -> "read", "extra chunks" and reasons -> texts.
         """
-        counts: dict[str, Counter[str]] = {}
+        counts: dict[str, Counter[str]] = defaultdict(Counter)
         texts: list[str] = []
         kept: list[sources.Cell] = []
         for cell in sources.flatten(self.source, batch):
-            counter = counts.setdefault(cell.label, Counter())
+            counter = counts[cell.label]
             counter["read"] += 1
             text = clean(cell.value, self.min_characters, self.cleaning)
             if isinstance(text, Reason):
@@ -138,10 +138,11 @@ class Preparation:
                 kept.append(cell)
         chunker = _chunker(self.tokenizer_file, self.max_tokens)
         rows: list[tuple[str, str, str, int]] = []
+        ids: list[list[int]] = []
         for pieces, cell in zip(chunker.chunk(texts), kept, strict=True):
             counts[cell.label]["extra chunks"] += len(pieces) - 1
-            rows.extend((text, cell.label, cell.role, tokens) for text, tokens in pieces)
-        ids = chunker.words.ids([row[0] for row in rows])
+            rows.extend((text, cell.label, cell.role, len(own)) for text, own in pieces)
+            ids.extend(own for _, own in pieces)
         reasons = [
             self._find_fault(row[0], chunker.knows(own)) for row, own in zip(rows, ids, strict=True)
         ]
