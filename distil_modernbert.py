@@ -59,6 +59,7 @@ SELECT_BY: str = "held_out_cosine"  # figure that the kept model maximises; "" k
 SEED: int = 42  # of the batches' order
 RECIPE: str = "small_v2"  # runs/<recipe>/distil_modernbert
 VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
+REPORT_TO: list[str] = []  # show the figures in tensorboard, trackio, wandb, too
 OVERWRITE: bool = False  # redo a finished stage
 
 

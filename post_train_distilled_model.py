@@ -74,6 +74,7 @@ SELECT_BY: str = (
 SEED: int = 42  # of the batches' order
 RECIPE: str = "small_v2"  # runs/<recipe>/post_train_distilled_model
 VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
+REPORT_TO: list[str] = []  # show the figures in tensorboard, trackio, wandb, too
 OVERWRITE: bool = False  # redo a finished stage
 
 

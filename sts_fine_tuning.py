@@ -75,6 +75,7 @@ MAX_RETRIEVAL_DROP: float = 0.01  # of their mean nDCG@10, absolute; beyond it t
 SEED: int = 42  # of the mining, the held-out pairs and the batches' order
 RECIPE: str = "small_v2"  # runs/<recipe>/sts_fine_tuning
 VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
+REPORT_TO: list[str] = []  # show the figures in tensorboard, trackio, wandb, too
 OVERWRITE: bool = False  # redo a finished stage
 
 MINED = "mined"

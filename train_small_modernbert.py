@@ -70,6 +70,7 @@ SELECT_BY: str = "sts-dev_spearman"  # figure that the kept model maximises; "" 
 SEED: int = 42  # of the rows drawn and the batches' order
 RECIPE: str = "small_v2"  # runs/<recipe>/train_small_modernbert
 VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
+REPORT_TO: list[str] = []  # show the figures in tensorboard, trackio, wandb, too
 OVERWRITE: bool = False  # redo a finished stage
 
 

@@ -63,6 +63,7 @@ EVALUATE_EVERY: int = 1_000  # steps; 0 = before and after only
 SEED: int = 42  # of the order and of the masks
 RECIPE: str = "small_v2"  # runs/<recipe>/mlm/pre_train
 VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
+REPORT_TO: list[str] = []  # show the figures in tensorboard, trackio, wandb, too
 OVERWRITE: bool = False  # redo a finished stage
 
 

@@ -26,7 +26,16 @@ from small_modernbert.runs.errors import UserError
 # Constants that say where and how a run works, never what comes out: they may change between the
 # runs of a stage, and no stage is refused for them.
 HOUSEKEEPING = frozenset(
-    {"OVERWRITE", "WORKERS", "VECTORS", "PUSH", "PUBLIC", "COMMIT_MSG", "MODEL_REPOSITORY_NAME"}
+    {
+        "OVERWRITE",
+        "WORKERS",
+        "VECTORS",
+        "REPORT_TO",
+        "PUSH",
+        "PUBLIC",
+        "COMMIT_MSG",
+        "MODEL_REPOSITORY_NAME",
+    }
 )
 
 _TYPES = {"Literal": Literal, "list": list, "int": int, "float": float, "str": str, "bool": bool}

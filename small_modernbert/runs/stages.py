@@ -8,6 +8,7 @@
         run.json        what ran, on what, with which settings, and what came out
         metrics.jsonl   one line a step
         log.txt
+        dashboards/     what REPORT_TO asked for; see `dashboards`
     runs/<recipe>/.cache/   what its stages make once and share; see `shared`
 
 scratch/ and checkpoints/ go when final/ stands: it holds the best model, and nothing is gone on
@@ -29,6 +30,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from small_modernbert.runs import (
+    dashboards,
     disk_faults,
     hub,
     lineage,
@@ -104,6 +106,9 @@ class Stage:
 
     def _open(self, namespace: dict[str, Any], inputs: dict[str, Path | str]) -> None:
         storage.recover(self.final)
+        self._report_to: list[str] = namespace.get("REPORT_TO", [])
+        self._dashboards: dashboards.Dashboards | None = None
+        dashboards.check(self._report_to)
         effective = json.loads(json.dumps(settings.effective(namespace), default=str))
         wanted = {
             "settings": redaction.redact_json(effective),
@@ -232,8 +237,19 @@ class Stage:
             self._tidy()
             storage.remove(self.building)
             storage.remove(self.folder / "metrics.jsonl")
+            storage.remove(self.folder / dashboards.FOLDER)
         self.building.mkdir(parents=True, exist_ok=True)
         self.save_record()
+        with contextlib.ExitStack() as failed:
+            failed.push(self)
+            self._dashboards = dashboards.Dashboards(
+                self._report_to,
+                self.folder,
+                project=self.folder_of_recipe.name,
+                run=self.name.replace("/", "-"),
+                settings=self.record.settings,
+            )
+            failed.pop_all()
         return self
 
     def __exit__(
@@ -251,6 +267,8 @@ class Stage:
             return
         if kind is None:
             processes.release(work=False)
+        if self._dashboards is not None:
+            self._dashboards.close()
         told = disk_faults.explain(error, self.folder) if isinstance(error, Exception) else None
         # A full disk may have no room for the record either: it then still says "running".
         with contextlib.suppress(OSError):
@@ -306,9 +324,11 @@ class Stage:
         return shared_cache.entry(self.folder_of_recipe / ".cache", key)
 
     def write_metrics(self, **values: Any) -> None:  # noqa: ANN401  numbers and names
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl, and show its numbers wherever REPORT_TO says."""
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(values, default=float) + "\n")
+        if self._dashboards is not None:
+            self._dashboards.log(values)
 
     def finish(
         self,
