@@ -293,4 +293,5 @@ def describe(encoder: Encoder, reference: str) -> Row:
         parameters_without_embeddings=encoder.parameters_without_embeddings,
         size_bytes=encoder.size_bytes,
         prompts=prompts,
+        note="compared by the dot product" if encoder.similarity == "dot" else "",
     )

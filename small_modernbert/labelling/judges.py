@@ -84,7 +84,8 @@ def load_judge(
         document_prompt: likewise.
 
     Raises:
-        UserError: it can't be had, does not load, is not in safetensors, or gives several scores.
+        UserError: it can't be had, does not load, is not in safetensors, gives several scores, or
+            is a bi-encoder that compares by the dot product, which has no scale.
     """
     name = place.name if isinstance(place, Path) else place
     if isinstance(place, str):
@@ -92,6 +93,11 @@ def load_judge(
     if is_cross_encoder(place):
         return _load_cross_encoder(place, name, scale, half)
     encoder = encoders.load_encoder(place, name, query_prompt, document_prompt)
+    if encoder.similarity != "cosine":
+        raise UserError(
+            f"the judge {name} compares by the dot product, whose scores have no scale; "
+            "name a cross-encoder, or a bi-encoder that compares by the cosine: --judge"
+        )
 
     def encode(texts: list[str], role: Role) -> np.ndarray:
         with half_precision(encoder.model, half):

@@ -1,4 +1,4 @@
-"""One way to turn texts into unit vectors, whatever the model: load_encoder(folder).encode(texts).
+"""One way to turn texts into vectors, whatever the model: load_encoder(folder).encode(texts).
 
 Folders may be of sentence-transformers, of transformers (pooled by the mean, and said so) or of
 model2vec. Importing this module is cheap; loading a model imports torch.
@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -62,6 +62,8 @@ class Encoder:
         size_bytes: what the model takes on disk.
         model: the object that was loaded.
         prompts: what stands in front of a text, by the part that it plays.
+        similarity: how the model compares: the "cosine", for which its vectors are brought to unit
+            length, or the "dot" product, for which their length counts.
         batch_factor: how many times CHARACTERS_PER_BATCH a batch may hold.
     """
 
@@ -73,6 +75,7 @@ class Encoder:
     size_bytes: int
     model: Any = None
     prompts: Prompts = field(default_factory=Prompts)
+    similarity: Literal["cosine", "dot"] = "cosine"
     batch_factor: int = 1
 
     def encode_queries(self, queries: Sequence[str], description: str | None = None) -> np.ndarray:
@@ -86,7 +89,10 @@ class Encoder:
     def encode(
         self, texts: Sequence[str], description: str | None = None, role: Role = "text"
     ) -> np.ndarray:
-        """Return `(texts, width)` float32 unit vectors; equal texts are encoded once.
+        """Return `(texts, width)` float32 vectors whose products are the model's similarities.
+
+        They are of unit length unless the model compares by the dot product. Equal texts are
+        encoded once.
 
         Args:
             texts: any number of them, in any order.
@@ -105,7 +111,8 @@ class Encoder:
         with report.progress(description=label, total=len(unique), unit=" texts") as bar:
             # The longest batch first: what does not fit into memory fails at once.
             for rows in reversed(self._cut(order, unique)):
-                batch = normalise(self.encode_batch([unique[row] for row in rows], prompt))
+                batch = self.encode_batch([unique[row] for row in rows], prompt)
+                batch = normalise(batch) if self.similarity == "cosine" else batch
                 if not np.isfinite(batch).all():
                     row = rows[int(np.flatnonzero(~np.isfinite(batch).all(axis=1))[0])]
                     raise UserError(
@@ -306,8 +313,24 @@ def _load_sentence_transformer(
         size_bytes=size_on_disk(folder),
         model=model,
         prompts=prompts_of(model, query_prompt, document_prompt),
+        similarity=_similarity(model, name),
         batch_factor=1 if model.device.type == "cpu" else GPU_FACTOR,
     )
+
+
+def _similarity(model: "SentenceTransformer", name: str) -> Literal["cosine", "dot"]:
+    """Return how a model's vectors are compared.
+
+    Raises:
+        UserError: by a distance, which no search here ranks by.
+    """
+    if (said := loading.compares_by(model)) not in ("cosine", "dot"):
+        raise UserError(
+            f"{name} compares by {said}; models are ranked by cosine or dot product here. If its "
+            'vectors can be compared by the cosine, say "similarity_fn_name": "cosine" in its '
+            "config_sentence_transformers.json"
+        )
+    return "dot" if said == "dot" else "cosine"
 
 
 def _batch_encoder(model: "SentenceTransformer") -> Callable[[list[str], str], np.ndarray]:

@@ -106,6 +106,16 @@ def open_sentence_transformer(folder: Path) -> "SentenceTransformer":
     return model.eval()
 
 
+def compares_by(model: "SentenceTransformer") -> str:
+    """Return the similarity by which a model's vectors are ranked: "cosine", "dot", ...
+
+    For vectors of unit length all but "manhattan" rank as the cosine does.
+    """
+    said = str(model.similarity_fn_name)
+    unit = type(list(model)[-1]).__name__ == "Normalize"
+    return "cosine" if unit and said != "manhattan" else said
+
+
 def _limit_length(model: "SentenceTransformer", folder: Path) -> None:
     """Cut texts at a model's positions, where its folder says that it reads more than it can."""
     transformer = getattr(model[0], "auto_model", None)

@@ -7,7 +7,7 @@ encodes by other means takes them from here, so that the vectors are the model's
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -119,6 +119,9 @@ def settle(
 ) -> None:
     """Decide what prompts a student is trained behind, and keeps; run.json says which.
 
+    Training compares by the cosine: a student that came with another similarity, for vectors that
+    are not of unit length, is told that it has a new one.
+
     Args:
         stage: that trains it.
         student: its own prompts count where none are given.
@@ -143,6 +146,13 @@ def settle(
                 vars(prompts),
             )
         student.prompts = prompts
+    if not student.normalised and student.usage.similarity not in ("cosine", None):
+        logger.warning(
+            "the student compared by %s; it is trained and measured by the cosine, and saved as a "
+            "model that compares so",
+            student.usage.similarity,
+        )
+        student.usage = replace(student.usage, similarity="cosine")
     stage.record.facts |= {"prompts": vars(prompts), "prompts_trained_with": bool(prompts)}
 
 

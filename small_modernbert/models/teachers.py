@@ -1,5 +1,6 @@
 """Teachers: sentence-transformers models that label text, and their reduction."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from small_modernbert.models.loading import load, open_sentence_transformer
+from small_modernbert.models.loading import compares_by, load, open_sentence_transformer
 from small_modernbert.models.projection import Projection
 from small_modernbert.models.prompts import Prompts
 from small_modernbert.runs.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def load_teacher(reference: Path | str, revision: str | None = None) -> SentenceTransformer:
@@ -28,6 +31,12 @@ def _open(folder: Path) -> SentenceTransformer:
         raise UserError(
             f"{folder} has no transformer to learn from (its first module is a "
             f"{type(teacher[0]).__name__}); name another teacher"
+        )
+    if (said := compares_by(teacher)) != "cosine":
+        logger.warning(
+            "%s compares by %s; its labels keep the directions of its vectors alone, and a student "
+            "of it compares by the cosine",
+            *(folder, said),
         )
     return teacher
 

@@ -1,5 +1,6 @@
 """Promises of judges.py: one interface, scores from 0 to 1, safetensors only."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,20 @@ def test_bi_encoder_gives_its_cosine(teacher_folder: Path, pairs: list[tuple[str
     expected = np.clip((questions * texts).sum(axis=1), 0, 1)
     np.testing.assert_allclose(judge.score(pairs), expected, atol=1e-5)
     assert judge.score([]).shape == (0,)
+
+
+def test_a_judge_that_compares_by_the_dot_product_is_refused(
+    teacher_folder: Path, tmp_path: Path
+) -> None:
+    """Its scores have no scale that a positive and a negative could be held to."""
+    folder = tmp_path / "dot"
+    shutil.copytree(teacher_folder, folder)
+    path = folder / "modules.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[:2]))
+    said = json.dumps({"similarity_fn_name": "dot"})
+    (folder / "config_sentence_transformers.json").write_text(said)
+    with pytest.raises(UserError, match="the judge dot compares by the dot product.*--judge"):
+        judges.load_judge(folder)
 
 
 def test_cosine_stays_on_the_scale() -> None:

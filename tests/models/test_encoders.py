@@ -13,6 +13,7 @@ from miniature import Language, make_teacher
 from small_modernbert.evaluation import metrics, search
 from small_modernbert.models import encoders
 from small_modernbert.models.vectors import normalise
+from small_modernbert.runs.errors import UserError
 
 PROMPTS = {"query": "what is the ", "document": "this has a "}
 
@@ -136,6 +137,65 @@ def test_figures_are_those_of_sentence_transformers(
     assert not np.allclose(
         without.encode_queries(made.queries), encoder.encode_queries(made.queries), atol=1e-3
     )
+
+
+def without_unit_length(plain: Path, folder: Path, similarity: str) -> Path:
+    """Copy a model with vectors of any length, which it compares in a way of its own."""
+    with_prompts(plain, folder, similarity_fn_name=similarity)
+    path = folder / "modules.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[:2]))
+    return folder
+
+
+def test_a_model_that_compares_by_the_dot_product_is_ranked_so(plain: Path, tmp_path: Path) -> None:
+    """Its vectors keep their length, and its figures are those of its own evaluator.
+
+    multi-qa-mpnet-base-dot-v1 and msmarco-distilbert-base-tas-b are of this kind. The table is
+    scaled so that the length counts: by the cosine the order is another one.
+    """
+    from safetensors.numpy import load_file, save_file
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.evaluation import (
+        InformationRetrievalEvaluator,
+    )
+
+    folder = without_unit_length(plain, tmp_path / "dot", "dot")
+    tensors = load_file(folder / "model.safetensors")
+    name = max(key for key in tensors if key.endswith("output.LayerNorm.weight"))
+    tensors[name] = tensors[name] * np.linspace(0.1, 4, len(tensors[name]), dtype=np.float32)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    made = Language(5).retrieval_set("made")
+    encoder = encoders.load_encoder(folder)
+    queries, documents = (
+        encoder.encode_queries(made.queries),
+        encoder.encode_documents(made.documents),
+    )
+    ours = metrics.ranking_metrics(search.rank(made, queries, documents).rows, made)
+    model = SentenceTransformer(str(folder), device="cpu")
+    theirs = InformationRetrievalEvaluator(
+        dict(zip(made.query_ids, made.queries, strict=True)),
+        dict(zip(made.document_ids, made.documents, strict=True)),
+        {query: set(answers) for query, answers in made.relevant.items()},
+    )(model)
+    np.testing.assert_allclose(documents, model.encode(made.documents), atol=1e-4)
+    for figure in ("ndcg@10", "map@100", "mrr@10"):
+        assert ours[figure] == pytest.approx(theirs[f"dot_{figure}"], abs=1e-4), figure
+    assert np.ptp(np.linalg.norm(documents, axis=1)) > 0.1
+    by_cosine = search.rank(made, queries, normalise(documents)).rows
+    assert (by_cosine != search.rank(made, queries, documents).rows).any()
+
+
+def test_unit_vectors_need_no_other_comparison_and_distances_are_refused(
+    plain: Path, tmp_path: Path
+) -> None:
+    """ "dot" before a Normalize is the cosine; "manhattan" is refused, with a cure that works."""
+    with_prompts(plain, tmp_path / "unit", similarity_fn_name="dot")
+    assert encoders.load_encoder(tmp_path / "unit").similarity == "cosine"
+    folder = without_unit_length(plain, tmp_path / "far", "manhattan")
+    with pytest.raises(UserError, match='compares by manhattan.*"similarity_fn_name": "cosine"'):
+        encoders.load_encoder(folder)
+    change(folder, "config_sentence_transformers.json", similarity_fn_name="cosine")
+    assert encoders.load_encoder(folder).similarity == "cosine"
 
 
 @pytest.mark.parametrize("said", [None, 4_096, 10**30])

@@ -134,3 +134,20 @@ def test_prompts_left_out_of_the_pooling_are_not_trained_with(
             prompts.settle(stage, plain_student, True)
         prompts.settle(stage, plain_student, False)
     assert not plain_student.usage.prompts
+
+
+@pytest.mark.parametrize(("normalised", "kept"), [(False, "cosine"), (True, "dot")])
+def test_a_student_that_compared_by_the_dot_product_is_told_its_new_similarity(
+    open_stage: Callable[..., Stage],
+    plain_student: students.Student,
+    normalised: bool,
+    kept: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is trained by the cosine and says so; for unit vectors the two are one."""
+    plain_student.usage = replace(plain_student.usage, similarity="dot")
+    plain_student.normalised = normalised
+    with open_stage() as stage:
+        prompts.settle(stage, plain_student, True)
+    assert plain_student.usage.similarity == kept
+    assert ("compared by dot" in caplog.text) == (not normalised)
