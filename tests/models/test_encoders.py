@@ -188,7 +188,7 @@ def test_a_model_that_compares_by_the_dot_product_is_ranked_so(plain: Path, tmp_
 def test_unit_vectors_need_no_other_comparison_and_distances_are_refused(
     plain: Path, tmp_path: Path
 ) -> None:
-    """ "dot" before a Normalize is the cosine; "manhattan" is refused, with a cure that works."""
+    """A "dot" before a Normalize is the cosine; "manhattan" is refused, with a working cure."""
     with_prompts(plain, tmp_path / "unit", similarity_fn_name="dot")
     assert encoders.load_encoder(tmp_path / "unit").similarity == "cosine"
     folder = without_unit_length(plain, tmp_path / "far", "manhattan")
