@@ -103,7 +103,27 @@ def open_sentence_transformer(folder: Path) -> "SentenceTransformer":
     )
     check_weights(model, folder)
     _limit_length(model, folder)
+    _truncate(model)
     return model.eval()
+
+
+def _truncate(model: "SentenceTransformer") -> None:
+    """Put a folder's `truncate_dim`, which `encode` alone obeys, among the modules.
+
+    So whatever runs, follows or saves the modules gives the vectors that the folder means.
+    """
+    if not (width := model.truncate_dim):
+        return
+    import torch
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    model.truncate_dim = None
+    full = model.get_embedding_dimension()
+    if width < full:
+        cut = Dense(full, width, bias=False, activation_function=torch.nn.Identity())
+        with torch.no_grad():
+            cut.linear.weight.copy_(torch.eye(full)[:width])
+        model.append(cut.to(model.device))
 
 
 def compares_by(model: "SentenceTransformer") -> str:
@@ -253,6 +273,9 @@ def read_width(folder: Path) -> int:
     """
     path = folder / "modules.json"
     entries = storage.read_json(path, CURE) if path.exists() else []
+    said = folder / "config_sentence_transformers.json"
+    if entries and said.exists() and (cut := storage.read_json(said, CURE).get("truncate_dim")):
+        return cut
     try:
         places = [(str(entry["type"]), folder / entry["path"]) for entry in entries]
         dense = [place for kind, place in places if kind.endswith(".Dense")]

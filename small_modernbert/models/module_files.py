@@ -84,6 +84,11 @@ def read_usage(folder: Path, parts: Parts) -> Usage:
         raise UserError(f"{path}: prompts is {str(prompts)[:80]!r}, not texts by name; {CURE}")
     if name is not None and name not in prompts:
         raise UserError(f"{path}: default_prompt_name {name!r} is none of its prompts; {CURE}")
+    if cut := known.get("truncate_dim"):
+        raise UserError(
+            f"{path}: truncate_dim is {cut}, and a student is trained and saved at its full width; "
+            "take it out of that file, and name it again to whoever loads the model"
+        )
     pooling = _read_object(parts.pooling / "config.json")
     texts = _read_object(parts.transformer / "sentence_bert_config.json")
     return Usage(

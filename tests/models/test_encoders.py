@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from miniature import Language, make_teacher
 
 from small_modernbert.evaluation import metrics, search
-from small_modernbert.models import encoders
+from small_modernbert.models import encoders, inference, loading, projection, students, teachers
 from small_modernbert.models.vectors import normalise
 from small_modernbert.runs.errors import UserError
 
@@ -196,6 +197,33 @@ def test_unit_vectors_need_no_other_comparison_and_distances_are_refused(
         encoders.load_encoder(folder)
     change(folder, "config_sentence_transformers.json", similarity_fn_name="cosine")
     assert encoders.load_encoder(folder).similarity == "cosine"
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_a_folder_that_truncates_gives_short_vectors_everywhere(
+    plain: Path, tmp_path: Path, similarity: str
+) -> None:
+    """`truncate_dim`, which `encode` alone obeys, holds for packed batches and labels too."""
+    from sentence_transformers import SentenceTransformer
+
+    said = {"truncate_dim": 12, "similarity_fn_name": similarity}
+    folder = with_prompts(plain, tmp_path / "short", **said)
+    texts = [Language(3).passage().text for _ in range(6)]
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(texts)
+    assert loading.read_width(folder) == theirs.shape[1] == 12
+    encoder = encoders.load_encoder(folder)
+    wanted = theirs if similarity == "dot" else normalise(theirs)
+    np.testing.assert_allclose(encoder.encode(texts), wanted, atol=1e-5)
+    teacher = teachers.load_teacher(folder)
+    np.testing.assert_allclose(
+        inference.encode_texts(teacher, texts, tokens_per_batch=64), theirs, atol=1e-5
+    )
+    reduced = teachers.reduce_teacher(
+        teacher, projection.principal_directions(torch.from_numpy(theirs), 4)
+    )
+    assert reduced.encode(texts).shape == (6, 4)
+    with pytest.raises(UserError, match="truncate_dim is 12"):
+        students.load_student(folder)
 
 
 @pytest.mark.parametrize("said", [None, 4_096, 10**30])
