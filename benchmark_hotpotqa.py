@@ -137,7 +137,9 @@ def find_model(label: str, reference: str) -> Path | str | None:
     if folder.is_dir():
         return folder
     if label != "reduced teacher":
-        raise UserError(f"{label}: {folder} is not there; correct {reference!r}")
+        own = {"teacher": "--teacher", "static twin": "--static-twin"}
+        flag = f"{own[label]} FOLDER" if label in own else f"--models {label}=FOLDER"
+        raise UserError(f"{label}: {folder} is not there; name another one: {flag}")
     # Labels from elsewhere may have come without one.
     print(f"{label}: {folder} is not there, so it has no row")
     return None

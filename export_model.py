@@ -90,7 +90,11 @@ def export(stage: stages.Stage, folder: Path, files: list[Path]) -> None:
 
     student = students.load_student(folder, max_tokens=MAX_TOKENS)
     if student.usage.prompts and not student.usage.include_prompt:
-        raise UserError(f"{folder} leaves its prompts out of the pooling; no graph does that")
+        raise UserError(
+            f"{folder} leaves its prompts out of the pooling, and no graph does that; use it as it "
+            "is with sentence-transformers, or train one without prompts: "
+            "python distil_modernbert.py --no-train-with-prompts --variant plain"
+        )
     final = stage.building
     student.save(final)
     calibration, texts = draw_texts(files)

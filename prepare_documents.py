@@ -158,7 +158,9 @@ def read_sample(folder: Path, counts: Counter[str]) -> "list[Document]":
             elif (place := rng.randrange(seen)) < MAX_DOCUMENTS:
                 kept[place] = document  # Vitter's reservoir: each document has the same chance
     if not kept:
-        raise UserError(f"{folder}: none of {len(files):,} files holds text; name another folder")
+        raise UserError(
+            f"{folder}: none of {len(files):,} files holds text; name others: --documents"
+        )
     counts["files"] += len(files)
     counts["documents beyond the sample"] += seen - len(kept)
     for reason in [reason for reason, number in counts.items() if not number]:

@@ -147,7 +147,7 @@ def check_settings() -> None:
         ("--rows-per-shard", ROWS_PER_SHARD, 1),
     ):
         if value < least:
-            raise UserError(f"{flag} {value} is too small; at least {least}")
+            raise UserError(f"{flag} {value} is too small; give at least {least}")
 
 
 def find_inputs(pairs: list[Path | str]) -> dict[str, Path | str]:

@@ -128,7 +128,7 @@ def check_settings() -> None:
         ("--finewiki-cap", FINEWIKI_CAP, 0),
     ):
         if value < least:
-            raise UserError(f"{flag} {value} is too small; at least {least}")
+            raise UserError(f"{flag} {value} is too small; give at least {least}")
 
 
 def resolve_sources() -> "list[TextSource]":

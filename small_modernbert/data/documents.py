@@ -16,6 +16,7 @@ import logging
 import mailbox
 import random
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
 from email.message import EmailMessage
@@ -103,7 +104,7 @@ def list_files(folder: Path, most: int, seed: int, counts: Counter[str]) -> list
         logger.warning("left out: %s files, which need a reader; %s", listed, INSTALL)
         counts["files whose reader is not installed"] += converted.total()
     if not files:
-        cure = INSTALL if converted else "name a folder of documents"
+        cure = INSTALL if converted else "name a folder of documents: --documents"
         raise UserError(f"{folder} holds no document that is read ({kinds()}); {cure}")
     if most and len(files) > most:
         counts["files beyond the sample"] += len(files) - most
@@ -124,7 +125,7 @@ def read_documents(file: Path, folder: Path, counts: Counter[str]) -> Iterator[D
         if ending_of(file) in TABLES:
             read = _rows(file, name)
         elif file.stat().st_size > LARGEST_BYTES and not _is_mailbox(file):
-            raise UserError(f"it has more than {LARGEST_BYTES >> 20} MiB")
+            raise UserError(f"it has more than {LARGEST_BYTES >> 20} MiB; divide it")
         else:
             read = iter(_READERS.get(ending_of(file), _converted)(file, name))
         for document in read:
@@ -204,7 +205,8 @@ def _read(file: Path) -> str:
         with open_text(file) as stream:
             return clean_text(stream.read())
     except UnicodeDecodeError as error:
-        raise UserError(f"it is no UTF-8 ({error}); convert it: iconv -f LATIN1 -t UTF-8") from None
+        cure = f"convert it: iconv -f LATIN1 -t UTF-8 {shlex.quote(str(file))} > NEW"
+        raise UserError(f"it is no UTF-8 ({error}); {cure}") from None
 
 
 def _text(file: Path, name: str) -> Iterator[Document]:
@@ -274,11 +276,14 @@ def _converted(file: Path, name: str) -> Iterator[Document]:
     magic = _MAGIC.get(ending_of(file), b"")
     with file.open("rb") as stream:
         if magic not in stream.read(1024):
-            raise UserError(f"it is no {ending_of(file)} file")
+            raise UserError(
+                f"it is no {ending_of(file)} file; save it again, or rename it to what it is"
+            )
     try:
         text = MarkItDown(enable_plugins=False).convert_local(str(file)).text_content
     except MarkItDownException as error:
-        raise UserError(f"markitdown cannot read it ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"markitdown cannot read it ({reason}); save it as text") from None
     document = parse_markdown(clean_text(text), name)
     if _NO_FORMAT.search(name) and not any(section.heading for section in document.sections):
         # A page of a PDF says nothing of its headings.

@@ -197,14 +197,17 @@ def load_sentence_pairs(reference: str, path: Path | None, split: str = "test") 
         columns = load_hub_split(repository, None, split, revision)[:]
     gold = "score" if "score" in columns else "label"
     if missing := [column for column in (*wanted, gold) if column not in columns]:
-        raise UserError(f"{reference} has no column {missing[0]!r}; it has {', '.join(columns)}")
+        raise UserError(
+            f"{reference} has no column {missing[0]!r}; it has {', '.join(columns)}; rename one of "
+            "them: sentence1, sentence2 and score (or label, of 0 and 1) are read"
+        )
     where = f"{path or reference}, column"
     first, second = (check_texts(columns[side], f"{where} {side}") for side in wanted)
     numbers = check_numbers(columns[gold], f"{where} {gold}")
     if gold == "label" and not set(numbers) <= {0, 1}:
         shown = sorted(set(columns[gold]))[:5]
         raise UserError(
-            f"{where} label: 0 and 1 are wanted, not {shown}; call a column of grades score"
+            f"{where} label: 0 and 1 are wanted, not {shown}; name a column of grades score"
         )
     return SentencePairs(name, first, second, numbers, graded=gold == "score")
 
@@ -218,7 +221,7 @@ def read_texts(paths: list[Path]) -> list[str]:
     texts = retrieval_tables.read_table(paths, ("text",), ())["text"]
     good = [text for text in texts if isinstance(text, str) and text.strip()]
     if not good:
-        raise UserError(f"{paths[0]} and its like hold no text")
+        raise UserError(f"{paths[0]} and its like hold no text; fill their column `text`")
     if len(good) < len(texts):
         logger.info(
             "%s: %s rows left out: blank or not text", paths[0], f"{len(texts) - len(good):,}"

@@ -66,8 +66,9 @@ def _check(path: Path, texts: list[str], halves: np.ndarray) -> None:
     if not np.isfinite(halves).all():
         row = int(np.flatnonzero(~np.isfinite(halves).all(axis=1))[0])
         raise UserError(
-            f"{path}, row {row}: the teacher's vector holds NaN or infinity; look at the text: "
-            f"{texts[row][:80]!r}"
+            f"{path}, row {row}: the teacher's vector of {texts[row][:80]!r} holds NaN or "
+            "infinity; label in full precision: python create_distil_dataset.py --overwrite "
+            "--precision fp32"
         )
     if blank := [row for row, text in enumerate(texts) if not text or text.isspace()]:
         raise UserError(

@@ -226,12 +226,15 @@ def unpack_member(archive: zipfile.ZipFile, member: str, folder: Path, relative:
     target = folder / relative
     inside = target.resolve().is_relative_to(folder.resolve())
     if not inside or target == folder or stat.S_ISLNK(info.external_attr >> 16):
-        raise UserError(f"{archive.filename}: {member} would be written outside {folder}; refused")
+        raise UserError(
+            f"{archive.filename}: {member} would be written outside {folder}; refused; "
+            f"{CURE} --overwrite"
+        )
     # What is read stops at the size that the archive states, so that cannot lie.
     if info.file_size > MAX_MEMBER_BYTES:
         raise UserError(
             f"{archive.filename}: {member} would unpack to {info.file_size:,} bytes, more than "
-            f"{MAX_MEMBER_BYTES:,}; refused"
+            f"{MAX_MEMBER_BYTES:,}; refused; {CURE} --overwrite"
         )
     with (
         storage.replacing(target) as beside,

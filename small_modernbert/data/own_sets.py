@@ -103,7 +103,8 @@ def divide(
     if len(groups) < 3:
         raise UserError(
             f"{len(groups)} distinct documents cannot be divided into some to train on and some "
-            "to measure on; three at least, and a hundred for a figure that says something"
+            "to measure on; name a folder of three at least (a hundred for a figure that says "
+            "something): --documents"
         )
     order = list(groups.values())
     random.Random(seed).shuffle(order)

@@ -92,7 +92,9 @@ def store(
                 writer.write_batch(pa.record_batch(cells, schema=schema))
         table = pa.ipc.open_file(pa.memory_map(path)).read_all()
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise UserError(f"a text is wanted: {error}") from error
+        raise UserError(
+            f"a text is wanted in {' and '.join(names)}: {error}; write it as one"
+        ) from error
     except OSError as error:
         folder = tempfile.gettempdir()
         raise UserError(f"{folder}: {error}; name another folder for it with TMPDIR") from error

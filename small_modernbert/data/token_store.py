@@ -9,6 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from small_modernbert.runs import storage
+from small_modernbert.runs.disk_faults import OTHER_DISK
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 
@@ -110,7 +111,7 @@ def store(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, key: str) ->
         storage.write_json(folder / READY, facts)
         opened = _reopen(folder, key)
     if opened is None:
-        raise UserError(f"{folder} does not read back as it was written; check the disk")
+        raise UserError(f"{folder} does not read back as it was written; {OTHER_DISK}")
     return opened
 
 

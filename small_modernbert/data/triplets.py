@@ -67,8 +67,9 @@ def write_shard(
         fits = len(row["negatives"]) == len(scores) - 1
         if not fits or not all(low <= score <= high for score in scores):
             raise UserError(
-                f"{path}, row {number}: the judge's scores {scores} are not one from {low:g} to "
-                f"{high:g} for each text; look at the row: {row['anchor'][:80]!r}"
+                f"{path}, row {number} ({row['anchor'][:80]!r}): the judge's scores {scores} are "
+                f"not one from {low:g} to {high:g} for each text; judge in full precision: "
+                "python relabel_triplets.py --precision fp32 --overwrite"
             )
     schema = SCHEMA.with_metadata({"facts": json.dumps(facts, sort_keys=True)})
     whole = [{"role": "query", **row} for row in rows]

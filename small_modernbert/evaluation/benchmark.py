@@ -269,7 +269,9 @@ class Benchmark:
             try:
                 hits[each.name] = search.rank(each, asked, held)
             except ValueError as error:
-                raise UserError(f"{row.label} on {each.name}: {error}") from error
+                raise UserError(
+                    f"{row.label} on {each.name}: {error}; name another model"
+                ) from error
         self._finish(row, hits)
 
     def _finish(self, row: Row, hits: dict[str, Hits]) -> None:

@@ -38,7 +38,7 @@ class WordIndex:
         if len(documents) > LARGEST_INDEX:
             raise UserError(
                 f"BM25 keeps its index in memory, and {len(documents):,} documents are more than "
-                f"{LARGEST_INDEX:,}"
+                f"{LARGEST_INDEX:,}; take a part of them (of relabel_triplets.py: --pool)"
             )
         self.documents = len(documents)
         words = words_of_texts(documents[:])

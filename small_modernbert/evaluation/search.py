@@ -124,7 +124,9 @@ def rank_by_words(questions: RetrievalSet) -> Hits:
     else:
         hits = WordIndex(documents).search(queries, DEPTH + 1)
     if (hits.rows == EMPTY).all():
-        raise UserError(f"no query of {questions.name} shares a word with a document")
+        raise UserError(
+            f"no query of {questions.name} shares a word with a document (--no-bm25: without BM25)"
+        )
     return _leave_out_own(hits, questions)
 
 

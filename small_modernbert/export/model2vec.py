@@ -17,6 +17,7 @@ the vocabulary stands for its rank. Six things are mended here (model2vec 0.10.0
 """
 
 import logging
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from sentence_transformers import SentenceTransformer
 from small_modernbert.models import model_card
 from small_modernbert.models.origins import Origin
 from small_modernbert.runs import report, storage
+from small_modernbert.runs.disk_faults import OTHER_DISK
 from small_modernbert.runs.errors import UserError
 
 PROBES = ("A small model.", "Which river flows through Vienna?", "Rain fell on the hills. " * 9)
@@ -167,7 +169,8 @@ def read_vocabulary(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}); convert it") from None
+        cure = f"convert it: iconv -f LATIN1 -t UTF-8 {shlex.quote(str(path))} > NEW"
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}); {cure}") from None
     words = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not words:
         raise UserError(f"{path} has no words in it; write one a line, or leave --vocabulary out")
@@ -193,7 +196,7 @@ def check_reload(folder: Path, distilled: Distilled) -> None:
     """
     loaded, wanted = StaticModel.from_pretrained(folder), distilled.model
     if not np.array_equal(loaded.embedding, wanted.embedding) or loaded.tokens != wanted.tokens:
-        raise UserError(f"{folder}: the table came back changed; check the disk")
+        raise UserError(f"{folder}: the table came back changed; {OTHER_DISK}")
     if not (folder / "modules.json").exists():
         return
     ours = loaded.encode(list(PROBES)).astype(np.float32)
@@ -202,7 +205,7 @@ def check_reload(folder: Path, distilled: Distilled) -> None:
     if not np.allclose(ours[known], theirs.encode(list(PROBES))[known], atol=5e-3):
         raise UserError(
             f"{folder}: model2vec and sentence-transformers read it differently; "
-            "install the versions of requirements.txt"
+            "install the versions we pin: pip install -r requirements.txt"
         )
 
 

@@ -49,7 +49,10 @@ def compare(wanted: np.ndarray, given: np.ndarray) -> Parity:
         UserError: a vector is not finite.
     """
     if not np.isfinite(given).all():
-        raise UserError("the exported model gives NaN or infinite vectors; use another version")
+        raise UserError(
+            "the exported model gives NaN or infinite vectors; install the versions we pin, then "
+            "export again: pip install -r requirements.txt"
+        )
     cosines = np.minimum(np.einsum("ij,ij->i", wanted, given, dtype=np.float64), 1)
     figures = (cosines.mean(), cosines.min(), np.abs(wanted - given).max())
     return Parity(*(round(float(figure), 7) for figure in figures))

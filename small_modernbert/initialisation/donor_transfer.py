@@ -90,7 +90,10 @@ def tile(student: Student, loaded: Student, name: str) -> tuple[list[int], Trans
     donor, model = loaded.transformer, student.transformer
     cure = "build a larger student: python build_and_save_small_modernbert.py --help"
     if donor.config.model_type != "modernbert":
-        raise UserError(f"{name} is a {donor.config.model_type} model; only ModernBERT is tiled")
+        raise UserError(
+            f"{name} is a {donor.config.model_type} model; only ModernBERT is tiled; carve from it "
+            "instead: python mlm/init_model_mlm.py --init guide"
+        )
     if student.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
         raise UserError(f"{name} has another vocabulary than the student; {cure}")
     before = donor.state_dict()

@@ -20,7 +20,8 @@ def read_donor(model: PreTrainedModel) -> Donor:
     kind = model.config.model_type
     if kind not in READERS:
         raise UserError(
-            f"cannot carve a student from a {kind} model; donors are: {', '.join(READERS)}"
+            f"cannot carve a student from a {kind} model; name another --donor, of: "
+            f"{', '.join(READERS)}"
         )
     with torch.no_grad():
         return READERS[kind](model)

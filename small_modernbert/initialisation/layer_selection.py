@@ -160,7 +160,7 @@ def _find_stack(model: PreTrainedModel) -> str:
     ]
     if len(stacks) != 1:
         raise UserError(
-            f"the layers of a {model.config.model_type} model are not found; donors whose layers "
-            "are copied are ModernBERT, BERT, MPNet and their like"
+            f"the layers of a {model.config.model_type} model are not found; name another --donor, "
+            "of ModernBERT, BERT, MPNet and their like"
         )
     return stacks[0]

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import CrossEncoder
 
+SAFE = (
+    "take another --judge, or if you trust its source, write it anew: "
+    'python -c "from sentence_transformers import CrossEncoder as C; '
+    "C('{folder}').save_pretrained('{folder}-safe')\""
+)
 logger = logging.getLogger(__name__)
 Encode = Callable[[list[str], Role], np.ndarray]
 
@@ -170,7 +175,10 @@ def _load_cross_encoder(
     folder: Path, name: str, scale: Literal["sigmoid", "logit"], half: bool
 ) -> Judge:
     if not any(folder.glob("*.safetensors")):
-        raise UserError(f"{name}: {folder} holds no safetensors file; nothing else is loaded")
+        raise UserError(
+            f"{name}: {folder} holds no safetensors file; nothing else is loaded; "
+            f"{SAFE.format(folder=folder)}"
+        )
     try:
         model = loading.load(
             "judge",
@@ -183,7 +191,7 @@ def _load_cross_encoder(
     if model.num_labels != 1:
         raise UserError(
             f"judge {name}: it gives {model.num_labels} scores a pair; take one that gives a "
-            "single score of relevance, such as BAAI/bge-reranker-base"
+            "single score of relevance: --judge BAAI/bge-reranker-base"
         )
     # English has four to five characters a token; what is longer is truncated in any case.
     longest = int(min(model.max_seq_length or 512, 1e6)) * 5

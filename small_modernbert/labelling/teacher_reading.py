@@ -155,7 +155,7 @@ class Reader:
                 raise UserError(
                     f"the teacher's {own[role].__name__} gives other vectors than its tokenizer, "
                     f"prompts and modules do (cosine {cosines.min():.4f}): it does something that "
-                    "is not honoured here; take another teacher"
+                    "is not honoured here; take another one: --teacher"
                 )
 
     def _tokenise(self, texts: Sequence[str], role: Role) -> list[list[int]]:
@@ -215,7 +215,9 @@ def rows_by_role(roles: Sequence[Role]) -> dict[Role, list[int]]:
         UserError: a role is unknown.
     """
     if unknown := set(roles).difference(ROLES):
-        raise UserError(f"no such role of a text: {unknown.pop()!r}; there are: {', '.join(ROLES)}")
+        raise UserError(
+            f"no such role of a text: {unknown.pop()!r}; give one of: {', '.join(ROLES)}"
+        )
     rows = {role: [row for row, own in enumerate(roles) if own == role] for role in ROLES}
     return {role: numbers for role, numbers in rows.items() if numbers}
 

@@ -93,7 +93,7 @@ def choose(preset: str, **changes: Any) -> Shape:  # noqa: ANN401  Shape's own f
         UserError: there is no such preset.
     """
     if preset not in PRESETS:
-        raise UserError(f"no preset {preset!r}; there are: {', '.join(PRESETS)}")
+        raise UserError(f"no preset {preset!r}; name one of: {', '.join(PRESETS)}")
     kept = {name: value for name, value in changes.items() if value}
     if "hidden_size" in kept and "intermediate_size" not in kept:
         kept["intermediate_size"] = 0

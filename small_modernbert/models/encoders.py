@@ -222,7 +222,9 @@ def load_encoder(
     """
     name = name or folder.name
     if not ((folder / "modules.json").exists() or (folder / "config.json").exists()):
-        raise UserError(f"{name}: {folder} holds no model (no modules.json, no config.json)")
+        raise UserError(
+            f"{name}: {folder} holds no model (no modules.json, no config.json); {loading.CURE}"
+        )
     open_model = _load_static if _is_model2vec(folder) else _load_sentence_transformer
     try:
         return loading.load(

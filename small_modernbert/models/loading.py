@@ -34,6 +34,10 @@ SAFE = (
     'if you trust its source, write it anew: python -c "from sentence_transformers import '
     "SentenceTransformer as S; S('{folder}').save('{folder}-safe')\""
 )
+FAST = (
+    'write the fast tokenizer beside the slow one: python -c "from transformers import '
+    "AutoTokenizer as T; T.from_pretrained('{folder}').save_pretrained('{folder}')\""
+)
 # Queries and documents by two models: either of them is a model.
 ROUTERS = ("Router", "Asym")
 ROUTE = (
@@ -347,7 +351,7 @@ def _check_modules(folder: Path) -> list[Path]:
                 f"modules these are: {', '.join(sorted(MODULES))}; {route}"
             )
         if not isinstance(place, str) or "\0" in place or "\\" in place or not _inside(place):
-            raise UserError(f"{path}: the module path {place!r} leads out of the folder; refused")
+            raise UserError(f"{path}: the module path {place!r} leads out of the folder; {CURE}")
         parts.append(folder / place)
     return parts
 
@@ -372,7 +376,7 @@ def _check_config(path: Path, shapes: list[tuple[int, ...]] | None) -> None:
     largest = max((max(shape, default=0) for shape in shapes or ()), default=0)
     for key, value in _walk(config):
         if "attn_implementation" in key and "/" in str(value):
-            raise UserError(f"{path}: {key} names code to fetch ({value!r}); refused")
+            raise UserError(f"{path}: {key} names code to fetch ({value!r}); {CURE}")
         if shapes is None or type(value) not in (int, float) or "theta" in key:
             continue
         bound = LARGEST_NUMBER
@@ -429,7 +433,7 @@ def load_backend(folder: Path, max_tokens: int) -> Tokenizer:
     """
     path = folder / "tokenizer.json"
     if not path.exists():
-        raise UserError(f"{path} is not there; point at a folder with a fast tokenizer")
+        raise UserError(f"{path} is not there; {FAST.format(folder=folder)}")
     with explained("tokenizer", path):
         tokenizer = Tokenizer.from_file(str(path))
         tokenizer.no_padding()

@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer import modules
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from small_modernbert.models.loading import LARGEST_NUMBER
+from small_modernbert.models.loading import CURE, LARGEST_NUMBER
 from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
 
@@ -28,7 +28,6 @@ HEADS = {
     "Dropout": modules.Dropout,
     "Normalize": modules.Normalize,
 }
-CURE = "write the model again"
 # Of one call or one machine, and yet saved. fastembed would cut every text at such a max_length.
 NOT_THE_TOKENIZERS = ("backend", "is_local", "local_files_only", "max_length", "pad_to_multiple_of")
 NOT_THE_TOKENIZERS += ("stride", "truncation_strategy")
@@ -115,7 +114,7 @@ def read_modules(folder: Path) -> Parts:
     if kinds[:2] != ["Transformer", "Pooling"] or strange:
         raise UserError(
             f"{folder} is made of {', '.join(kinds)}; a student is a Transformer, a Pooling, and "
-            f"then any of {', '.join(HEADS)}"
+            f"then any of {', '.join(HEADS)}; name another --student"
         )
     head = [
         HEADS[kind].load(str(folder / entry["path"]))
@@ -124,7 +123,10 @@ def read_modules(folder: Path) -> Parts:
     for module in head:
         plain = getattr(module, "module_input_name", None) in (None, "sentence_embedding")
         if not plain or getattr(module, "use_residual", False):
-            raise UserError(f"{folder} has a Dense layer with a residual or an input of its own")
+            raise UserError(
+                f"{folder} has a Dense layer with a residual or an input of its own, which is not "
+                "trained here; name another --student"
+            )
     normalised = bool(head) and isinstance(head[-1], modules.Normalize)
     transformer, pooling = (folder / entry["path"] for entry in entries[:2])
     return Parts(transformer, pooling, nn.Sequential(*head[: len(head) - normalised]), normalised)

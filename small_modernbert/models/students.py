@@ -39,6 +39,7 @@ from small_modernbert.models.module_files import Usage
 from small_modernbert.models.packed_encoder import PackedEncoder, output_width
 from small_modernbert.models.prompts import Prompts, choose_prompts
 from small_modernbert.runs import hub
+from small_modernbert.runs.disk_faults import OTHER_DISK
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 
@@ -341,8 +342,8 @@ def _check_same(path: Path, model: nn.Module) -> None:
     kept = {tensor.data_ptr() for name, tensor in state.items() if name in stored}
     for name, tensor in state.items():
         if tensor.data_ptr() not in kept:
-            raise UserError(f"{path}: {name} is missing; check the disk")
+            raise UserError(f"{path}: {name} is missing; {OTHER_DISK}")
         if name in stored and not torch.equal(stored[name], tensor.cpu()):
-            raise UserError(f"{path}: {name} came back changed; check the disk")
+            raise UserError(f"{path}: {name} came back changed; {OTHER_DISK}")
     if not stored.keys() <= state.keys():
-        raise UserError(f"{path} holds tensors that the model does not have")
+        raise UserError(f"{path} holds tensors that the model does not have; {OTHER_DISK}")

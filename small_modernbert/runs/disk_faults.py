@@ -6,6 +6,7 @@ from pathlib import Path
 
 from small_modernbert.runs.errors import UserError, causes
 
+OTHER_DISK = "check the disk, or keep runs/ on another one with RUNS=/elsewhere"
 ELSEWHERE = "free some space, or keep runs/ on another disk with RUNS=/elsewhere"
 CURES = {
     errno.ENOSPC: f"the disk is full; {ELSEWHERE}",

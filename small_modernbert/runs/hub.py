@@ -19,6 +19,7 @@ RETRIES, RETRY_SECONDS = 5, 10  # beyond the library's own, which last some two 
 KNOCK_SECONDS = 15
 # What loading a model needs, and its card; neither its other exports nor any code of it.
 MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
+IN_TABLE = "correct it in its row of the tables in small_modernbert/data/hub_datasets.py"
 _COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 # id -> what was read of it in this process, "main at <commit>": a run.json has them all.
 revisions: dict[str, str] = {}
@@ -103,7 +104,7 @@ def _open(
         name = f"{id} (config {config})" if config else id
         raise UserError(
             f"dataset {name}, split {split}: no column {', '.join(missing)}; it has: "
-            f"{', '.join(names)}; correct the columns in its row of the table of sources"
+            f"{', '.join(names)}; {IN_TABLE}"
         )
     # Of Parquet only these are fetched at all; other kinds know no `columns` and say so.
     with suppress(ValueError):
@@ -232,7 +233,9 @@ def fetch_model(id: str, revision: str | None) -> Path:
             note_commit(id, revision, folder)
             return folder
     except HFValidationError:
-        raise UserError(f"{id!r} is neither a folder, a stage, nor a hub id") from None
+        raise UserError(
+            f"{id!r} is neither a folder, a stage, nor a hub id; correct it: owner/name"
+        ) from None
     except Exception as error:  # whatever the hub's many libraries raise, with the cure
         raise explain(error, f"model {id}") from error
 
@@ -262,14 +265,19 @@ def explain(error: Exception, what: str, split: str = "") -> UserError:
         # The hub does not tell a stranger which of the two it is.
         return UserError(f"{what} is not there, or is private; check the id, or run: hf auth login")
     if "unknown split" in said.lower() or "bad split" in said.lower():
-        return UserError(f"{what} has no split {split!r} ({said})")
+        return UserError(f"{what} has no split {split!r} ({said}); {IN_TABLE}")
     if "BuilderConfig" in said or "config name" in said.lower():
-        return UserError(f"{what}: no such config ({said})")
+        return UserError(f"{what}: no such config ({said}); {IN_TABLE}")
     if kinds & _UNREACHABLE:
         return UserError(f"{what} cannot be reached ({said}); for a run without a hub: make run")
     if kinds & _NOT_THERE:
-        return UserError(f"{what} is not there ({said}); check the id and the revision")
-    return UserError(f"{what} cannot be read ({type(error).__name__}: {said})")
+        return UserError(
+            f"{what} is not there ({said}); check the id and the revision (owner/name@commit)"
+        )
+    return UserError(
+        f"{what} cannot be read ({type(error).__name__}: {said}); run the same command again, or "
+        "name another one; for a run without a hub: make run"
+    )
 
 
 # By name: the libraries that define them take seconds to import.

@@ -104,7 +104,10 @@ def locate(reference: str, recipe: str) -> Path | None:
         return final / part if part else final
     path = find(reference)
     if path is not None and not path.is_dir():
-        raise UserError(f"{path} is a file, where a folder, a stage or a hub id is wanted")
+        raise UserError(
+            f"{path} is a file, where a folder, a stage or a hub id is wanted; name its folder, "
+            f"{path.parent}"
+        )
     return path
 
 

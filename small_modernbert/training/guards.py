@@ -157,7 +157,7 @@ def check_complete(progress: Progress) -> None:
     if progress.step < progress.planned:
         raise UserError(
             f"the training stopped after {progress.step:,} of {progress.planned:,} steps and is "
-            "not finished; the same command goes on"
+            "not finished; run the same command again, which goes on"
         )
 
 

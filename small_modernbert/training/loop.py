@@ -201,7 +201,10 @@ def _plan_steps(task: Task, plan: Plan) -> list[int]:
     batches = [len(task.epoch(epoch)) for epoch in range(plan.epochs)]
     sizes = step_sizes(batches, plan.accumulate, plan.accumulate_warmup)
     if not sizes:
-        raise UserError("there is nothing to train on: no batch in any epoch")
+        raise UserError(
+            "there is nothing to train on: no batch in any epoch; give more texts, or smaller "
+            "batches: --rows-per-batch (of mlm/pre_train.py: --sequences-per-batch)"
+        )
     return sizes[: plan.max_steps] if plan.max_steps else sizes
 
 

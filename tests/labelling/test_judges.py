@@ -1,6 +1,7 @@
 """Promises of judges.py: one interface, scores from 0 to 1, safetensors only."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from miniature import Language, make_wordpiece_tokenizer
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from small_modernbert.labelling import judges
@@ -179,6 +181,22 @@ def test_only_safetensors_are_loaded(cross_encoder: Path, tmp_path: Path) -> Non
     weights.write_bytes(b"not safetensors")
     with pytest.raises(UserError, match="judge pickled: .*pickled does not load: "):
         judges.load_judge(folder)
+
+
+def test_cure_for_a_pickled_judge_cures(cross_encoder: Path, tmp_path: Path) -> None:
+    """Whoever trusts the source and obeys the message has a judge that scores as the pickle did."""
+    folder = tmp_path / "pickled"
+    shutil.copytree(cross_encoder, folder)
+    weights = folder / "model.safetensors"
+    torch.save(load_file(weights), folder / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(UserError, match="if you trust its source") as refused:
+        judges.load_judge(folder)
+    (code,) = re.findall(r'python -c "(.*)"', str(refused.value))
+    exec(code, {})  # noqa: S102  the command that the message gives
+    pairs = [("how do tides work", "the moon pulls"), ("bread", "the moon pulls")]
+    wanted = judges.load_judge(cross_encoder).score(pairs)
+    np.testing.assert_allclose(judges.load_judge(Path(f"{folder}-safe")).score(pairs), wanted)
 
 
 def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:

@@ -162,5 +162,5 @@ def test_a_teacher_that_does_more_is_refused(
         lambda texts, **given: encode([f"some template {text}" for text in texts], **given),
     )
     monkeypatch.setattr(reader.teacher.encode_query, "__name__", "encode_query", raising=False)
-    with pytest.raises(UserError, match="not honoured here; take another teacher"):
+    with pytest.raises(UserError, match="not honoured here; take another one: --teacher"):
         reader.check()

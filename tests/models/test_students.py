@@ -473,6 +473,20 @@ def test_cure_for_a_pickled_layer_cures(
     np.testing.assert_allclose(ours, wanted, atol=1e-5)
 
 
+def test_cure_for_a_slow_tokenizer_cures(tmp_path: Path, teacher_folder: Path) -> None:
+    """Whoever obeys the message about a folder of a slow tokenizer has a fast one beside it."""
+    tokenizer = load_backend(teacher_folder, 64)
+    entries = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    (tmp_path / "vocab.txt").write_text("\n".join(entry for entry, _ in entries), encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    with pytest.raises(UserError, match=r"tokenizer\.json is not there") as refused:
+        load_backend(tmp_path, 64)
+    (code,) = re.findall(r'python -c "(.*)"', str(refused.value))
+    exec(code, {})  # noqa: S102  the command that the message gives
+    words = entries[-1][0]
+    assert load_backend(tmp_path, 64).encode(words).ids == tokenizer.encode(words).ids
+
+
 def test_cure_for_a_router_cures(tmp_path: Path, teacher_folder: Path, texts: list[str]) -> None:
     """A model of two routes is refused by name, and the message makes a model of one of them."""
     from sentence_transformers.sentence_transformer.modules import Router

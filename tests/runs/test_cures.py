@@ -1,6 +1,7 @@
 """Promises of our errors: the command that a message names can be typed, and it cures."""
 
 import ast
+import functools
 import json
 import re
 import runpy
@@ -17,9 +18,18 @@ from small_modernbert.runs.references import ROOT
 COMMAND = re.compile(r"python ((?:mlm/)?[a-z0-9_]+\.py)((?: --[a-z0-9-]+(?: [^\s;,.)]+)?)*)")
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]+)")
 TARGET = re.compile(r"\bmake ([a-z]+(?:-[a-z]+)?)\b(?= ARGS|[\s;,.)\"]|$)")
-# Of other programs: pip, ulimit, hf, torchrun, git.
-FOREIGN = {"hash", "no-deps", "nproc-per-node", "no-index"}
+# Of other programs: pip, torchrun, tensorboard.
+FOREIGN = {"hash", "logdir", "no-deps", "nproc-per-node", "no-index"}
 WORDS_AFTER_MAKE = {"it", "them", "room", "sure", "one", "another", "up", "the", "a", "no", "new"}
+# What a refusal asks for: something to type, a name that is filled in, or a verb after its reason.
+TYPED = re.compile(r"\b(?:python|make|pip|iconv|hf auth) |(?<![\w-])--[a-z]|\b(?:RUNS|TMPDIR)\b")
+VERB = re.compile(
+    r"(?:[;:,(] (?:then |or )?)(?:add|change|check|choose|convert|correct|divide|export|fill|free|"
+    r"give|install|lower|mend|name|put|redo|remove|rename|run|save|take|try|use|write)\b"
+)
+CURES = re.compile(
+    r"\b\w*(?:cure|CURE|ASSETS|MEND|SAFE|FAST|ELSEWHERE|OTHER_DISK|IN_TABLE|INSTALL|route|redo|busy)\b"
+)
 TOY = '''"""Make a toy."""
 
 from pathlib import Path
@@ -54,9 +64,15 @@ if __name__ == "__main__":
 '''
 
 
+@functools.cache
+def parse(path: Path) -> ast.Module:
+    """Return a module's tree."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def strings(path: Path) -> Iterator[tuple[int, str]]:
     """Yield every text of a module with its line; what is filled in is written as x."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parse(path)
     documentation = {
         id(node.body[0].value)
         for node in ast.walk(tree)
@@ -89,6 +105,7 @@ def modules() -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in paths)
 
 
+@functools.cache
 def flags(script: str) -> set[str]:
     """Return the flags of a script, without dashes before."""
     names = [one.name.lower().replace("_", "-") for one in settings.read_constants(ROOT / script)]
@@ -113,6 +130,29 @@ def test_what_a_message_says_to_type_can_be_typed(module: str) -> None:
         for target in TARGET.findall(text):
             known = target in targets or target in WORDS_AFTER_MAKE
             assert known, f"{module}:{line}: make {target}"
+
+
+def refusals(tree: ast.AST, handled: str = "") -> Iterator[tuple[int, str, str]]:
+    """Yield the line, the text and the handled error of each UserError that is made."""
+    for node in ast.iter_child_nodes(tree):
+        caught = ast.unparse(node.type) if isinstance(node, ast.ExceptHandler) and node.type else ""
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("UserError"):
+            yield node.lineno, " ".join(map(ast.unparse, node.args)), handled
+        yield from refusals(node, caught or handled)
+
+
+def test_whoever_is_refused_is_told_what_to_do() -> None:
+    """Each error of ours has something to type or to change; or hands on one that has."""
+    scripts = (script for script in modules() if "/" not in script or script.startswith("mlm/"))
+    constants = {name.upper().replace("-", "_") for script in scripts for name in flags(script)}
+    bare = []
+    for module in modules():
+        for line, text, handled in refusals(parse(ROOT / module)):
+            names = constants & set(re.findall(r"\b[A-Z][A-Z0-9_]+\b", text))
+            told = names or TYPED.search(text) or VERB.search(text) or CURES.search(text)
+            if not told and handled != "UserError":
+                bare.append(f"{module}:{line}: {text}")
+    assert not bare, "\n".join(bare)
 
 
 @pytest.fixture

@@ -19,8 +19,11 @@ def test_a_file_that_is_there_is_found(
     path.write_text("", encoding="utf-8")
     assert references.find_file(name, "PAIRS", "") == path
     assert references.find_file(str(path), "PAIRS", "") == path
-    with pytest.raises(UserError, match="is a file, where a folder, a stage or a hub id is wanted"):
+    with pytest.raises(
+        UserError, match="is a file, where a folder, .* wanted; name its folder, "
+    ) as no:
         references.locate(name, "toys")
+    assert references.locate(str(no.value).rpartition(", ")[2], "toys") == path.parent
 
 
 @pytest.mark.parametrize(

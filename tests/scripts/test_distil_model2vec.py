@@ -238,6 +238,17 @@ def test_unusable_vocabulary(tmp_path: Path, content: bytes, message: str) -> No
         model2vec.read_vocabulary(file)
 
 
+def test_converting_a_vocabulary_as_told_succeeds(tmp_path: Path) -> None:
+    """The command that a message gives for a file of another encoding makes one that is read."""
+    file = tmp_path / "my words.txt"
+    file.write_bytes("café\n".encode("latin1"))
+    with pytest.raises(UserError, match="iconv") as refused:
+        model2vec.read_vocabulary(file)
+    command = str(refused.value).partition("convert it: ")[2]
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
+    assert model2vec.read_vocabulary(tmp_path / "NEW") == ["café"]
+
+
 def run_script(*flags: str) -> None:
     """Run the script in this process."""
     settings.run(load_script("distil_model2vec").__dict__, list(flags))

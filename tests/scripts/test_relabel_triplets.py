@@ -202,7 +202,7 @@ def test_finished_stage_is_kept(world: World, finished: Path) -> None:
     [
         (["--margin", "1"], "--margin 1.0 is not in [0, 1)"),
         (["--swap-gap", "2"], "--swap-gap 2.0 is not in [0, 1]"),
-        (["--negatives-per-anchor", "0"], "--negatives-per-anchor 0 is too small; at least 1"),
+        (["--negatives-per-anchor", "0"], "--negatives-per-anchor 0 is too small; give at least 1"),
         (["--pairs", "no-such-name"], "no such pairs: no-such-name; "),
         (["--pairs", "no-such.parquet"], "PAIRS: no-such.parquet is not there; run: python get_"),
         (["--judge", "assets/models/none"], "assets/models/none is not there; run: python get_"),
