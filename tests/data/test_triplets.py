@@ -93,7 +93,7 @@ def test_damaged_shard_is_refused(folder: Path, damage: str) -> None:
 def test_impossible_scores_are_never_written(tmp_path: Path, changes: dict[str, object]) -> None:
     """A score outside 0 to 1, or one too few, is refused with the row."""
     path = triplets.shard_path(tmp_path, "train", 0)
-    with pytest.raises(UserError, match=r"shard-00000\.parquet, row 1: .*anchor 1"):
+    with pytest.raises(UserError, match=r"shard-00000\.parquet, row 1 .*anchor 1"):
         triplets.write_shard(path, [make_row(0), make_row(1, **changes)], {})
     assert not path.exists()
 

@@ -25,7 +25,7 @@ WORDS_AFTER_MAKE = {"it", "them", "room", "sure", "one", "another", "up", "the",
 TYPED = re.compile(r"\b(?:python|make|pip|iconv|hf auth) |(?<![\w-])--[a-z]|\b(?:RUNS|TMPDIR)\b")
 VERB = re.compile(
     r"(?:[;:,(] (?:then |or )?)(?:add|change|check|choose|convert|correct|divide|export|fill|free|"
-    r"give|install|lower|mend|name|put|redo|remove|rename|run|save|take|try|use|write)\b"
+    r"give|install|lower|mend|name|put|redo|remove|rename|run|save|say|take|try|use|write)\b"
 )
 CURES = re.compile(
     r"\b\w*(?:cure|CURE|ASSETS|MEND|SAFE|FAST|ELSEWHERE|OTHER_DISK|IN_TABLE|INSTALL|route|redo|busy)\b"
