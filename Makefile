@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup assets run run-main mine recipes bench experiments gpu-check test faults rehearse smoke
+.PHONY: setup assets run run-main mine recipes bench mteb experiments gpu-check test faults rehearse smoke
 .PHONY: loaders search serve report lint clean
 
 setup: $(VENV)/.ready
@@ -33,6 +33,10 @@ recipes: assets
 
 bench: assets
 	$(BIN)/python bench/run_all.py $(ARGS)
+
+mteb: assets
+	$(BIN)/pip install --disable-pip-version-check -q -c requirements.txt -r requirements-mteb.txt
+	$(BIN)/python benchmark_mteb.py $(ARGS)
 
 experiments: assets
 	$(BIN)/python bench/experiments/run.py $(ARGS)

@@ -33,6 +33,7 @@ SCRIPTS = (
     "post_train_distilled_model",
     "sts_fine_tuning",
     "benchmark_hotpotqa",
+    "benchmark_mteb",
     "distil_model2vec",
     "export_model",
 )

@@ -19,6 +19,7 @@ HELP_SECONDS = 1.0
 # What stands in a script's place when its input is missing: flags, and what the error must name.
 MISSING = {
     "benchmark_hotpotqa.py": ([], "python create_distil_dataset.py --recipe empty"),
+    "benchmark_mteb.py": ([], "python sts_fine_tuning.py --recipe empty"),
     "build_and_save_small_modernbert.py": (["--tokenizer", "no/such/folder"], "make run"),
     "create_distil_dataset.py": ([], "python mlm/create_dataset.py --recipe empty"),
     "distil_modernbert.py": (
