@@ -21,7 +21,7 @@ from mteb.abstasks.aggregated_task import AbsTaskAggregate
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.model_meta import ModelMeta
 from mteb.results import TaskResult
-from mteb.similarity_functions import cos_sim, pairwise_cos_sim
+from mteb.similarity_functions import dot_score, pairwise_dot_score
 from mteb.types import PromptType
 
 from small_modernbert.data.evaluation_sets import SentencePairs
@@ -92,13 +92,13 @@ class _LocalPairs:
 
 
 class LocalSTS(_LocalPairs, AbsTaskSTS):
-    """Pairs with a score: Spearman's correlation of their cosines."""
+    """Pairs with a score: Spearman's correlation of the model's similarities."""
 
     gold = "score"
 
 
 class LocalPairClassification(_LocalPairs, AbsTaskPairClassification):
-    """Pairs with a label: the average precision of their cosines."""
+    """Pairs with a label: the average precision of the model's similarities."""
 
     gold = "labels"
 
@@ -118,9 +118,9 @@ def from_retrieval_set(questions: RetrievalSet, language: str) -> AbsTask:
 def from_sentence_pairs(pairs: SentencePairs, language: str) -> AbsTask:
     """Return sentence pairs as a task; see `from_retrieval_set`."""
     kind, score, task = (
-        ("STS", "cosine_spearman", LocalSTS)
+        ("STS", "spearman", LocalSTS)
         if pairs.graded
-        else ("PairClassification", "cosine_ap", LocalPairClassification)
+        else ("PairClassification", "similarity_ap", LocalPairClassification)
     )
     content = [pairs.name, pairs.first, pairs.second, pairs.gold]
     about = _metadata(pairs.name, kind, score, language, content)
@@ -191,13 +191,14 @@ class Model:
         prompt_type: PromptType | None = None,
         **_: Any,  # noqa: ANN401  what mteb gives along
     ) -> np.ndarray:
-        """Return `(texts, width)` unit vectors, each text behind the prompt of its role."""
+        """Return `(texts, width)` vectors, each text behind the prompt of its role."""
         texts = [text for batch in inputs for text in batch["text"]]
         role = ROLES[prompt_type]
         return self._encoder.encode(texts, f"{self.label}: {task_metadata.name} {role}", role)
 
-    similarity = staticmethod(cos_sim)
-    similarity_pairwise = staticmethod(pairwise_cos_sim)
+    # The products of our vectors are the model's similarities: `Encoder.encode`.
+    similarity = staticmethod(dot_score)
+    similarity_pairwise = staticmethod(pairwise_dot_score)
 
 
 def named_tasks(name: str) -> list[AbsTask]:
