@@ -278,8 +278,13 @@ def load_tokenizer(reference: Path | str, revision: str | None = None) -> PreTra
 
 def _load_transformer(folder: Path, masked_lm: bool) -> PreTrainedModel:
     kind = AutoModel
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"{folder} holds a {config.model_type} model, which has a decoder: it can be a teacher "
+            "(--teacher), and no student or donor"
+        )
     if masked_lm:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         kind = ModernBertForMaskedLM
         if config.model_type != "modernbert":
             raise UserError(

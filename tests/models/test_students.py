@@ -505,3 +505,15 @@ def test_cure_for_a_router_cures(tmp_path: Path, teacher_folder: Path, texts: li
     student = students.load_student(Path(f"{folder}-document"))
     ours = student.encoder().encode_texts(texts, student.backend)
     np.testing.assert_allclose(ours, teacher.encode(texts, normalize_embeddings=True), atol=1e-5)
+
+
+def test_a_model_with_a_decoder_is_no_student(tmp_path: Path, teacher_folder: Path) -> None:
+    """sentence-t5 and its like may teach; as students they are refused by name, not by accident."""
+    from transformers import T5Config, T5EncoderModel
+
+    plain = SentenceTransformer(str(teacher_folder), device="cpu")
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    T5EncoderModel(T5Config(vocab_size=len(plain.tokenizer), **sizes)).save_pretrained(tmp_path)
+    plain.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"t5 model, which has a decoder: it can be a teacher"):
+        students.load_student(tmp_path)
