@@ -278,13 +278,8 @@ def load_tokenizer(reference: Path | str, revision: str | None = None) -> PreTra
 
 def _load_transformer(folder: Path, masked_lm: bool) -> PreTrainedModel:
     kind = AutoModel
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if config.is_encoder_decoder:
-        raise UserError(
-            f"{folder} holds a {config.model_type} model, which has a decoder: it can be a teacher "
-            "(--teacher), and no student or donor"
-        )
     if masked_lm:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         kind = ModernBertForMaskedLM
         if config.model_type != "modernbert":
             raise UserError(
@@ -294,6 +289,11 @@ def _load_transformer(folder: Path, masked_lm: bool) -> PreTrainedModel:
     model = kind.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
+    if getattr(model, "decoder", None) is not None:  # T5's configuration does not always say so
+        raise UserError(
+            f"{folder} holds a {model.config.model_type} model, which has a decoder: it can be a "
+            "teacher (--teacher), and no student or donor"
+        )
     prefixes = ("model.", f"{model.base_model_prefix}.")
     stored, known = (
         {_without(name, prefixes) for name in names}
