@@ -113,9 +113,7 @@ def find_inputs() -> dict[str, Path | str]:
     if INIT in ("layers", "guide", "tile"):
         inputs["donor"] = references.locate(DONOR, RECIPE) or DONOR
     cure = "run: python create_distil_dataset.py"
-    if INIT == "layers" and FFN_UNITS and not HEAD_TEXTS:
-        raise UserError("FFN_UNITS: units are judged on labelled texts; give HEAD_TEXTS, too")
-    if INIT == "static" or (INIT == "layers" and HEAD_TEXTS):
+    if INIT == "static" or (INIT == "layers" and (HEAD_TEXTS or FFN_UNITS)):
         inputs["labels"] = references.need(LABELS, RECIPE, "labels", cure)
     if INIT == "static":
         inputs["teacher"] = references.need(TEACHER, RECIPE, "reduced teacher", cure)
@@ -147,7 +145,7 @@ def start_from_layers(
         stages.logger.info("%s; --layer-spacing matched takes others", line)
     stage.record.facts["donor_layers"] = chosen
     student, transfer = layer_selection.keep_layers(donor, chosen)
-    if HEAD_TEXTS:
+    if HEAD_TEXTS or FFN_UNITS:
         student = fit_to_labels(stage, inputs["labels"], student, transfer)
     return student, transfer
 
@@ -165,22 +163,24 @@ def fit_to_labels(
 
     label_shards = labels.open_labels(label_folder)
     tokens = token_store.store_splits(stage, "labels", label_shards.texts, student.backend)["train"]
-    with stage.shared("labels", "vectors") as cache:
-        vectors = label_shards.vectors("train", cache / "train.f16")
     fewest, number = student.transformer.config.hidden_size + 1, min(HEAD_TEXTS, len(tokens))
-    if number < fewest:
+    if HEAD_TEXTS and number < fewest:
         raise UserError(
             f"HEAD_TEXTS: {number:,} labelled texts cannot fit a layer of {fewest:,} rows; label "
             f"more (python create_distil_dataset.py), or leave the layer out: --head-texts 0"
         )
     # The corpus is shuffled: its first texts are a sample.
-    sequences = [tokens[row] for row in range(number)]
+    sequences = [tokens[row] for row in range(max(number, min(UNIT_TEXTS, len(tokens))))]
     if FFN_UNITS:
         share = ffn_units.keep_units(student.transformer, sequences[:UNIT_TEXTS], FFN_UNITS)
         stages.logger.info("%d units a layer keep %.1f %% of their say", FFN_UNITS, 100 * share)
         for name, entry in transfer.items():
             if any(part in name for part in UNIT_TENSORS) and ".attention." not in name:
                 transfer[name] = ("cut", f"{entry[1]}, {FFN_UNITS} of its units")
+    if not HEAD_TEXTS:
+        return student
+    with stage.shared("labels", "vectors") as cache:
+        vectors = label_shards.vectors("train", cache / "train.f16")
     bare = dataclasses.replace(student, head=nn.Sequential())
     dense, cosine = head.fit_head(bare.encoder(), sequences, vectors[:number])
     stages.logger.info("a Dense layer fitted to %s texts: cosine %.3f", f"{number:,}", cosine)

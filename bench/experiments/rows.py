@@ -25,7 +25,9 @@ DISTIL: Flags = {
 }
 LAYERS: Flags = {"init": "layers", "layers": [0, 4, 5], "ffn_units": 1280, "head_texts": 4000}
 STATIC: Flags = {"init": "static", "map_epochs": 0}
+TWO: Flags = {"layers": [0, 5], "ffn_units": 1152}
 REDUCED = "the reduced teacher"  # a donor that stands with the labels, wherever those are
+PCA: Flags = {"donor": REDUCED, "head_texts": 0}
 MODERNBERT: Flags = {"learning_rate": 2e-3}
 
 
@@ -120,6 +122,10 @@ ROWS = (
     ours("layers 0, 5, 1,152 units", DEPTH, start={"layers": [0, 5], "ffn_units": 1152}),
     ours("the teacher's PCA layer in place of the fitted one", HOW,
          start={"donor": REDUCED, "head_texts": 0, "ffn_units": 0}),
+    *(ours(f"PCA layer, seed {seed}", HOW, seed, PCA) for seed in (42, 43, 44)),
+    *(ours(f"PCA layer, layers 0, 5, 1,152 units, seed {seed}", HOW, seed, PCA | TWO)
+      for seed in (42, 43, 44)),
+    *(ours(f"layers 0, 5, 1,152 units, seed {seed}", HOW, seed, TWO) for seed in (43, 44)),
     ours("all units", HOW, start={"ffn_units": 0}),
     ours("rate 5e-4", HOW, learning_rate=5e-4),
     ours("rate 2e-3", HOW, learning_rate=2e-3),
