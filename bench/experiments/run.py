@@ -20,7 +20,7 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # bench/, whose inputs.py runs stages
 
@@ -30,8 +30,11 @@ import quality
 import rows
 import tables
 
-from small_modernbert.runs import references, settings, storage
+from small_modernbert.runs import lineage, references, settings, storage
 from small_modernbert.runs.errors import UserError
+
+if TYPE_CHECKING:
+    from small_modernbert.data.labels import Labels
 
 # Inputs
 OFFLINE: str = "runs/offline"  # of `make run`: labels, corpus, blank student, the saved student
@@ -124,10 +127,18 @@ def measure(
         trained, model = distil(row, start, known)
         facts |= trained
     line = {"name": row.name, "flags": flags_of(row) | {"seconds": BUDGET}, "seed": row.seed}
+    line["code"] = lineage.git_state()
     documents = dict.fromkeys(tables.SELECTION, SELECTION_DOCUMENTS)
     documents |= dict.fromkeys(tables.REPORTED, REPORTED_DOCUMENTS)
     # What is not trained here are the models that BM25's weight is chosen for.
-    figures = quality.evaluate(model, references.ROOT / ASSETS, documents, with_words=not row.shape)
+    figures = quality.evaluate(
+        model,
+        references.ROOT / ASSETS / "models/all-MiniLM-L6-v2",
+        references.ROOT / ASSETS,
+        documents,
+        quality.vocabulary_of(open_labels().texts("train")),
+        with_words=not row.shape,
+    )
     for script in ("distil_modernbert", "mlm/pre_train"):
         shutil.rmtree(references.runs_folder() / RECIPE / f"{script}@{variant_of(row)}", True)
     shutil.rmtree(scratch)
@@ -180,6 +191,13 @@ def tokenise_once(common: dict[str, Any]) -> None:
         inputs.run_stage("mlm/init_model_mlm", RECIPE, **(common | small))
 
 
+def open_labels() -> "Labels":
+    """Open the labels of `make run`."""
+    from small_modernbert.data import labels
+
+    return labels.open_labels(references.ROOT / OFFLINE / "create_distil_dataset/final")
+
+
 def blank_student() -> str:
     """Return the folder of the blank ModernBERT."""
     return str(references.ROOT / OFFLINE / "build_and_save_small_modernbert/final")
@@ -187,9 +205,7 @@ def blank_student() -> str:
 
 def peer_work(row: rows.Row, start: str | None, output: Path, step_seconds: float) -> peers.Work:
     """Collect what a peer is given."""
-    from small_modernbert.data import labels
-
-    stored = labels.open_labels(references.ROOT / OFFLINE / "create_distil_dataset/final")
+    stored = open_labels()
     vectors = stored.vectors("train", output.with_name("vectors.f16"))
     return peers.Work(
         texts=list(stored.texts("train")),

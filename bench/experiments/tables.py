@@ -60,6 +60,7 @@ def write(folder: Path, record: Sequence[dict[str, Any]], rows: Sequence[Row]) -
         parts += ["\n".join(notes) + "\n"] if notes else []
         if question == SEEDS:
             parts.append(_spread(known, lines, teacher))
+    parts.append(_new_words([lines[row.name] for row in known], teacher))
     if STUDENT in lines:
         parts.append(_with_words(lines[STUDENT], teacher))
     if missing := [row.name for row in rows if row.name not in lines]:
@@ -77,8 +78,11 @@ def share(line: dict[str, Any], teacher: dict[str, Any], sets: Sequence[str]) ->
 
 
 def pace(line: dict[str, Any], teacher: dict[str, Any]) -> float:
-    """Return how many times the teacher's documents a row encodes in a second."""
-    return line["documents_per_second"] / teacher["documents_per_second"]
+    """Return how many times the teacher's documents a row encodes in a second.
+
+    Measured by turns with the teacher; in rows before that, out of two runs' documents a second.
+    """
+    return line.get("pace") or line["documents_per_second"] / teacher["documents_per_second"]
 
 
 def _cells(line: dict[str, Any], teacher: dict[str, Any]) -> list[Any]:
@@ -116,6 +120,37 @@ def _spread(known: Sequence[Row], lines: dict[str, dict[str, Any]], teacher: dic
                 span = f"{min(shares):.1f} to {max(shares):.1f} %"
                 cells.append([group[0]["name"], title, len(group), f"{mean(shares):.1f} %", span])
     return report.table(("row", "sets", "seeds", "mean", "from, to"), cells) + "\n"
+
+
+def _new_words(lines: Sequence[dict[str, Any]], teacher: dict[str, Any]) -> str:
+    """Say how much is kept where a query has a word that no training text holds."""
+    if "new_words" not in teacher:
+        return ""
+    cells, numbers = [], {}
+    for line in lines:
+        if "new_words" not in line:
+            continue
+        cells.append([line["name"]])
+        for sets in (SELECTION, REPORTED):
+            for kind in ("new_words", "known_words"):
+                ours, theirs = (_over_queries(each[kind], sets) for each in (line, teacher))
+                numbers[kind, sets] = sum(int(teacher[kind][name][1]) for name in sets)
+                cells[-1].append(f"{100 * ours / theirs:.1f} %")
+    headers = ["row"]
+    for sets, title in ((SELECTION, "selection"), (REPORTED, "reported")):
+        for kind, words in (("new_words", "a new word"), ("known_words", "none")):
+            headers.append(f"{title}, {words} ({numbers[kind, sets]} queries)")
+    return (
+        "## Words that no training text holds\n\nShares of the teacher's nDCG@10, over the queries "
+        "that have a word of letters that no labelled text holds, and over the others. Rows before "
+        "this was measured are not here.\n\n" + report.table(headers, cells) + "\n"
+    )
+
+
+def _over_queries(figures: dict[str, list[float]], sets: Sequence[str]) -> float:
+    """Return the mean over the queries of some sets, out of each set's mean and number."""
+    total = sum(figures[name][1] for name in sets)
+    return sum(figures[name][0] * figures[name][1] for name in sets) / total if total else 0.0
 
 
 def _with_words(student: dict[str, Any], teacher: dict[str, Any]) -> str:
