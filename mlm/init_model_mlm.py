@@ -1,7 +1,7 @@
 r"""Start a student from something better than noise: a donor's layers, carved out of one, static.
 
-Reads: a donor (layers, guide, tile), or a reduced teacher and its labels (static; layers read the
-    labels, too); a blank student, but for layers.
+Reads: a donor (layers, guide, tile), or a reduced teacher and its labels (static); for layers with
+    fewer units the texts of the labels; a blank student, but for layers.
 Writes: final/, a student folder, with transfer.json (every tensor: copied, projected, fresh or
     left, and why); for a static start also final/static_twin, the same without layers (model2vec).
 
@@ -9,11 +9,10 @@ Writes: final/, a student folder, with transfer.json (every tensor: copied, proj
     python mlm/init_model_mlm.py --recipe offline --donor assets/models/all-MiniLM-L6-v2
     python mlm/init_model_mlm.py --recipe offline --variant static --init static
     python mlm/init_model_mlm.py --recipe offline --variant layers --init layers --num-layers 3 \
-        --donor assets/models/all-MiniLM-L6-v2 --head-texts 4000
+        --donor create_distil_dataset/reduced_teacher --ffn-units 1280
 
-layers: some of the donor's layers, whole, with all else that it has, at its own width; with
-    HEAD_TEXTS a Dense layer after pooling, fitted in closed form to so many of the labels; with
-    FFN_UNITS without the feed-forward units that say least.
+layers: some of the donor's layers, whole, with all else that it has, at its own width (of a reduced
+    teacher the PCA layer, too); with FFN_UNITS without the feed-forward units that say least.
 guide: GUIDE (arXiv 2510.06502): PCA of the donor's embedding table, folded through its layers.
 static: the teacher's vector of each vocabulary entry, fitted to the labels, as the embedding.
 tile: a smaller ModernBERT, the donor, repeated (ModernBERT paper, section 2.2.2).
@@ -25,7 +24,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from small_modernbert.runs import references, settings, stages
-from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +50,6 @@ NUM_LAYERS: int = 6  # 6 of ModernBERT-base's 22: 0, 4, 8, 12, 16, 20
 LAYER_SPACING: Literal["uniform", "matched"] = (
     "uniform"  # even; or the nearest that attends, globally or locally, as its place here wants
 )
-HEAD_TEXTS: int = 4_000  # labelled texts that a Dense layer after pooling is fitted to; 0 = none
 FFN_UNITS: int = 0  # feed-forward units of each layer that stay; BERT and MPNet only; 0 = all
 
 # guide
@@ -113,7 +110,7 @@ def find_inputs() -> dict[str, Path | str]:
     if INIT in ("layers", "guide", "tile"):
         inputs["donor"] = references.locate(DONOR, RECIPE) or DONOR
     cure = "run: python create_distil_dataset.py"
-    if INIT == "static" or (INIT == "layers" and (HEAD_TEXTS or FFN_UNITS)):
+    if INIT == "static" or (INIT == "layers" and FFN_UNITS):
         inputs["labels"] = references.need(LABELS, RECIPE, "labels", cure)
     if INIT == "static":
         inputs["teacher"] = references.need(TEACHER, RECIPE, "reduced teacher", cure)
@@ -145,49 +142,28 @@ def start_from_layers(
         stages.logger.info("%s; --layer-spacing matched takes others", line)
     stage.record.facts["donor_layers"] = chosen
     student, transfer = layer_selection.keep_layers(donor, chosen)
-    if HEAD_TEXTS or FFN_UNITS:
-        student = fit_to_labels(stage, inputs["labels"], student, transfer)
+    if FFN_UNITS:
+        take_units_out(stage, inputs["labels"], student, transfer)
     return student, transfer
 
 
-def fit_to_labels(
+def take_units_out(
     stage: stages.Stage, label_folder: Path, student: Student, transfer: Transfer
-) -> Student:
-    """Take units out, and put a Dense layer on top, in place of what stood there, by the labels."""
-    import dataclasses
-
-    from torch import nn
-
+) -> None:
+    """Take units out of the student's layers, judged on texts of the labels, and note it."""
     from small_modernbert.data import labels, token_store
-    from small_modernbert.initialisation import ffn_units, head
+    from small_modernbert.initialisation import ffn_units
 
-    label_shards = labels.open_labels(label_folder)
-    tokens = token_store.store_splits(stage, "labels", label_shards.texts, student.backend)["train"]
-    fewest, number = student.transformer.config.hidden_size + 1, min(HEAD_TEXTS, len(tokens))
-    if HEAD_TEXTS and number < fewest:
-        raise UserError(
-            f"HEAD_TEXTS: {number:,} labelled texts cannot fit a layer of {fewest:,} rows; label "
-            f"more (python create_distil_dataset.py), or leave the layer out: --head-texts 0"
-        )
+    texts = labels.open_labels(label_folder).texts
+    tokens = token_store.store_splits(stage, "labels", texts, student.backend)["train"]
     # The corpus is shuffled: its first texts are a sample.
-    sequences = [tokens[row] for row in range(max(number, min(UNIT_TEXTS, len(tokens))))]
-    if FFN_UNITS:
-        share = ffn_units.keep_units(student.transformer, sequences[:UNIT_TEXTS], FFN_UNITS)
-        stages.logger.info("%d units a layer keep %.1f %% of their say", FFN_UNITS, 100 * share)
-        for name, entry in transfer.items():
-            if any(part in name for part in UNIT_TENSORS) and ".attention." not in name:
-                transfer[name] = ("cut", f"{entry[1]}, {FFN_UNITS} of its units")
-    if not HEAD_TEXTS:
-        return student
-    with stage.shared("labels", "vectors") as cache:
-        vectors = label_shards.vectors("train", cache / "train.f16")
-    bare = dataclasses.replace(student, head=nn.Sequential())
-    dense, cosine = head.fit_head(bare.encoder(), sequences, vectors[:number])
-    stages.logger.info("a Dense layer fitted to %s texts: cosine %.3f", f"{number:,}", cosine)
-    stage.record.facts["head_cosine"] = cosine
-    for name in dense.state_dict():
-        transfer[f"head.0.{name}"] = ("fitted", f"ridge regression on {number:,} labelled texts")
-    return dataclasses.replace(student, head=nn.Sequential(dense))
+    sequences = [tokens[row] for row in range(min(UNIT_TEXTS, len(tokens)))]
+    share = ffn_units.keep_units(student.transformer, sequences, FFN_UNITS)
+    stages.logger.info("%d units a layer keep %.1f %% of their say", FFN_UNITS, 100 * share)
+    for name, (how, source) in transfer.items():
+        touched = any(part in name for part in UNIT_TENSORS) and ".attention." not in name
+        if how == "copied" and touched:
+            transfer[name] = ("cut", f"{source}, {FFN_UNITS} of its units")
 
 
 def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> tuple[Student, Transfer]:

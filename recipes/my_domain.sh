@@ -50,9 +50,9 @@ stage mlm/create_dataset.py --sources offline \
 # 3  The teacher's vectors, projected 384 -> 256. [3]
 stage create_distil_dataset.py --teacher "$teacher" --dimension 256 --pca-texts 20000
 
-# 4  Half of the teacher's layers, and a layer on top that is fitted in closed form. [0.4]
-stage mlm/init_model_mlm.py --init layers --layers 0 4 5 --donor "$teacher" \
-  --ffn-units 1280 --head-texts 4000
+# 4  Half of the teacher's layers, and the PCA layer that made the labels on top. [0.2]
+stage mlm/init_model_mlm.py --init layers --layers 0 4 5 \
+  --donor create_distil_dataset/reduced_teacher --ffn-units 1280
 
 # 5  It learns the rest from the teacher's vectors; the checkpoint that is best on your held-out
 #    documents and on SQuAD is kept. [5]

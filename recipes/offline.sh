@@ -3,6 +3,8 @@
 #
 #   bash recipes/offline.sh                    what `make run` does
 #   bash recipes/offline.sh --size smoke       the same stages, small, in runs/smoke
+#   bash recipes/offline.sh --size afternoon   the same with four times the text, in runs/afternoon: an
+#                                              hour by reckoning; it has not been run to the end yet
 #   bash recipes/offline.sh --controls         and then the controls: other starts, the same steps
 #   bash recipes/offline.sh --overwrite        redo everything; any other flag also goes to every stage
 #
@@ -24,13 +26,16 @@ while [[ ${1:-} == --size || ${1:-} == --assets || ${1:-} == --controls ]]; do
 done
 
 case $size in
-  full)  # texts labelled, steps of MLM, texts for the layer on top
-    recipe=offline texts=26000 held_out=1000 pca=20000 mlm_steps=60 head=4000 queries=0
+  full)  # texts labelled, steps of MLM
+    recipe=offline texts=26000 held_out=1000 pca=20000 mlm_steps=60 queries=0
     evaluate=391 checkpoint=125 pairs=800 sets="sciq boolq" ;;
   smoke)
-    recipe=smoke texts=1200 held_out=200 pca=1000 mlm_steps=6 head=800 queries=100
+    recipe=smoke texts=1200 held_out=200 pca=1000 mlm_steps=6 queries=100
     evaluate=20 checkpoint=10 pairs=300 sets="sciq" ;;
-  *) echo "error: --size is full or smoke, not $size" >&2; exit 2 ;;
+  afternoon)
+    recipe=afternoon texts=104000 held_out=1000 pca=20000 mlm_steps=240 queries=0
+    evaluate=813 checkpoint=250 pairs=800 sets="sciq boolq" ;;
+  *) echo "error: --size is full, smoke or afternoon, not $size" >&2; exit 2 ;;
 esac
 
 teacher=$assets/models/all-MiniLM-L6-v2
@@ -54,9 +59,9 @@ stage mlm/create_dataset.py --cleaning web --sources offline --offline-text "$as
 stage create_distil_dataset.py --teacher "$teacher" --pca-texts "$pca"
 
 # 4  The best student starts as half of the teacher: its layers 0, 4 and 5, five units out of six,
-#    and on top a layer fitted to the labels in closed form (docs/LOG.md) ... [0.4]
-stage mlm/init_model_mlm.py --variant layers --init layers --layers 0 4 5 --donor "$teacher" \
-  --ffn-units 1280 --head-texts "$head"
+#    and on top the PCA layer that made the labels (docs/EXPERIMENTS.md) ... [0.2]
+stage mlm/init_model_mlm.py --variant layers --init layers --layers 0 4 5 \
+  --donor create_distil_dataset/reduced_teacher --ffn-units 1280
 
 # 5  ... and learns the rest from the teacher's vectors, one pass. [6]
 distil=(--objective cosine --optimizer adamw --rows-per-batch 32 --decay 0.5 --epochs 1

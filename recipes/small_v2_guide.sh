@@ -34,9 +34,8 @@ case $size in
   *) echo "error: --size is full or small, not $size" >&2; exit 2 ;;
 esac
 
-# 1  The donor's layers at even intervals, whole, with its embeddings, norms and tokenizer. Nothing is
-#    put on top (--head-texts 4000 would fit a layer to the labels: the guide has none).
-stage mlm/init_model_mlm.py --init layers --head-texts 0 "${donor[@]}"
+# 1  The donor's layers at even intervals, whole, with its embeddings, norms and tokenizer.
+stage mlm/init_model_mlm.py --init layers "${donor[@]}"
 
 # 2  A corpus, and the teacher's vectors of it: the student learns to be a bi-encoder.
 stage mlm/create_dataset.py "${corpus[@]}"

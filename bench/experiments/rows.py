@@ -1,7 +1,7 @@
 """The experiments: a row a set of flags to the ordinary scripts, or a peer as its documentation is.
 
 Every row trains for the same processor seconds on the same labels; what its start takes (the fit of
-a layer, of a table) is counted beside them, and masked-language modelling is counted among them.
+a table) is counted beside them, and masked-language modelling is counted among them.
 """
 
 import dataclasses
@@ -23,11 +23,9 @@ DISTIL: Flags = {
     "evaluate_every": 0,
     "checkpoint_every": 0,
 }
-LAYERS: Flags = {"init": "layers", "layers": [0, 4, 5], "ffn_units": 1280, "head_texts": 4000}
-STATIC: Flags = {"init": "static", "map_epochs": 0}
-TWO: Flags = {"layers": [0, 5], "ffn_units": 1152}
 REDUCED = "the reduced teacher"  # a donor that stands with the labels, wherever those are
-PCA: Flags = {"donor": REDUCED, "head_texts": 0}
+LAYERS: Flags = {"init": "layers", "layers": [0, 4, 5], "ffn_units": 1280, "donor": REDUCED}
+STATIC: Flags = {"init": "static", "map_epochs": 0}
 MODERNBERT: Flags = {"learning_rate": 2e-3}
 
 
@@ -65,13 +63,14 @@ def ours(
     question: str,
     seed: int = 42,
     start: Flags | None = None,
+    budget: float = 1.0,
     **distil: Any,  # noqa: ANN401  flags
 ) -> Row:
     """Make a row of the recipe's best student, with what differs."""
     flags = LAYERS | (start or {})
     batch = (DISTIL | distil)["rows_per_batch"]
     shape = f"layers {len(flags['layers'])} {flags['ffn_units']} {batch}"
-    return Row(name, question, shape, flags, distil, seed=seed)
+    return Row(name, question, shape, flags, distil, seed=seed, budget=budget)
 
 
 def modernbert(
@@ -94,9 +93,12 @@ def reduction(name: str, peer: Flags, **more: Any) -> Row:  # noqa: ANN401  a ro
 PEERS = "Ours and peers"
 SEEDS = "Seeds"
 DEPTH = "Layers and units"
-HOW = "Objective, rate, layer on top"
+HOW = "Objective, rate, batch"
+CURVE = "What more time buys"
 STARTS = "Starts of the small ModernBERT"
 GUIDE: Flags = {"init": "guide"}
+TWO: Flags = {"layers": [0, 5], "ffn_units": 1152}
+FAST: Flags = {"layers": [0, 5], "ffn_units": 768}
 
 ROWS = (
     Row("teacher", PEERS, "", peer=("take", {"model": "teacher"}), note="no training"),
@@ -118,26 +120,28 @@ ROWS = (
     ours("ours, seed 44", SEEDS, seed=44),
     modernbert("static start, seed 43", SEEDS, STATIC, seed=43),
     modernbert("static start, seed 44", SEEDS, STATIC, seed=44),
-    ours("layers 0, 2, 4, 1,280 units", DEPTH, start={"layers": [0, 2, 4]}),
-    ours("layers 0, 5, 1,152 units", DEPTH, start={"layers": [0, 5], "ffn_units": 1152}),
-    ours("the teacher's PCA layer in place of the fitted one", HOW,
-         start={"donor": REDUCED, "head_texts": 0, "ffn_units": 0}),
-    *(ours(f"PCA layer, seed {seed}", HOW, seed, PCA) for seed in (42, 43, 44)),
-    *(ours(f"PCA layer, layers 0, 5, 1,152 units, seed {seed}", HOW, seed, PCA | TWO)
-      for seed in (42, 43, 44)),
-    *(ours(f"layers 0, 5, 1,152 units, seed {seed}", HOW, seed, TWO) for seed in (43, 44)),
-    ours("all units", HOW, start={"ffn_units": 0}),
-    ours("rate 5e-4", HOW, learning_rate=5e-4),
-    ours("rate 2e-3", HOW, learning_rate=2e-3),
+    *(ours(f"layers 0, 5, 1,152 units, seed {seed}", SEEDS, seed, TWO) for seed in (43, 44)),
+    ours("layers 0, 5, 1,152 units", DEPTH, start=TWO),
+    ours("layers 0, 5, 768 units", DEPTH, start=FAST),
+    ours("layers 0, 5, 512 units", DEPTH, start={"layers": [0, 5], "ffn_units": 512}),
+    *(ours(f"layers 0, 5, 768 units, seed {seed}", SEEDS, seed, FAST) for seed in (43, 44)),
+    ours("600 processor seconds", CURVE, budget=20 / 3),
     ours("mse", HOW, objective="mse"),
     ours("kl", HOW, objective="kl"),
+    ours("rate 2e-3", HOW, learning_rate=2e-3),
+    ours("batches of 64", HOW, rows_per_batch=64),
+    ours("rate 5e-4", HOW, learning_rate=5e-4),
+    ours("layer 5 alone, all units", DEPTH, start={"layers": [5], "ffn_units": 0}),
+    ours("layers 0, 2, 4, 1,280 units", DEPTH, start={"layers": [0, 2, 4]}),
+    ours("all units", DEPTH, start={"ffn_units": 0}),
     modernbert("random", STARTS, None),
     modernbert("GUIDE, all layers", STARTS, GUIDE),
     modernbert("GUIDE, first layer", STARTS, GUIDE | {"transfer_layers": 1}),
     modernbert("GUIDE, all layers, norm scale", STARTS, GUIDE | {"norm_scale": True}),
     modernbert("GUIDE, all layers, norm scale, MLM half the budget", STARTS,
                GUIDE | {"norm_scale": True}, language_share=0.5),
-    ours("layers 0, 5, all units", DEPTH, start={"layers": [0, 5], "ffn_units": 0}),
     reduction("layer reduction, MSELoss, four times the budget", {"loss": "mse"}, budget=4.0),
-    ours("batches of 64", HOW, rows_per_batch=64),
+    reduction("layer reduction, MSELoss, 600 processor seconds", {"loss": "mse"}, budget=20 / 3),
+    ours("1,800 processor seconds", CURVE, budget=20, epochs=4),
+    ours("7,200 processor seconds", CURVE, budget=80, epochs=12),
 )  # fmt: skip

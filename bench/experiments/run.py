@@ -187,7 +187,7 @@ def tokenise_once(common: dict[str, Any]) -> None:
     """Tokenise the labels outside of any row's seconds, by the smallest start that needs them."""
     done = references.runs_folder() / RECIPE / "mlm/init_model_mlm@tokens"
     if not done.exists():
-        small = {"init": "layers", "layers": [0], "head_texts": 400, "variant": "tokens"}
+        small = {"init": "layers", "layers": [0], "ffn_units": 1280, "variant": "tokens"}
         inputs.run_stage("mlm/init_model_mlm", RECIPE, **(common | small))
 
 

@@ -1,6 +1,6 @@
 """A student as it is trained: token ids to pooled vectors, packed, differentiable."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -100,19 +100,13 @@ class PackedEncoder:
     def encode(self, sequences: Sequence[np.ndarray]) -> np.ndarray:
         """Encode token ids into `(sequences, width)` float32 unit vectors, in order."""
         result = np.empty((len(sequences), self.width), dtype=np.float32)
-        for rows, vectors in self.pooled_by_length(sequences):
-            result[rows] = nn.functional.normalize(vectors).cpu().numpy()
-        return result
-
-    def pooled_by_length(
-        self, sequences: Sequence[np.ndarray]
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Yield batches of texts of near length: their row numbers, and what `pooled` returns."""
         lengths = np.asarray([len(sequence) for sequence in sequences])
         order = np.argsort(lengths, kind="stable")
         self.model.eval()
         for rows in cut_by_tokens(order, lengths[order], self.tokens_per_batch, len(order)):
-            yield rows, self.pooled(pack([sequences[row] for row in rows]))
+            vectors = self.pooled(pack([sequences[row] for row in rows]))
+            result[rows] = nn.functional.normalize(vectors).cpu().numpy()
+        return result
 
     def encode_texts(self, texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
         """Encode texts; see `encode`."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,9 +159,9 @@ def test_layers_of_a_reduced_teacher_are_distilled(assets: Path, tmp_path: Path)
         " --max-tokens 64 --max-texts 200 --held-out-rows 40",
         f"create_distil_dataset.py --teacher {teacher} --dimension 20",
         "mlm/init_model_mlm.py --init layers --num-layers 1"
-        " --donor create_distil_dataset/reduced_teacher --head-texts 0",
-        "mlm/init_model_mlm.py --variant fitted --init layers --layers 0"
-        f" --donor {teacher} --head-texts 150 --ffn-units 20",
+        " --donor create_distil_dataset/reduced_teacher",
+        "mlm/init_model_mlm.py --variant narrow --init layers --layers 0"
+        " --donor create_distil_dataset/reduced_teacher --ffn-units 20",
         "distil_modernbert.py --student mlm/init_model_mlm --max-steps 8 --precision fp32"
         " --evaluate-every 4 --validation-sets boolq-dev --learning-rate 1e-3"
         f" --retrieval-folder {assets / 'retrieval'}",
@@ -174,9 +175,11 @@ def test_layers_of_a_reduced_teacher_are_distilled(assets: Path, tmp_path: Path)
     own = load_file(folder / "create_distil_dataset/final/reduced_teacher/model.safetensors")
     for name, tensor in load_file(start / "model.safetensors").items():
         assert torch.equal(tensor, own[carried[name][1]]), name
-    fitted = folder / "mlm/init_model_mlm@fitted" / "final"
-    assert json.loads((fitted / "transfer.json").read_text())["head.0.linear.weight"][0] == "fitted"
-    assert SentenceTransformer(str(fitted), device="cpu").get_embedding_dimension() == 20
+    narrow = folder / "mlm/init_model_mlm@narrow" / "final"
+    cut = json.loads((narrow / "transfer.json").read_text())
+    kinds = Counter(kind for kind, _ in cut.values())
+    assert kinds["cut"] == 4, "weights and biases of one layer's two matrices"
+    assert students.load_student(narrow).transformer.config.intermediate_size == 20
     metrics = json.loads((folder / "distil_modernbert" / "run.json").read_text())["metrics"]
     assert metrics["after"]["held_out_cosine"] > metrics["before"]["held_out_cosine"]
     loaded = SentenceTransformer(str(final), device="cpu")

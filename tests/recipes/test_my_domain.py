@@ -14,7 +14,7 @@ from small_modernbert.data.leaks import LeakFilter
 SMALLER = {
     "prepare_documents.py": ["--max-tokens", "48", "--held-out-share", "0.3"],
     "create_distil_dataset.py": ["--dimension", "32", "--pca-texts", "200"],
-    "mlm/init_model_mlm.py": ["--layers", "0", "1", "--ffn-units", "40", "--head-texts", "100"],
+    "mlm/init_model_mlm.py": ["--layers", "0", "1", "--ffn-units", "40"],
     "distil_modernbert.py": ["--precision", "fp32", "--held-out-rows", "40"],
     "distil_model2vec.py": ["--pca-dims", "32"],
     "benchmark_hotpotqa.py": ["--speed-documents", "8", "--speed-queries", "8"],

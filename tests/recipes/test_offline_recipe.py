@@ -33,7 +33,7 @@ SMALLER = {
     "create_distil_dataset.py": ["--rows-per-shard", "128"],
     "distil_modernbert.py": ["--checkpoint-every", "4", "--precision", "fp32"],
     # The teacher of the miniature has two layers.
-    "mlm/init_model_mlm.py": ["--layers", "0", "1", "--ffn-units", "40", "--head-texts", "300"],
+    "mlm/init_model_mlm.py": ["--layers", "0", "1", "--ffn-units", "40"],
     "mlm/pre_train.py": [
         *("--sequence-tokens", "128", "--checkpoint-every", "2", "--precision", "fp32"),
     ],
@@ -186,12 +186,15 @@ def test_every_flag_reaches_every_stage(tmp_path: Path) -> None:
     redone = record_stages(tmp_path / "b", "--overwrite", "--seed", "7")
     assert redone == [[*command, "--overwrite", "--seed", "7"] for command in plain]
     small = record_stages(tmp_path / "c", "--size", "smoke")
-    assert [stage_of(command) for command in small] == [stage_of(command) for command in plain]
+    large = record_stages(tmp_path / "e", "--size", "afternoon")
+    for other in (small, large):
+        assert [stage_of(command) for command in other] == [stage_of(command) for command in plain]
     assert len({stage_of(command) for command in plain}) == len(plain)
     controlled = record_stages(tmp_path / "d", "--controls")
     assert controlled[: len(plain)] == plain and len(controlled) == len(plain) + 6
     assert {command[command.index("--recipe") + 1] for command in plain} == {"offline"}
     assert {command[command.index("--recipe") + 1] for command in small} == {RECIPE}
+    assert {command[command.index("--recipe") + 1] for command in large} == {"afternoon"}
 
 
 def test_unknown_size_exits_with_2() -> None:

@@ -145,7 +145,7 @@ def test_systems_are_those_of_their_sources(tmp_path: Path) -> None:
     start = guide["mlm/init_model_mlm"]
     assert (start.INIT, start.NUM_LAYERS, start.LAYER_SPACING) == ("layers", 6, "uniform")
     assert choose_layers("uniform", start.NUM_LAYERS, 22) == [0, 4, 8, 12, 16, 20]
-    assert not (start.HEAD_TEXTS or start.FFN_UNITS) and "mlm/pre_train" not in guide
+    assert not start.FFN_UNITS and "mlm/pre_train" not in guide
     assert guide["create_distil_dataset"].STUDENT == "mlm/init_model_mlm"
     margins = guide["post_train_distilled_model"]
     assert margins.OBJECTIVE == "margin_mse" and margins.DIMENSIONS == [768, 512, 256, 128]
