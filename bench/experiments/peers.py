@@ -6,6 +6,7 @@ BERT). model2vec: distill, and StaticModelForSimilarity, as its training guide h
 256 wide, so the layers are taken out of the teacher *with* the PCA layer that made the labels.
 """
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable
@@ -122,17 +123,20 @@ def fit_static(work: Work) -> dict[str, float]:
 
     begun = time.process_time()
     static = distill(str(work.teacher), pca_dims=256, device="cpu")
-    made = time.process_time()
-    model = StaticModelForSimilarity.from_static_model(model=static, n_layers=0)
-    given = {"random_seed": work.seed, "device": "cpu"}
-    tried = time.process_time()
-    model.fit(work.texts, work.vectors.tolist(), max_epochs=1, **given)
-    begun_again = time.process_time()
-    passes = max(1, round(work.budget / (begun_again - tried)))
-    model.fit(work.texts, work.vectors.tolist(), max_epochs=passes, **given)
-    seconds = time.process_time() - begun_again
+    start_seconds = time.process_time() - begun
+
+    def fit(passes: int) -> tuple[StaticModelForSimilarity, float]:
+        # A copy: the trial's weights are not what the passes that count start from.
+        model = StaticModelForSimilarity.from_static_model(model=copy.deepcopy(static), n_layers=0)
+        begun = time.process_time()
+        given = {"random_seed": work.seed, "device": "cpu", "max_epochs": passes}
+        model.fit(work.texts, work.vectors.tolist(), **given)
+        return model, time.process_time() - begun
+
+    passes = max(1, round(work.budget / fit(1)[1]))
+    model, seconds = fit(passes)
     model.to_static_model().save_pretrained(work.output)
-    return {"start_seconds": made - begun, "seconds": seconds}
+    return {"start_seconds": start_seconds, "seconds": seconds}
 
 
 def _train(
