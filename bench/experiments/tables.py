@@ -25,13 +25,13 @@ Written by `python bench/experiments/run.py` out of docs/experiments.jsonl; `--t
 it anew without running a row.
 
 A row is one set of flags to the ordinary scripts (bench/experiments/rows.py), or a peer as its own
-documentation writes it (bench/experiments/peers.py). All of them have the labels of `make run`
+documentation writes it (bench/experiments/peers.py). All of them have the labels of a `make run`
 (27,000 texts, all-MiniLM-L6-v2 after its PCA layer, 256 wide) and {budget:.0f} processor seconds of
 training on one thread, a seventh of what `make run` gives its best student: what a row shows is how
-fast a recipe learns, not where it ends. What a start takes (the fit of a layer or a table) stands
-beside them. Our texts are tokenised before, the peers' in their steps: three or four seconds for
-what a row sees. How many steps the budget buys is told by the row before of the same shape, so the
-column of seconds says what a row really took. Differences below the seeds' spread are none.
+fast a recipe learns, not where it ends. What a start takes (the fit of a table) stands beside them.
+Our texts are tokenised before, the peers' in their steps: three or four seconds for what a row
+sees. How many steps the budget buys is told by the row before of the same shape, so the column of
+seconds says what a row really took. Differences below the seeds' spread are none.
 
 **Defaults are chosen on the first two sets alone**; SciQ and BoolQ are reported. All four are drawn
 documents with the queries that they answer (400 documents of SQuAD and of Wikipedia's descriptions,
