@@ -43,7 +43,7 @@ OWN_TEXTS: int = 14_000  # passages and queries to train on; beyond it a seeded 
 GENERAL_TEXTS: int = 6_000  # of other text
 
 # Evaluation
-HELD_OUT_SHARE: float = 0.2  # of the documents: half to select on, half to report
+HELD_OUT_SHARE: float = 0.2  # of the documents, or a hundred: half to select on, half to report
 MAX_QUERIES: int = 400  # of each set
 
 # Output
@@ -53,6 +53,7 @@ OVERWRITE: bool = False  # redo a finished run
 SEED: int = 42  # of every choice
 
 EXAMPLES, SHOWN_CHARACTERS = 3, 160  # of each kind, and of a text, in documents.md
+COMPARED_PASSAGES = 2_000  # with a general set, to tell a language
 SET_PARTS = ("corpus", "queries", "qrels")  # folders of NanoBEIR's layout
 logger = logging.getLogger("small_modernbert.prepare_documents")
 
@@ -84,6 +85,7 @@ def main() -> None:
         common = passages.common_headings(cut)
         sets = write_sets(stage.building / "retrieval", cut, common, queries, parts)
         copy_general_sets(stage.building / "retrieval", inputs)
+        compare_languages(cut, stage.building / "retrieval")
         counts |= {"documents": len(documents), "documents to train on": len(parts.training)}
         counts |= {"documents held out": len(held_out), "passages": len(cut)}
         counts |= {f"own texts: {kind}": number for kind, number in made.items()}
@@ -160,6 +162,11 @@ def read_sample(folder: Path, counts: Counter[str]) -> "list[Document]":
     if not kept:
         raise UserError(
             f"{folder}: none of {len(files):,} files holds text; name others: --documents"
+        )
+    if counts["files beyond the sample"] or seen > len(kept):
+        logger.warning(
+            "there are %s documents: a sample of %s is taken, by the seed (--max-documents)",
+            *(f"{number:,}" for number in (counts["files beyond the sample"] + seen, len(kept))),
         )
     counts["files"] += len(files)
     counts["documents beyond the sample"] += seen - len(kept)
@@ -256,7 +263,9 @@ def write_sets(
         sets[name] = made, kind
         if len(made.queries) < own_sets.ENOUGH_QUERIES:
             logger.warning(
-                "%s: %d queries over %d passages are too few for a figure that says much",
+                "%s: %d queries over %d passages are too few for a figure that says much; bring "
+                "more documents, queries of your own (--queries), or hold more of them out "
+                "(--held-out-share)",
                 *(name, len(made.queries), len(made.documents)),
             )
     return sets
@@ -268,6 +277,25 @@ def copy_general_sets(folder: Path, inputs: dict[str, Path]) -> None:
         for kind in SET_PARTS:
             part = Path(kind) / f"{name}.parquet"
             shutil.copyfile(inputs["general sets"] / part, folder / part)
+
+
+def compare_languages(cut: "list[Passage]", folder: Path) -> None:
+    """Warn where the documents are in another language than the first of GENERAL_SETS."""
+    import random
+
+    from small_modernbert.data import evaluation_sets, own_sets
+
+    if not GENERAL_SETS:
+        return
+    general = evaluation_sets.load_retrieval_set(folder, GENERAL_SETS[0])
+    some = random.Random(SEED).sample(cut, min(COMPARED_PASSAGES, len(cut)))
+    ours, theirs = own_sets.common_shares((piece.text for piece in some), general.documents)
+    if ours < own_sets.OTHER_LANGUAGE * theirs:
+        logger.warning(
+            "the hundred commonest words of %s are %.0f %% of its text and %.0f %% of yours: yours "
+            "is in another language, and the teacher must be made for it (my_domain.sh --teacher)",
+            *(general.name, 100 * theirs, 100 * ours),
+        )
 
 
 def write_report(

@@ -5,6 +5,7 @@
 #   bash recipes/my_domain.sh ~/notes --queries asked.csv    with queries that somebody really asked
 #   bash recipes/my_domain.sh ~/notes --overwrite            redo everything
 #   bash recipes/my_domain.sh ~/notes --name notes           in runs/notes instead of runs/mine
+#   bash recipes/my_domain.sh ~/notes --teacher MODEL    of another language (a BERT of six layers)
 #
 # Other flags go to prepare_documents.py. Killed? Run it again: finished stages are kept, the one
 # that was cut goes on. Minutes in brackets: about, by the rates of `make run` on 2 quiet cores.
@@ -21,11 +22,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 recipe=mine
 assets=assets
+teacher=
 everywhere=() preparing=()
 while [[ $# -gt 0 ]]; do
   case $1 in
     --name) recipe=$2; shift ;;
     --assets) assets=$2; shift ;;
+    --teacher) teacher=$2; shift ;;
     --overwrite) everywhere=(--overwrite) ;;
     *) preparing+=("$1") ;;
   esac
@@ -33,10 +36,10 @@ while [[ $# -gt 0 ]]; do
 done
 stage() { python "$@" --recipe "$recipe" "${everywhere[@]}"; }
 begin=$SECONDS
-teacher=$assets/models/all-MiniLM-L6-v2
+teacher=${teacher:-$assets/models/all-MiniLM-L6-v2}
 own=${RUNS:-runs}/$recipe/prepare_documents/final
 
-# 1  Files to passages and queries; a fifth of the documents never trains. [0.5]
+# 1  Files to passages and queries; a fifth of the documents (of few, up to half) never trains. [0.5]
 stage prepare_documents.py --documents "$documents" --tokenizer "$teacher" \
   --general-folder "$assets/retrieval" \
   --general-text "$assets/text/wiki.parquet" "$assets/text/papers.parquet" "${preparing[@]}"

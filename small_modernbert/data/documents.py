@@ -39,9 +39,21 @@ _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n(?:---|\.\.\.)\n", re.DOTALL)
 _FRONT_TITLE = re.compile(r"^title:[ \t]*(['\"]?)(.+?)\1[ \t]*$", re.MULTILINE | re.IGNORECASE)
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _ROLE = re.compile(r":[a-z:+-]+:`~?([^`<]+?)(?:\s*<[^>]*>)?`")
-_MARKS = re.compile(r"[*_`#|]{1,3}(?=\S)|(?<=\S)[*_`#|]{1,3}|\{#[^}]*\}|<[^>]+>|[¶]")
+# Not inside of a word: some_name and C# keep their signs.
+_MARKS = re.compile(
+    r"[*`|]{1,3}(?=\S)|(?<=\S)[*`|]{1,3}|(?<![^\W_])_{1,3}(?=\S)|(?<=\S)_{1,3}(?![^\W_])"
+    r"|(?<!\w)#{1,3}(?=\S)|\{#[^}]*\}|<[^>]+>|[¶]"
+)
+_ESCAPED = re.compile(r"\\([\\`*_{}\[\]()#+\-.!|<>~])")
 _ENVELOPE = re.compile(r"From .+\n(?:[A-Za-z-]+:.*\n)")
 _QUOTED = re.compile(r"[ \t]*[>|]")
+# "On Tue, 3 Aug 2010, Ann wrote:", which may be two lines long, above what it quotes.
+_ATTRIBUTION = re.compile(
+    r"^(?!\s*>)(?:.{1,100}\n(?!\s*>))?.{0,100}\b(?:wrote|writes|schrieb|écrit|escribió)\b.{0,60}:"
+    r"[ \t]*\n\s*(?=>)",
+    re.MULTILINE,
+)
+_SIGNATURE = re.compile(r"\n-- ?\n")
 _MAGIC = {".pdf": b"%PDF", ".docx": b"PK\x03\x04"}
 _NO_FORMAT = re.compile(r"\.(pdf|docx)$", re.IGNORECASE)
 logger = logging.getLogger(__name__)
@@ -185,7 +197,7 @@ def parse_markdown(text: str, name: str) -> Document:
 def plain_text(text: str) -> str:
     """Return a text on one line, without the markup of Markdown and reStructuredText."""
     text = _ROLE.sub(r"\1", _LINK.sub(r"\1", text))
-    return " ".join(_MARKS.sub("", text).split())
+    return " ".join(_MARKS.sub("", _ESCAPED.sub(r"\1", text)).split())
 
 
 def _is_underline(lines: list[str], number: int) -> bool:
@@ -242,8 +254,9 @@ def _message(message: EmailMessage, name: str) -> Document:
         text = part.get_content() if part is not None else ""
     except (LookupError, ValueError):  # a character set that nobody knows
         text = part.get_payload(decode=True).decode("utf-8", "replace")
-    # What others wrote stands in their own messages; below "-- " is the signature.
-    body, _, _ = text.replace("\r\n", "\n").partition("\n-- \n")
+    # What others wrote stands in their own messages; below "--" is the signature.
+    body = _SIGNATURE.split(text.replace("\r\n", "\n"), maxsplit=1)[0]
+    body = _ATTRIBUTION.sub("\n", body)
     kept = [line for line in body.split("\n") if not _QUOTED.match(line)]
     subject = re.sub(r"^((re|aw|fwd?|wg):\s*|\[[^\]]*\]\s*)+", "", _subject(message), flags=re.I)
     title = " ".join(clean_text(subject).split())
@@ -284,7 +297,8 @@ def _converted(file: Path, name: str) -> Iterator[Document]:
     except MarkItDownException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"markitdown cannot read it ({reason}); save it as text") from None
-    document = parse_markdown(clean_text(text), name)
+    # Where a link leads is not on the page that a reader sees.
+    document = parse_markdown(clean_text(_LINK.sub(r"\1", text)), name)
     if _NO_FORMAT.search(name) and not any(section.heading for section in document.sections):
         # A page of a PDF says nothing of its headings.
         document = dataclasses.replace(document, title=plain_text(Path(name).stem))

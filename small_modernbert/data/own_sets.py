@@ -8,18 +8,21 @@ there are any, else headings, else first sentences: made, and no judgement of a 
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from small_modernbert.data import file_rows, passages
 from small_modernbert.data.documents import Document
-from small_modernbert.data.keys import words_key
+from small_modernbert.data.keys import words_key, words_of
 from small_modernbert.data.passages import Passage
 from small_modernbert.data.retrieval_sets import RetrievalSet
 from small_modernbert.runs.errors import UserError
 
 REPORTED, VALIDATION = "mine", "mine-validation"
 ENOUGH_QUERIES = 50  # below, a figure says next to nothing
+ENOUGH_DOCUMENTS = 100  # held out: they give about as many queries; a half where there are fewer
+COMMON_WORDS = 100  # that tell a language
+OTHER_LANGUAGE = 0.25  # of the share that they have of texts in their own
 NAMED, MADE = "queries of the user", "made queries"
 
 
@@ -91,6 +94,7 @@ def divide(
 ) -> Parts:
     """Keep a share of the documents apart, those first that queries of the user name.
 
+    Of few documents more than the share, up to a half: a figure by a handful of queries is none.
     Two documents with the same words stay together: a copy of a held-out one never trains.
 
     Raises:
@@ -110,13 +114,30 @@ def divide(
     random.Random(seed).shuffle(order)
     named = {query.document for query in queries}
     order.sort(key=lambda names: named.isdisjoint(names))
-    held_out = min(max(2, round(share * len(order))), len(order) - 1)
+    least = max(2, min(ENOUGH_DOCUMENTS, len(order) // 2))
+    held_out = min(max(least, round(share * len(order))), len(order) - 1)
     reported, validation = order[:held_out:2], order[1:held_out:2]
 
     def flat(some: list[list[str]]) -> list[str]:
         return sorted(name for names in some for name in names)
 
     return Parts(flat(order[held_out:]), flat(validation), flat(reported))
+
+
+def common_shares(texts: Iterable[str], reference: Iterable[str]) -> tuple[float, float]:
+    """Return how much of some texts the commonest words of others are, and how much of the others.
+
+    Below `OTHER_LANGUAGE` of the second, the first says that they are in another language: English
+    of any field has half of it and more, German a twentieth of English's.
+    """
+    ours = Counter(word for text in texts for word in words_of(text))
+    theirs = Counter(word for text in reference for word in words_of(text))
+    common = [word for word, _ in theirs.most_common(COMMON_WORDS)]
+
+    def share(words: Counter[str]) -> float:
+        return sum(words[word] for word in common) / max(1, words.total())
+
+    return share(ours), share(theirs)
 
 
 def make_set(

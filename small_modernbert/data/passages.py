@@ -8,6 +8,7 @@ in it, and the phrases that set it apart from the others (tf-idf).
 import dataclasses
 import heapq
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
@@ -21,6 +22,7 @@ KINDS: tuple[Kind, ...] = ("heading", "first sentence", "question", "phrase")
 SHORT_CHARACTERS = 80  # a section below is joined to the next one
 WRAPPED_CHARACTERS = 45  # of a line that may have been cut at a width
 SENTENCE_CHARACTERS = (20, 250)  # of a sentence that can stand as a query
+LETTERS = 0.75  # of a sentence's characters, spaces among them
 COMMON_HEADING = 3  # documents; a heading that more of them have says nothing without its title
 PHRASES, PHRASE_WORDS = 3, 3  # of a passage, and the most words of one
 PHRASE_BLOCK = 4_000  # passages that are held against each other; bounds memory
@@ -28,6 +30,7 @@ _QUESTION_MARK = re.compile(r"[?？؟]\s*[\"'”’)]?\s*$")
 _PROSE = re.compile(r"(?![-*+#>|]|\d+[.)]|\.\. )\S.*[^|\s]$|(?=[^\W\d_])\S+$")
 # Of a section: "5.24. ", "A.1 ", "III. "; a year or a number of things is part of the heading.
 _NUMBERING = re.compile(r"^(?:\d+(?:\.\d+)+\.?|\d+\.|[A-Z]\.\d+(?:\.\d+)*\.?|[IVX]+\.)\s+(?=\S)")
+_NO_SENTENCE = re.compile(r"\||[;{}=,]\s*$|^\s*(?:@@|diff )")  # a table's row, a line of code
 _LINE_MARKUP = re.compile(r"^[\s>*#+\-|.:=`~_\d)]+")
 
 
@@ -149,8 +152,9 @@ def first_sentence(text: str) -> tuple[str, str]:
     query = _bare(sentence)
     following = "".join(rest).strip()
     least, most = SENTENCE_CHARACTERS
-    # A row of a table is no sentence.
-    if not least <= len(query) <= most or len(following) < SHORT_CHARACTERS or "|" in sentence:
+    if not least <= len(query) <= most or len(following) < SHORT_CHARACTERS:
+        return "", ""
+    if _NO_SENTENCE.search(sentence) or _letters(query) < LETTERS:
         return "", ""
     return query, following
 
@@ -161,6 +165,11 @@ def questions_in(text: str) -> Iterator[str]:
         query = _bare(sentence)
         if _QUESTION_MARK.search(query) and 8 <= len(query) <= SENTENCE_CHARACTERS[1]:
             yield query
+
+
+def _letters(text: str) -> float:
+    """Return which share of a text's characters are letters, their marks, or spaces."""
+    return sum(unicodedata.category(sign)[0] in "LMZ" for sign in text) / len(text)
 
 
 def _bare(sentence: str) -> str:

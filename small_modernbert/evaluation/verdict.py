@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from small_modernbert.data.own_sets import ENOUGH_QUERIES
+from small_modernbert.data.own_sets import ENOUGH_QUERIES, OTHER_LANGUAGE, common_shares
 from small_modernbert.evaluation.benchmark import TEACHER, WORDS, Benchmark, Row
 
 LOST = 0.8  # a teacher that has less than this share of word matching's nDCG does not know the text
@@ -70,6 +70,8 @@ def judge(made: Benchmark, name: str, student: str, before: str = "") -> list[st
         f"{name} ({size}), nDCG@10: {finds}.",
         _answer(made, name, student, both, number),
     ]
+    if doubt := _doubt(made, name, number):
+        sentences.append(doubt)
     if before in made.rows:
         gain = compare(made, name, student, before)
         what = {1: "made it better", 0: "did not change it", -1: "made it worse"}[gain.sign]
@@ -90,8 +92,8 @@ def _answer(made: Benchmark, name: str, student: str, both: str, number: int) ->
     if teacher is not None and _ndcg(teacher, name) < LOST * words:
         return (
             f"Is it worth it here? No: already the teacher finds {_ndcg(teacher, name):.3f} where "
-            f"plain word matching finds {words:.3f}. It was not made for this text (another "
-            "language, or signs rather than sentences); take another teacher, or BM25."
+            f"plain word matching finds {words:.3f}. It was not made for this text; take another "
+            "teacher, or BM25."
         )
     ahead = compare(made, name, both if both in made.rows else student, WORDS)
     what = "the model beside word matching" if both in made.rows else "the model"
@@ -101,6 +103,28 @@ def _answer(made: Benchmark, name: str, student: str, both: str, number: int) ->
         -1: f"No: {what} finds less than words alone, {ahead}.",
     }
     return f"Is it worth it here? {answers[ahead.sign]}"
+
+
+def _doubt(made: Benchmark, name: str, number: int) -> str:
+    """Return what speaks against the teacher: it finds no more than words do. Empty for nothing."""
+    if number < ENOUGH_QUERIES or TEACHER not in made.rows or WORDS not in made.rows:
+        return ""
+    ahead = compare(made, name, TEACHER, WORDS)
+    if ahead.sign > 0:
+        return ""
+    teacher, than = made.rows[TEACHER], "less" if ahead.sign else "no more"
+    doubt = f"Already the teacher finds {than} than plain word matching here, {ahead}."
+    own = next(each for each in made.sets if each.name == name)
+    for other in made.sets:
+        ours, theirs = common_shares(own.documents, other.documents)
+        if ours < OTHER_LANGUAGE * theirs and _ndcg(teacher, name) < _ndcg(teacher, other.name):
+            return (
+                f"{doubt} It has {_ndcg(teacher, other.name):.3f} on {other.name}, whose hundred "
+                f"commonest words are {theirs:.0%} of its text and {ours:.0%} of yours: yours is "
+                "in another language than the teacher's. Try one that was made for it, or for many "
+                "languages: --teacher."
+            )
+    return doubt
 
 
 def _ndcg(row: Row, name: str) -> float:

@@ -65,6 +65,29 @@ def test_a_mailbox_is_a_document_a_message(tmp_path: Path, name: str) -> None:
     assert second.name == f"{name}#2"
 
 
+def test_a_mail_without_what_it_answers(tmp_path: Path) -> None:
+    """The line that names who is quoted goes with the quote, also where it is two lines long."""
+    (tmp_path / "a.eml").write_text(
+        "Subject: Re: Bridge\n\nHello,\nOn Fri, 25 Jun 2010 22:46:38 +0100\nAnn Doe <a@b.example> "
+        "wrote:\n\n> Is it open?\n>> Who knows.\n\nIt is. Bob wrote: so.\n--\nTo unsubscribe, do.\n"
+    )
+    ((document,), _) = read(tmp_path)
+    assert document.sections[0].text.split("\n") == ["Hello,", "", "", "It is. Bob wrote: so."]
+
+
+@pytest.mark.parametrize(
+    ("written", "plain"),
+    [
+        ("The `is_open` flag of **C#**", "The is_open flag of C#"),
+        ("_Notes_ on dh\\_install(1) *", "Notes on dh_install(1) *"),
+        ("See :func:`~a.b_c` and name_.", "See a.b_c and name."),
+    ],
+)
+def test_markup_goes_and_words_stay(written: str, plain: str) -> None:
+    """A sign inside of a word is the word's; one that was escaped is text."""
+    assert documents.plain_text(written) == plain
+
+
 def test_rows_are_documents(tmp_path: Path) -> None:
     """A table's rows are read with their titles; a row without text is counted."""
     (tmp_path / "rows.csv").write_text("title,text,other\nOne,First text,x\n,Second,y\nThree,,z\n")
@@ -94,10 +117,13 @@ def test_what_cannot_be_read_is_counted_and_survived(
 def test_html_needs_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """HTML comes with its headings; without markitdown the cure is named."""
     page = tmp_path / "page.html"
-    page.write_text("<html><body><h1>Title</h1><p>Some <b>text</b>.</p><h2>Next</h2><p>More.</p>")
+    page.write_text(
+        "<html><body><h1>Title</h1><p>Some <a href='x.html'>text</a>.</p><h2>Next</h2><p>More.</p>"
+    )
     ((document,), _) = read(tmp_path)
     assert document.title == "Title"
     assert [section.heading for section in document.sections] == ["Title", "Next"]
+    assert document.sections[0].text.strip() == "Some text."
     monkeypatch.setattr(documents, "can_convert", lambda: False)
     with pytest.raises(UserError, match="requirements-documents"):
         read(tmp_path)

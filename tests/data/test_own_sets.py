@@ -20,14 +20,22 @@ def document(name: str, text: str = "") -> Document:
 def test_parts_are_disjoint_and_copies_stay_together() -> None:
     """Every document serves one purpose; a copy of a held-out one does not train."""
     some = [document(f"{n}.md", f"The text number {n // 2}.") for n in range(40)]
-    parts = own_sets.divide(some, [], 0.3, seed=3)
+    parts = own_sets.divide(some, [], 0.6, seed=3)
     groups = [parts.training, parts.validation, parts.reported]
     assert sorted(name for names in groups for name in names) == sorted(d.name for d in some)
-    assert [len(names) for names in groups] == [28, 6, 6]
+    assert [len(names) for names in groups] == [16, 12, 12]
     purpose = {name: number for number, names in enumerate(groups) for name in names}
     assert all(purpose[f"{n}.md"] == purpose[f"{n + 1}.md"] for n in range(0, 40, 2))
-    assert own_sets.divide(some, [], 0.3, seed=3) == parts
-    assert own_sets.divide(some, [], 0.3, seed=4) != parts
+    assert own_sets.divide(some, [], 0.6, seed=3) == parts
+    assert own_sets.divide(some, [], 0.6, seed=4) != parts
+
+
+@pytest.mark.parametrize(("number", "trained"), [(3, 1), (20, 10), (300, 200), (900, 720)])
+def test_a_hundred_documents_are_held_out_where_half_allow_it(number: int, trained: int) -> None:
+    """A fifth of few documents would give no figure."""
+    parts = own_sets.divide([document(str(row)) for row in range(number)], [], 0.2, seed=3)
+    assert len(parts.training) == trained
+    assert abs(len(parts.validation) - len(parts.reported)) <= 1
 
 
 def test_two_documents_are_refused() -> None:

@@ -100,3 +100,17 @@ def test_a_script_without_spaces_has_sentences_but_no_phrases() -> None:
     assert query == "光合作用是植物利用阳光把二氧化碳和水变成糖的过程。"
     assert following.startswith("树叶")
     assert passages.phrases_of([text, text[::-1]]) == ["", ""]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "unregister_key_type(&key_type_dns_resolver);",
+        "@@ -949,8 +954,10 @@ init_cifs(void)",
+        "| a table's | row |",
+        "fs/sysv.c:248: error: 'x' (8) [-W]",
+    ],
+)
+def test_code_is_no_sentence(line: str) -> None:
+    """Nobody asks for a passage by a line of a patch."""
+    assert passages.first_sentence(f"{line}\n{WORDS * 3}") == ("", "")

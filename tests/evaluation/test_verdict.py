@@ -1,5 +1,6 @@
 """The sentence on a model's worth follows from paired differences, and never from few queries."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,24 +11,36 @@ from small_modernbert.evaluation import verdict
 from small_modernbert.evaluation.benchmark import TEACHER, WORDS, Benchmark, Row
 from small_modernbert.evaluation.rankings import Hits
 
+ENGLISH = "the river and the town are on the map that was made of the north in the year of {}"
+GERMAN = "der Fluss und die Stadt sind auf der Karte, die im Jahr {} vom Norden gemacht wurde"
 
-def make(tmp_path: Path, number: int, **found: float) -> Benchmark:
-    """Return a benchmark whose rows find the answer of a share of the queries, at once."""
+
+def make(tmp_path: Path, number: int, text: str = ENGLISH, **found: float) -> Benchmark:
+    """Return a benchmark whose rows find the answer of a share of the queries, at once.
+
+    Beside the set of documents like `text` stands an English one, of which all find everything.
+    """
     ids = [str(row) for row in range(number)]
     questions = RetrievalSet(
         name="mine",
         query_ids=[f"q{row}" for row in ids],
         queries=[f"query {row}" for row in ids],
         document_ids=ids,
-        documents=[f"document {row}" for row in ids],
+        documents=[text.format(row) for row in ids],
         relevant={f"q{row}": {row: 1.0} for row in ids},
     )
-    made = Benchmark([questions], [], tmp_path, ([], []))
+    general = dataclasses.replace(
+        questions, name="squad", documents=[ENGLISH.format(row) for row in ids]
+    )
+    made = Benchmark([questions, general], [], tmp_path, ([], []))
+    everything = np.arange(number, dtype=np.int64)[:, None]
     for label, share in found.items():
         label = {"words": WORDS, "teacher": TEACHER, "both": f"student + {WORDS}"}.get(label, label)
         right = np.arange(number) < round(share * number)
         rows = np.where(right, np.arange(number), -1)[:, None].astype(np.int64)
-        made._finish(Row(label, label), {"mine": Hits(rows, right[:, None].astype(np.float32))})
+        hits = Hits(rows, right[:, None].astype(np.float32))
+        all_right = Hits(everything, np.ones_like(hits.scores))
+        made._finish(Row(label, label), {"mine": hits, "squad": all_right})
     return made
 
 
@@ -43,7 +56,7 @@ def make(tmp_path: Path, number: int, **found: float) -> Benchmark:
 )
 def test_the_answer(tmp_path: Path, found: dict[str, float], said: str) -> None:
     """Two standard errors decide; a teacher that cannot read the text is named first."""
-    figures, answer = verdict.judge(make(tmp_path, 200, **found), "mine", "student")
+    figures, answer, *_ = verdict.judge(make(tmp_path, 200, **found), "mine", "student")
     assert said in answer
     assert f"student {found['student']:.3f}" in figures
     assert "200 queries over 200 passages" in figures
@@ -65,3 +78,23 @@ def test_what_training_changed(tmp_path: Path) -> None:
     gain = verdict.compare(made, "mine", "student", "start")
     differences = np.repeat([1.0, 0.0], [60, 140])
     assert gain.error == pytest.approx(differences.std(ddof=1) / np.sqrt(200))
+
+
+@pytest.mark.parametrize(
+    ("text", "teacher", "said"),
+    [
+        (GERMAN, 0.59, "no more than plain word matching here, -0.010 ± 0.007. It has 1.000 on"),
+        (GERMAN, 0.3, "finds less"),
+        (ENGLISH, 0.59, "no more than plain word matching here, -0.010 ± 0.007."),
+        (GERMAN, 0.9, ""),  # a teacher of many languages
+    ],
+)
+def test_a_teacher_of_another_language(
+    tmp_path: Path, text: str, teacher: float, said: str
+) -> None:
+    """Figures say so: those of the teacher beside words', and how common the common words are."""
+    made = make(tmp_path, 200, text, student=0.3, teacher=teacher, words=0.6)
+    doubt = " ".join(verdict.judge(made, "mine", "student")[2:])
+    assert said in doubt
+    assert bool(doubt) == bool(said)
+    assert ("another language" in doubt) == (bool(said) and text == GERMAN)
