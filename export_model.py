@@ -4,17 +4,22 @@ Reads:  a student (a stage, or a sentence-transformers folder of ours); texts to
         with (Parquet files with a `text` column)
 Writes: runs/<recipe>/export_model/final/: the sentence-transformers files, onnx/model.onnx,
         onnx/model_quantized.onnx, openvino/, export.json (shapes, digests, parity), README.md (the
-        card) and golden_vectors.json, which tells whether a server reads the model rightly; on the
-        hub only if --push says so and a token is there (HF_TOKEN, or hf auth login)
+        card) and golden_vectors.json, which tells whether a server reads the model rightly;
+        browser/, a page that searches with the model, if asked for; on the hub only if --push says
+        so and a token is there (HF_TOKEN, or hf auth login)
 
     python export_model.py --recipe offline
     python export_model.py --recipe offline --student sts_fine_tuning --variant sts --no-openvino
     python export_model.py --student path/to/folder --texts my_text.parquet --max-tokens 256
     python export_model.py --recipe offline --retrieval sciq --retrieval-folder assets/retrieval
     python export_model.py --recipe offline --push --model-repository-name owner/name
+    python export_model.py --recipe offline --browser-page
 
 Every form encodes texts from one token to the maximum, and is compared with the torch model. To
-search on a CPU without torch: small_modernbert/export/onnx_encoder.py.
+search on a CPU without torch: small_modernbert/export/onnx_encoder.py. In a browser, where
+--browser-page wrote one: http://127.0.0.1:8000/browser/ while this serves the folder:
+
+    python -m http.server 8000 --bind 127.0.0.1 -d runs/offline/export_model/final
 """
 
 import random
@@ -36,11 +41,14 @@ TEXTS: str = ""  # Parquet file or folder; "" = the recipe's held-out texts, or 
 MAX_TOKENS: int = 0  # longer texts are cut; 0 = as many as the student takes
 INT8: bool = True  # a quarter of the size; loses a little, as the table says
 OPENVINO: bool = True  # its own form, where openvino is installed
+BROWSER_PAGE: bool = False  # a page that runs it without a server; npm brings 33 MB once
 
 # Check
 TOLERANCE: float = 1e-4  # of a text's cosine to the torch model; fp32 forms beyond it are refused
+INT8_TOLERANCE: float = 0.02  # likewise of the texts' mean cosine, for int8
 PROBES: int = 48  # texts of rising length
 CALIBRATION_TEXTS: int = 64  # others, that show int8 how large the activations are
+SPEED_TEXTS: int = 128  # on which each form's texts a second are measured; 0 = not
 THREADS: int = 0  # of the engines; 0 leaves the number to them
 
 # Compact vectors
@@ -71,6 +79,10 @@ def main() -> None:
     files = find_texts()
     inputs = {"student": folder} | {f"texts {number}": path for number, path in enumerate(files)}
     inputs |= references.need_evaluation(RECIPE, RETRIEVAL_FOLDER)
+    if BROWSER_PAGE:
+        from small_modernbert.export import browser_page
+
+        browser_page.bring_runtime(references.ROOT / browser_page.CACHE)
     if PUSH:
         from small_modernbert.export import publishing
 
@@ -84,7 +96,13 @@ def main() -> None:
 
 def export(stage: stages.Stage, folder: Path, files: list[Path]) -> None:
     """Save the portable folder, write each form beside it, compare, and say what int8 loses."""
-    from small_modernbert.export import export_card, golden_vectors, onnx_export, parity
+    from small_modernbert.export import (
+        browser_page,
+        export_card,
+        golden_vectors,
+        onnx_export,
+        parity,
+    )
     from small_modernbert.models import students
     from small_modernbert.models.loading import load_backend
 
@@ -101,12 +119,17 @@ def export(stage: stages.Stage, folder: Path, files: list[Path]) -> None:
     uncut = load_backend(final, 1 << 30)
     probes = parity.probes(texts, uncut, student.max_tokens, PROBES)
     forms = write_forms(student, final, calibration)
-    parity.describe(final, student, {})  # the readers of the forms go by it
+    parity.describe(final, student, {}, {})  # the readers of the forms go by it
     distances = measure(folder, final, forms, probes, student.max_tokens)
-    parity.describe(final, student, distances)
+    speeds = time_forms(final, forms, texts[:SPEED_TEXTS])
+    parity.describe(final, student, distances, speeds)
     golden_vectors.write(final, student, probes)
+    if BROWSER_PAGE:
+        browser_page.write(final, references.ROOT / browser_page.CACHE)
+    table = parity.table(final, distances, speeds)
+    print(table)
     given = {"licence": LICENCE, "language": LANGUAGE, "compact": measure_compact(final)}
-    export_card.write(stage, student, folder, parity.table(final, distances), **given)
+    export_card.write(stage, student, folder, table, **given, browser=BROWSER_PAGE)
     stage.record.rows = {"probes": len(probes), "calibration": len(calibration)}
     stage.record.metrics = {form: vars(figures) for form, figures in distances.items()}
     lost = f", int8 loses {1 - distances[onnx_export.INT8].mean_cosine:.0e}" if INT8 else ""
@@ -182,13 +205,27 @@ def draw_texts(files: list[Path]) -> tuple[list[str], list[str]]:
     return texts[:CALIBRATION_TEXTS], texts[CALIBRATION_TEXTS:]
 
 
+def time_forms(final: Path, forms: list[str], texts: list[str]) -> dict[str, float]:
+    """Return the texts a second of the torch model and of each form; empty without texts."""
+    if not texts:
+        return {}
+    from small_modernbert.evaluation import speed
+    from small_modernbert.export import onnx_export
+    from small_modernbert.export.onnx_encoder import OnnxEncoder
+    from small_modernbert.models import encoders
+
+    readers = {onnx_export.TORCH: encoders.load_encoder(final).encode}
+    readers |= {form: OnnxEncoder(final, form, THREADS).encode for form in forms}
+    return {form: speed.texts_per_second(encode, texts) for form, encode in readers.items()}
+
+
 def measure(
     student: Path, final: Path, forms: list[str], probes: list[str], max_tokens: int
 ) -> "dict[str, Parity]":
-    """Compare every form with the student that was given, print the table, refuse what is off.
+    """Compare every form with the student that was given, and refuse what is off.
 
     Raises:
-        UserError: a form that should be exact is not.
+        UserError: a form that should be exact is not, or int8 loses more than it may.
     """
     from small_modernbert.export import onnx_export
     from small_modernbert.export import parity as comparison
@@ -198,7 +235,13 @@ def measure(
     given = {onnx_export.TORCH: comparison.torch_encoder(final, max_tokens)(probes)}
     given |= {form: OnnxEncoder(final, form, THREADS).encode(probes) for form in forms}
     parity = {form: comparison.compare(wanted, vectors) for form, vectors in given.items()}
-    print(comparison.table(final, parity))
+    quantised = parity.get(onnx_export.INT8)
+    if quantised and quantised.mean_cosine < 1 - INT8_TOLERANCE:
+        raise UserError(
+            f"int8 has a mean cosine of {quantised.mean_cosine:.4f} to the torch model, off by "
+            f"more than INT8_TOLERANCE {INT8_TOLERANCE:g}; leave it out: --no-int8, "
+            "or calibrate with texts of the kind that it will read: --texts FILE"
+        )
     for form, figures in parity.items():
         if form != onnx_export.INT8 and figures.min_cosine < 1 - TOLERANCE:
             raise UserError(

@@ -25,6 +25,13 @@ server, or a loader, whether it gives them:
 python -m small_modernbert.export.golden_vectors . http://127.0.0.1:8080/v1/embeddings
 ```"""
 
+IN_BROWSER = """`browser/` is a page that searches with this model, without a network: serve this
+folder, and open http://127.0.0.1:8000/browser/
+
+```sh
+python -m http.server 8000 --bind 127.0.0.1
+```"""
+
 
 def write(
     stage: Stage,
@@ -35,6 +42,7 @@ def write(
     licence: str = "",
     language: Sequence[str] = (),
     compact: str = "",
+    browser: bool = False,
 ) -> None:
     """Write README.md of an export.
 
@@ -49,11 +57,13 @@ def write(
         licence: as the hub spells it; "" = as its origins say.
         language: likewise.
         compact: a table of what smaller vectors lose, if that was measured.
+        browser: whether the page for a browser lies beside it.
     """
     sections = [
         ("With ONNX", card_examples.with_onnx(student, onnx_export.GRAPH)),
         ("Forms", forms),
         ("Is it read rightly?", CHECK),
+        *([("In a browser", IN_BROWSER)] if browser else []),
         *([("Smaller vectors", f"{compact}\n\n{SMALLER}")] if compact else []),
     ]
     path, own = stage.building / "README.md", folder / "README.md"

@@ -1,7 +1,7 @@
-"""How far each exported form is from the torch model, measured on texts of every length."""
+"""How far each exported form is from the torch model, on texts of every length, and how fast."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,23 +106,34 @@ def torch_encoder(
     return encode
 
 
-def table(folder: Path, parity: dict[str, Parity]) -> str:
-    """Return the table of what each form weighs and how far it is off."""
+def table(folder: Path, parity: dict[str, Parity], speeds: Mapping[str, float]) -> str:
+    """Return the table of what each form weighs, how far it is off and how fast it is.
+
+    Args:
+        folder: the export.
+        parity: of each form.
+        speeds: texts a second of each form; empty where that was not measured.
+    """
     rows = []
     for form, figures in parity.items():
         size = sum((folder / name).stat().st_size for name in _files(folder, form))
         cosines = (f"{figures.mean_cosine:.6f}", f"{figures.min_cosine:.6f}")
-        rows.append([form, f"{size / 1e6:.1f}", *cosines, f"{figures.max_error:.1e}"])
-    return report.table(["form", "MB", "mean cosine", "least cosine", "largest error"], rows)
+        row = [form, f"{size / 1e6:.1f}", *cosines, f"{figures.max_error:.1e}"]
+        rows.append(row + [f"{speeds[form]:,.0f}"] * bool(speeds))
+    names = ["form", "MB", "mean cosine", "least cosine", "largest error"]
+    return report.table(names + ["texts/s"] * bool(speeds), rows)
 
 
-def describe(folder: Path, student: Student, parity: dict[str, Parity]) -> None:
-    """Write export.json: what goes in, what comes out, each file's digest and its parity.
+def describe(
+    folder: Path, student: Student, parity: dict[str, Parity], speeds: Mapping[str, float]
+) -> None:
+    """Write export.json: what goes in, what comes out, each file's digest, parity and speed.
 
     Args:
         folder: the export.
         student: that was exported.
         parity: of each form that is checked; empty before any is.
+        speeds: texts a second of each form; empty where that was not measured.
     """
     tokens = ["batch", "tokens"]
     content = {
@@ -145,6 +156,7 @@ def describe(folder: Path, student: Student, parity: dict[str, Parity]) -> None:
             for name in _files(folder, form)
         },
         "parity": {form: vars(figures) for form, figures in parity.items()},
+        "texts_per_second": {form: round(speed, 1) for form, speed in speeds.items()},
     }
     storage.write_json(folder / DESCRIPTION, content)
 

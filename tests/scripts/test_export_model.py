@@ -1,9 +1,10 @@
-"""Promises of export_model.py, onnx_export.py, parity.py, int8.py and onnx_encoder.py."""
+"""Promises of export_model.py, onnx_export.py, parity.py, int8.py, onnx_encoder.py, the page."""
 
 import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from browser import browse, needs_browser
 from huggingface_hub import HfApi, ModelCard
 from miniature import Language
 from onnxruntime import InferenceSession
@@ -24,7 +26,14 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import modules
 from transformers import ModernBertModel, PreTrainedTokenizerFast
 
-from small_modernbert.export import export_card, golden_vectors, int8, onnx_export, parity
+from small_modernbert.export import (
+    browser_page,
+    export_card,
+    golden_vectors,
+    int8,
+    onnx_export,
+    parity,
+)
 from small_modernbert.export.onnx_encoder import OnnxEncoder, cut_by_length, pad
 from small_modernbert.initialisation import static_table
 from small_modernbert.models import card_examples, module_files, students
@@ -83,6 +92,7 @@ def student(
 def export(runs: Path, student: Path, texts: Path, *more: str) -> Path:
     """Run the script in this process and return its final/."""
     flags = ["--student", str(student), "--texts", str(texts), "--recipe", "made", "--threads", "1"]
+    flags += ["--speed-texts", "8"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RUNS", str(runs))
         settings.run(load_script("export_model").__dict__, [*flags, *more])
@@ -223,6 +233,9 @@ def test_description_and_record(exported: Path) -> None:
     assert 0.99 < told["parity"][onnx_export.INT8]["min_cosine"] < 1
     record = storage.read_json(exported.parent / "run.json", "")
     assert record["metrics"] == told["parity"]
+    assert set(told["texts_per_second"]) == {onnx_export.TORCH, *FORMS}
+    assert min(told["texts_per_second"].values()) > 0
+    assert "| texts/s |" in (exported / "README.md").read_text(encoding="utf-8")
     assert record["rows"]["calibration"] == 64
     assert record["rows"]["probes"] > 30
     int8_bytes = told["files"][onnx_export.INT8]["bytes"]
@@ -247,7 +260,8 @@ def test_equal_runs_make_equal_files(
     again = export(tmp_path / "runs", student, write_texts(tmp_path / "texts", long_texts))
     for path in storage.list_files(exported):
         name = path.relative_to(exported)
-        if name.suffix != ".xml" and name.name != "export.json":
+        # these two tell the speed of the moment
+        if name.suffix != ".xml" and name.name not in ("export.json", "README.md"):
             assert (again / name).read_bytes() == path.read_bytes(), name
     told = [storage.read_json(final / "export.json", "")["parity"] for final in (exported, again)]
     assert told[0] == told[1]
@@ -327,6 +341,69 @@ def test_a_form_that_is_off_is_refused(
     assert script.measure(student, exported, forms, long_texts[:9], MAX_TOKENS)
     with pytest.raises(UserError, match=r"is off by .*TOLERANCE 0.0001"):
         script.measure(other, exported, forms, long_texts[:9], MAX_TOKENS)
+
+
+def test_int8_that_lost_too_much_is_refused(
+    exported: Path, student: Path, long_texts: list[str]
+) -> None:
+    """Its mean cosine is bounded too, by a bound of its own, and the cure is named."""
+    script = load_script("export_model")
+    forms = [onnx_export.GRAPH, onnx_export.INT8]
+    assert script.measure(student, exported, forms, long_texts[:9], MAX_TOKENS)
+    script.INT8_TOLERANCE = 1e-7
+    with pytest.raises(UserError, match="INT8_TOLERANCE 1e-07; leave it out: --no-int8"):
+        script.measure(student, exported, forms, long_texts[:9], MAX_TOKENS)
+
+
+RUNTIME = ROOT / browser_page.CACHE
+FILE_SERVER = """
+import http.server, sys
+from functools import partial
+handler = partial(http.server.SimpleHTTPRequestHandler, directory=sys.argv[1])
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+"""
+
+
+@needs_browser
+@pytest.mark.skipif(
+    not browser_page.is_whole(RUNTIME),
+    reason=f"no {browser_page.CACHE}; run: python export_model.py --browser-page",
+)
+@pytest.mark.parametrize(("form", "tolerance"), [("fp32", 1e-4), ("int8", 1e-3)])
+def test_a_browser_gives_the_same_vectors(
+    exported: Path, tmp_path: Path, form: str, tolerance: float
+) -> None:
+    """fp32 as torch's and int8 as onnxruntime's, from one token to the maximum; it finds, too."""
+    folder = tmp_path / "export"
+    shutil.copytree(exported, folder)
+    browser_page.write(folder, RUNTIME)
+    if form == "int8":
+        encoder = OnnxEncoder(folder, onnx_export.INT8, threads=1)
+        golden = storage.read_json(folder / golden_vectors.FILE, "")
+        for row in golden["texts"]:
+            row["vector"] = encoder.encode([row["text"]])[0].tolist()
+        storage.write_json(folder / golden_vectors.FILE, golden)
+    server = subprocess.Popen(
+        [sys.executable, "-c", FILE_SERVER, str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        address = f"http://127.0.0.1:{int(server.stdout.readline())}/browser/?form={form}"
+        dom = browse(address, tmp_path, "--virtual-time-budget=20000")
+    finally:
+        server.kill()
+        server.wait()
+    told = re.search(r"(\d+) golden texts: no number differs by more than ([\d.e+-]+) from", dom)
+    assert told is not None, dom[-2000:]
+    assert int(told[1]) == golden_vectors.TEXTS
+    assert float(told[2]) < tolerance
+    scores = [float(score) for score in re.findall(r'class="score">([-\d.]+)<', dom)]
+    assert len(scores) == 5 and scores == sorted(scores, reverse=True)
 
 
 def test_vectors_that_are_not_finite_are_refused() -> None:
