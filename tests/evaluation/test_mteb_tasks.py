@@ -168,10 +168,10 @@ def test_the_script_from_a_folder_to_a_table(
 
 
 def test_without_mteb_the_command_is_named(
-    teacher_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is not among everybody's requirements."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    flags = ["--models", str(teacher_folder)]
+    flags = ["--models", str(tmp_path)]
     said = refusal("benchmark_mteb", flags, capsys)
     assert "mteb is not installed; run: pip install -r requirements-mteb.txt" in said
