@@ -15,6 +15,7 @@ shards are never trained on. The kept model is the best one by SELECT_BY, which 
 the benchmark reports.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -88,6 +89,12 @@ def main() -> None:
             tokens["held_out"].head(held_out_rows), vectors["held_out"][:held_out_rows]
         )
         watched = validation.Watched(held_out, sets=sets)
+
+        def watch(own: students.Student) -> validation.Watched:
+            tokens = distillation.tokenise_held_out(labelled, own, held_out_rows)
+            return replace(watched, held_out=replace(held_out, tokens=tokens))
+
+        measure_before = validation.measure_as_it_came(student, inputs["student"], watch)
         task = distillation.DistillationTask(
             encoder,
             tokens["train"],
@@ -99,7 +106,7 @@ def main() -> None:
             seed=SEED,
         )
         optimizer, plan = loop.prepare(globals(), encoder.model)
-        outcome = loop.train(task, optimizer, plan, stage)
+        outcome = loop.train(task, optimizer, plan, stage, measure_before)
         student.save(stage.building)
         stage.record.rows = {"train": labelled.counts["train"], "held_out": held_out_rows}
         loop.finish(stage, outcome, SELECT_BY, student)

@@ -84,14 +84,21 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.evaluation import matryoshka
+        from small_modernbert.evaluation import matryoshka, validation
         from small_modernbert.models import prompts, students
         from small_modernbert.training import contrastive, loop
 
         student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
         prompts.settle(stage, student, TRAIN_WITH_PROMPTS)
         measured = matryoshka.check_dimensions(DIMENSIONS, student.width)
-        train, watched = contrastive.with_prompts(*load_examples(stage, inputs), student.prompts)
+        train, plain = load_examples(stage, inputs)
+        train, watched = contrastive.with_prompts(train, plain, student.prompts)
+        measure_before = validation.measure_as_it_came(
+            student,
+            inputs["student"],
+            lambda own: contrastive.watched_with_prompts(plain, own.prompts),
+            measured,
+        )
         encoder = student.training_encoder(stage, PRECISION)
         tokens = contrastive.tokenise(stage, train, student)
         task = contrastive.ContrastiveTask(
@@ -112,7 +119,7 @@ def main() -> None:
         )
         stage.record.rows["epoch"] = task.describe()
         optimizer, plan = loop.prepare(globals(), encoder.model)
-        outcome = loop.train(task, optimizer, plan, stage)
+        outcome = loop.train(task, optimizer, plan, stage, measure_before)
         student.save(stage.building)
         figures = (outcome.before, outcome.latest)
         table = matryoshka.write_dimensions(stage.building, measured, *figures)

@@ -15,6 +15,7 @@ teacher, never STS. If retrieval on the validation sets falls by more than MAX_R
 student that came in is the result, and the closing line says so.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -101,6 +102,13 @@ def main() -> None:
         train_tokens, held_out_tokens = tokenise(stage, splits, student)
         held_out = validation.HeldOutPairs(held_out_tokens, splits.held_out.scores, splits.figure)
         watched = validation.Watched(held_out, sentence_pairs, sets)
+
+        def watch(own: students.Student) -> validation.Watched:
+            texts = [own.prompts.text + text for text in splits.held_out.texts()]
+            tokens = [encoding.ids for encoding in own.backend.encode_batch(texts)]
+            return replace(watched, held_out=replace(held_out, tokens=tokens))
+
+        measure_before = validation.measure_as_it_came(student, inputs["student"], watch)
         task = graded_similarity.PairTask(
             encoder,
             train_tokens,
@@ -112,7 +120,7 @@ def main() -> None:
             seed=SEED,
         )
         optimizer, plan = loop.prepare(globals(), encoder.model, select_by=splits.figure)
-        outcome = loop.train(task, optimizer, plan, stage)
+        outcome = loop.train(task, optimizer, plan, stage, measure_before)
         stage.record.rows = splits.counts()
         if reason := why_keep_input(outcome, splits.figure):
             keep_input(stage, inputs["student"], outcome, splits.figure, reason)
@@ -204,7 +212,7 @@ def tokenise(
 
 def why_keep_input(outcome: "Progress", figure: str) -> str:
     """Say why the student that came in is the better one; "" if the fine-tuned one is."""
-    if outcome.best_step == 0:
+    if not outcome.best_step or outcome.latest[figure] <= outcome.before[figure]:
         return f"no evaluated step raised {figure}"
     before, after = (
         figures.get("retrieval_ndcg@10") for figures in (outcome.before, outcome.latest)

@@ -80,12 +80,19 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
+        from small_modernbert.evaluation import validation
         from small_modernbert.models import prompts, students
         from small_modernbert.training import contrastive, loop
 
         student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
         prompts.settle(stage, student, TRAIN_WITH_PROMPTS)
-        train, watched = contrastive.with_prompts(*load_examples(stage, inputs), student.prompts)
+        train, plain = load_examples(stage, inputs)
+        train, watched = contrastive.with_prompts(train, plain, student.prompts)
+        measure_before = validation.measure_as_it_came(
+            student,
+            inputs["student"],
+            lambda own: contrastive.watched_with_prompts(plain, own.prompts),
+        )
         encoder = student.training_encoder(stage, PRECISION)
         tokens = contrastive.tokenise(stage, train, student)
 
@@ -108,7 +115,7 @@ def main() -> None:
         )
         stage.record.rows["epoch"] = task.describe()
         optimizer, plan = loop.prepare(globals(), encoder.model)
-        outcome = loop.train(task, optimizer, plan, stage)
+        outcome = loop.train(task, optimizer, plan, stage, measure_before)
         student.save(stage.building)
         loop.finish(stage, outcome, SELECT_BY or "triplet_accuracy", student)
 

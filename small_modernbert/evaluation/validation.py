@@ -4,8 +4,10 @@ Vectors are made once at the full width; a shorter dimension is their beginning,
 again (Matryoshka: Kusupati et al., arXiv 2205.13147).
 """
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -19,9 +21,11 @@ from small_modernbert.evaluation import metrics, search
 from small_modernbert.evaluation.matryoshka import at, is_headline
 from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.prompts import Prompts, Role
+from small_modernbert.models.students import Student
 from small_modernbert.models.vectors import normalise, shorten
 
 NO_PROMPTS = Prompts()
+logger = logging.getLogger(__name__)
 
 
 class HeldOut(Protocol):
@@ -46,7 +50,7 @@ class HeldOutTexts:
         labels: `(texts, width)`, of any norm.
     """
 
-    tokens: TokenStore
+    tokens: TokenStore | Sequence[Sequence[int]]
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -72,7 +76,7 @@ class HeldOutPairs:
         figure: what their rank correlation with the cosines is called, by who scored them.
     """
 
-    tokens: TokenStore
+    tokens: TokenStore | Sequence[Sequence[int]]
     scores: np.ndarray
     figure: str
 
@@ -230,3 +234,42 @@ class Watched:
         if scores:
             figures["retrieval_ndcg@10"] = float(np.mean(scores))
         return figures
+
+
+def measure_as_it_came(
+    student: Student,
+    folder: Path,
+    watch: Callable[[Student], Watched],
+    dimensions: Sequence[int] = (),
+) -> Callable[[], dict[str, float]] | None:
+    """Return how to measure the model that came in, where it is trained as another one.
+
+    Other prompts, another pooling or another length make other vectors of the same weights: what is
+    gained is told by the figures that the model had as it came.
+
+    Args:
+        student: as it is trained; not trained yet when the measuring is done.
+        folder: that it came in.
+        watch: what a student is measured on, held-out rows tokenised as that one reads them.
+        dimensions: see `Watched.measure`.
+
+    Returns:
+        None where the first evaluation of the training is the model that came in.
+    """
+    own = student.as_it_came(folder)
+    if (own.prompts, own.pooling, own.max_tokens) == (
+        *(student.prompts, student.pooling, student.max_tokens),
+    ):
+        return None
+    if own.prompts and not own.usage.include_prompt:
+        logger.warning(
+            "%s leaves its prompts out of the pooling, which is not done here: its figures before "
+            "are those of texts without a prompt",
+            folder,
+        )
+        own.prompts = NO_PROMPTS
+
+    def measure() -> dict[str, float]:
+        return watch(own).measure(own.encoder(), own.backend, dimensions, own.prompts)
+
+    return measure

@@ -140,8 +140,7 @@ def settle(
     if not wanted or prompts != student.prompts:
         if prompts != student.prompts:
             logger.info(
-                "the student came with the prompts %s; it is trained and measured, from the start, "
-                "with %s",
+                "the student came with the prompts %s; it is trained with %s",
                 vars(student.prompts),
                 vars(prompts),
             )

@@ -140,6 +140,19 @@ class Student:
             # The angles are computed once, when the module is made.
             body.rotary_emb = type(body.rotary_emb)(config)
 
+    def as_it_came(self, folder: Path) -> "Student":
+        """Return the model of the folder that it was loaded from: its prompts, pooling and length.
+
+        The weights are shared: whoever wants its figures measures them before they change.
+        """
+        parts = module_files.read_modules(folder)
+        return replace(
+            self,
+            max_tokens=module_files.read_max_tokens(parts.transformer, self.positions),
+            pooling=module_files.read_pooling(parts.pooling),
+            usage=module_files.read_usage(folder, parts),
+        )
+
     def to(self, device: torch.device) -> "Student":
         """Move the weights; return itself."""
         self.transformer.to(device)

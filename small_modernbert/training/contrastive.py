@@ -68,8 +68,13 @@ def with_prompts(train: Examples, watched: Watched, prompts: Prompts) -> tuple[E
     A student that came with prompts keeps them, so it is trained as it will be used.
     """
     named = (prompts.query, prompts.document, prompts.text)
-    held_out = HeldOutTriplets(watched.held_out.rows.with_prompts(*named))
-    return train.with_prompts(*named), replace(watched, held_out=held_out)
+    return train.with_prompts(*named), watched_with_prompts(watched, prompts)
+
+
+def watched_with_prompts(watched: Watched, prompts: Prompts) -> Watched:
+    """Return what is watched, its held-out rows behind prompts."""
+    rows = watched.held_out.rows.with_prompts(prompts.query, prompts.document, prompts.text)
+    return replace(watched, held_out=HeldOutTriplets(rows))
 
 
 def tokenise(stage: Stage, examples: Examples, student: Student) -> TokenStore:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -68,6 +69,12 @@ def tokenise(
     )
     stage.record.facts["lengths"] = compare_lengths(labelled, tokens["train"], limit)
     return tokens
+
+
+def tokenise_held_out(labelled: Labels, student: Student, rows: int) -> list[list[int]]:
+    """Return the tokens of the first held-out texts as the student reads them, prompts in front."""
+    texts = list(islice(prompted(labelled, "held_out", student.prompts), rows))
+    return [encoding.ids for encoding in student.backend.encode_batch(texts)]
 
 
 def compare_lengths(labelled: Labels, tokens: TokenStore, student_tokens: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -119,12 +119,26 @@ def prepare(
     return optimizer, Plan(**plan | fields)
 
 
-def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage) -> Progress:
+def train(
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    stage: Stage,
+    measure_before: Callable[[], dict[str, float]] | None = None,
+) -> Progress:
     """Train to the end of the plan, or go on from the newest checkpoint that is whole.
 
     Afterwards the task's model holds the best weights by `plan.select_by` (or the last ones), and
     `progress.before` / `progress.latest` the evaluation before the first step and of those weights.
     Under torchrun only the leader returns; see `processes`.
+
+    Args:
+        task: what is trained.
+        optimizer: of its model.
+        plan: steps, rates, evaluations.
+        stage: that trains.
+        measure_before: gives `progress.before` in place of the first evaluation, where the model
+            came in with other prompts, say, than it is trained behind.
 
     Raises:
         UserError: there is nothing to train on, the loss has spiked or is not finite for too many
@@ -134,6 +148,7 @@ def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage
     if processes.rank():
         processes.follow(task)
     run = _Run(task, optimizer, plan, stage, _plan_steps(task, plan))
+    before = measure_before() if measure_before else None  # a resumed run has other weights later
     processes.release(work=True)
     processes.meet()
     _tell_processes(plan.accumulate)
@@ -151,6 +166,7 @@ def train(task: Task, optimizer: torch.optim.Optimizer, plan: Plan, stage: Stage
                 processes.dismiss()
     run.take_best()
     progress = run.progress
+    progress.before = before or progress.before
     stage.record.tokens = progress.tokens
     stage.record.tokens_per_second = round(progress.tokens / max(progress.seconds, 1e-9))
     stage.record.steps = progress.step
