@@ -45,6 +45,7 @@ GENERAL_TEXTS: int = 6_000  # of other text
 # Evaluation
 HELD_OUT_SHARE: float = 0.2  # of the documents, or a hundred: half to select on, half to report
 MAX_QUERIES: int = 400  # of each set
+MAX_PASSAGES: int = 1_000  # of each set, to its last document: what an evaluation takes time for
 
 # Output
 RECIPE: str = "mine"  # folder below runs/
@@ -69,8 +70,9 @@ def main() -> None:
         counts = Counter[str]()
         documents = read_sample(inputs["documents"], counts)
         queries = read_queries(inputs.get("queries"), documents, counts)
-        parts = own_sets.divide(documents, queries, HELD_OUT_SHARE, SEED)
         cut = cut_documents(documents, inputs["tokenizer"])
+        pieces = Counter(piece.document for piece in cut)
+        parts = own_sets.divide(documents, queries, pieces, HELD_OUT_SHARE, MAX_PASSAGES, SEED)
         held_out = {*parts.validation, *parts.reported}
         training = [piece for piece in cut if piece.document not in held_out]
         learned = [query for query in queries if query.document not in held_out]
@@ -109,8 +111,11 @@ def find_inputs() -> dict[str, Path]:
         raise UserError("DOCUMENTS is empty; name a folder: --documents ~/notes")
     if not 0 < HELD_OUT_SHARE < 1:
         raise UserError(f"HELD_OUT_SHARE is {HELD_OUT_SHARE}; between 0 and 1: 0.2, say")
-    if OWN_TEXTS < 2 or GENERAL_TEXTS < 0 or MAX_QUERIES < 1 or MAX_DOCUMENTS < 0:
-        raise UserError("OWN_TEXTS is at least 2, MAX_QUERIES 1, GENERAL_TEXTS and MAX_DOCUMENTS 0")
+    least = {"OWN_TEXTS": 2, "MAX_QUERIES": 1, "MAX_PASSAGES": 1}
+    least |= {"GENERAL_TEXTS": 0, "MAX_DOCUMENTS": 0}
+    for name, number in least.items():
+        if globals()[name] < number:
+            raise UserError(f"{name} is {globals()[name]}; give {number} at least")
     inputs = {}
     for name, place in (("documents", DOCUMENTS), ("queries", QUERIES)):
         if place and (path := references.find(place)) is None:

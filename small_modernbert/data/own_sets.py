@@ -90,12 +90,25 @@ def read_queries(path: Path, known: Sequence[str], counts: Counter[str]) -> list
 
 
 def divide(
-    documents: Sequence[Document], queries: Sequence[UserQuery], share: float, seed: int
+    documents: Sequence[Document],
+    queries: Sequence[UserQuery],
+    pieces: Mapping[str, int],
+    share: float,
+    most: int,
+    seed: int,
 ) -> Parts:
     """Keep a share of the documents apart, those first that queries of the user name.
 
     Of few documents more than the share, up to a half: a figure by a handful of queries is none.
     Two documents with the same words stay together: a copy of a held-out one never trains.
+
+    Args:
+        documents: all of them.
+        queries: of the user.
+        pieces: how many passages a document has, by its name.
+        share: of the documents.
+        most: passages of a part; when it has them, further documents train.
+        seed: of the choice.
 
     Raises:
         UserError: fewer than three distinct documents cannot be divided.
@@ -116,12 +129,19 @@ def divide(
     order.sort(key=lambda names: named.isdisjoint(names))
     least = max(2, min(ENOUGH_DOCUMENTS, len(order) // 2))
     held_out = min(max(least, round(share * len(order))), len(order) - 1)
-    reported, validation = order[:held_out:2], order[1:held_out:2]
+    training, parts, sizes = order[held_out:], ([], []), [0, 0]
+    for number, names in enumerate(order[:held_out]):
+        side = number % 2
+        if sizes[side] < most:
+            parts[side].append(names)
+            sizes[side] += sum(pieces[name] for name in names)
+        else:
+            training.append(names)
 
     def flat(some: list[list[str]]) -> list[str]:
         return sorted(name for names in some for name in names)
 
-    return Parts(flat(order[held_out:]), flat(validation), flat(reported))
+    return Parts(training=flat(training), validation=flat(parts[1]), reported=flat(parts[0]))
 
 
 def common_shares(texts: Iterable[str], reference: Iterable[str]) -> tuple[float, float]:
@@ -226,6 +246,8 @@ def training_texts(
     first.
     """
     rng = random.Random(seed)
+    if len(chosen) > most:  # each makes a query or two: more would be made in vain
+        chosen = [chosen[row] for row in sorted(rng.sample(range(len(chosen)), most))]
     texts = [(passage.titled, "passage", "document") for passage in chosen]
     asked = [(query.text, "user's query", "query") for query in queries]
     made = [(query.text, query.kind, "query") for query in passages.make_queries(chosen)]

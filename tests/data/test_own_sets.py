@@ -17,38 +17,53 @@ def document(name: str, text: str = "") -> Document:
     return Document(name, name, (Section(name, text or f"Text of {name}."),))
 
 
+def divide(
+    documents: list[Document], queries: list[UserQuery], share: float, most: int = 99, seed: int = 3
+) -> own_sets.Parts:
+    """Divide documents of one passage each."""
+    pieces = dict.fromkeys((document.name for document in documents), 1)
+    return own_sets.divide(documents, queries, pieces, share, most, seed)
+
+
 def test_parts_are_disjoint_and_copies_stay_together() -> None:
     """Every document serves one purpose; a copy of a held-out one does not train."""
     some = [document(f"{n}.md", f"The text number {n // 2}.") for n in range(40)]
-    parts = own_sets.divide(some, [], 0.6, seed=3)
+    parts = divide(some, [], 0.6, seed=3)
     groups = [parts.training, parts.validation, parts.reported]
     assert sorted(name for names in groups for name in names) == sorted(d.name for d in some)
     assert [len(names) for names in groups] == [16, 12, 12]
     purpose = {name: number for number, names in enumerate(groups) for name in names}
     assert all(purpose[f"{n}.md"] == purpose[f"{n + 1}.md"] for n in range(0, 40, 2))
-    assert own_sets.divide(some, [], 0.6, seed=3) == parts
-    assert own_sets.divide(some, [], 0.6, seed=4) != parts
+    assert divide(some, [], 0.6, seed=3) == parts
+    assert divide(some, [], 0.6, seed=4) != parts
 
 
 @pytest.mark.parametrize(("number", "trained"), [(3, 1), (20, 10), (300, 200), (900, 720)])
 def test_a_hundred_documents_are_held_out_where_half_allow_it(number: int, trained: int) -> None:
     """A fifth of few documents would give no figure."""
-    parts = own_sets.divide([document(str(row)) for row in range(number)], [], 0.2, seed=3)
+    parts = divide([document(str(row)) for row in range(number)], [], 0.2)
     assert len(parts.training) == trained
     assert abs(len(parts.validation) - len(parts.reported)) <= 1
+
+
+def test_a_set_that_has_its_passages_takes_no_more_documents() -> None:
+    """What a benchmark takes is bounded, however many documents there are: the others train."""
+    some = [document(str(row)) for row in range(900)]
+    parts = divide(some, [], 0.2, most=30)
+    assert [len(parts.reported), len(parts.validation), len(parts.training)] == [30, 30, 840]
 
 
 def test_two_documents_are_refused() -> None:
     """There is nothing to train on beside two sets."""
     with pytest.raises(UserError, match="three at least"):
-        own_sets.divide([document("a"), document("b"), document("c", "Text of a.")], [], 0.2, 1)
+        divide([document("a"), document("b"), document("c", "Text of a.")], [], 0.2)
 
 
 def test_documents_that_users_asked_for_are_held_out_first() -> None:
     """A judged query is worth most where it measures."""
     some = [document(f"{n}.md") for n in range(20)]
     asked = [UserQuery("where is it?", "7.md"), UserQuery("and this?", "13.md")]
-    parts = own_sets.divide(some, asked, 0.2, seed=5)
+    parts = divide(some, asked, 0.2, seed=5)
     assert {"7.md", "13.md"} <= {*parts.reported, *parts.validation}
 
 
