@@ -2,7 +2,7 @@
 
     .md .markdown                headings by # or by a line below; the title of front matter
     .txt .text .rst              headings by a line below them; a mailbox where it is one
-    .eml .mbox                   a message a document, its subject the title; quotes left out
+    .eml .mbox, a maildir        a message a document, its subject the title; quotes left out
     .html .htm .docx .pdf        through markitdown, which requirements-documents.txt installs
     .jsonl .json .csv .tsv .parquet ...   a row a document: `text`, and `title` where it is there
 
@@ -46,6 +46,7 @@ _MARKS = re.compile(
 )
 _ESCAPED = re.compile(r"\\([\\`*_{}\[\]()#+\-.!|<>~])")
 _ENVELOPE = re.compile(r"From .+\n(?:[A-Za-z-]+:.*\n)")
+_HEADER = re.compile(r"[A-Za-z][A-Za-z-]*:[ \t]?\S")
 _QUOTED = re.compile(r"[ \t]*[>|]")
 # "On Tue, 3 Aug 2010, Ann wrote:", which may be two lines long, above what it quotes.
 _ATTRIBUTION = re.compile(
@@ -107,7 +108,7 @@ def list_files(folder: Path, most: int, seed: int, counts: Counter[str]) -> list
         ending = ending_of(path)
         if ending in CONVERTED and not can_convert():
             converted[ending] += 1
-        elif ending in CONVERTED or ending in _READERS or ending in TABLES:
+        elif ending in (*CONVERTED, *_READERS, *TABLES) or _is_message(path):
             files.append(path)
         else:
             counts["files of other kinds"] += 1
@@ -139,7 +140,8 @@ def read_documents(file: Path, folder: Path, counts: Counter[str]) -> Iterator[D
         elif file.stat().st_size > LARGEST_BYTES and not _is_mailbox(file):
             raise UserError(f"it has more than {LARGEST_BYTES >> 20} MiB; divide it")
         else:
-            read = iter(_READERS.get(ending_of(file), _converted)(file, name))
+            other = _mail if _is_message(file) else _converted
+            read = iter(_READERS.get(ending_of(file), other)(file, name))
         for document in read:
             sections = tuple(section for section in document.sections if section.text.strip())
             if sections:
@@ -233,6 +235,14 @@ def _is_mailbox(file: Path) -> bool:
         return False
     with file.open("rb") as stream:
         return _ENVELOPE.match(stream.read(2_000).decode("latin-1")) is not None
+
+
+def _is_message(file: Path) -> bool:
+    """Say whether a file is a message of a maildir, where they have no endings."""
+    if file.parent.name not in ("cur", "new"):
+        return False
+    with file.open("rb") as stream:
+        return _HEADER.match(stream.read(200).decode("latin-1")) is not None
 
 
 def _mailbox(file: Path, name: str) -> Iterator[Document]:

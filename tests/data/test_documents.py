@@ -75,6 +75,16 @@ def test_a_mail_without_what_it_answers(tmp_path: Path) -> None:
     assert document.sections[0].text.split("\n") == ["Hello,", "", "", "It is. Bob wrote: so."]
 
 
+def test_a_maildir_is_read(tmp_path: Path) -> None:
+    """Its messages have no endings; what else stands there is left alone."""
+    (tmp_path / "cur").mkdir()
+    (tmp_path / "cur" / "1258.host:2,S").write_text("Subject: Bridge\n\nIt is open.\n")
+    (tmp_path / "cur" / "a.png").write_bytes(b"\x89PNG")
+    ((document,), counts) = read(tmp_path)
+    assert (document.title, document.sections[0].text) == ("Bridge", "It is open.")
+    assert counts == {"files of other kinds": 1}
+
+
 @pytest.mark.parametrize(
     ("written", "plain"),
     [
