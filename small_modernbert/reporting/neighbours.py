@@ -1,6 +1,7 @@
 """Where student and teacher agree on what is near, and where they do not: real texts, side by side.
 
 The texts are the labels' held-out ones, which nobody trained on; the teacher's vectors are theirs.
+A user's own texts may be asked for among them, and are then read by the teacher itself.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from small_modernbert.models.vectors import normalise
 NEAREST = 3  # texts shown of each side
 DEPTH = 10  # places that agreement is measured over
 EXAMPLES = 4  # of each kind
+OWN = "yours"  # the role of a user's text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +43,17 @@ class Sample:
 
     Attributes:
         texts: of the sample.
-        roles: of each: "query", "document", "text".
+        roles: of each: "query", "document", "text", or OWN.
         teacher: `(texts, width)` unit vectors.
         student: likewise; its own width.
+        asked: how many of the first texts are asked for; 0 for all.
     """
 
     texts: list[str]
     roles: list[str]
     teacher: np.ndarray
     student: np.ndarray
+    asked: int = 0
 
 
 def read_sample(labelled: Path, student: Path, most: int, seed: int) -> Sample:
@@ -75,11 +79,38 @@ def read_sample(labelled: Path, student: Path, most: int, seed: int) -> Sample:
     return Sample(texts, roles, normalise(vectors), normalise(encoded))
 
 
+def add_own(sample: Sample, own: list[str], student: Path, teacher: Path) -> Sample:
+    """Put a user's texts in front of a sample, to be asked for among it; both models read all.
+
+    Args:
+        sample: of `read_sample`; its teacher's vectors are left aside, since they may be reduced.
+        own: the user's texts; those of the sample that are equal go.
+        student: its folder.
+        teacher: likewise.
+
+    Raises:
+        UserError: a model does not read.
+    """
+    others = [row for row, text in enumerate(sample.texts) if text not in set(own)]
+    texts = own + [sample.texts[row] for row in others]
+    encoder = encoders.load_encoder(teacher, "teacher")
+    wanted = normalise(encoder.encode(texts, "the teacher reads your texts and held-out ones"))
+    encoder = encoders.load_encoder(student, "student")
+    read = normalise(encoder.encode(own, "the student reads your texts"))
+    return Sample(
+        texts,
+        [OWN] * len(own) + [sample.roles[row] for row in others],
+        wanted,
+        np.concatenate([read, sample.student[others]]),
+        len(own),
+    )
+
+
 def compare(sample: Sample) -> tuple[float, list[Neighbours], list[Neighbours]]:
     """Return the mean agreement, and texts on which the two agree most and least."""
     orders, cosines = [], []
     for vectors in (sample.teacher, sample.student):
-        near = vectors @ vectors.T
+        near = vectors[: sample.asked or None] @ vectors.T
         np.fill_diagonal(near, -np.inf)  # a text is not its own neighbour
         orders.append(np.argsort(-near, axis=1, kind="stable")[:, :DEPTH])
         cosines.append(near)
@@ -93,8 +124,9 @@ def compare(sample: Sample) -> tuple[float, list[Neighbours], list[Neighbours]]:
         return Neighbours(sample.texts[row], float(shares[row]), *sides)
 
     ranked = np.argsort(shares, kind="stable")
-    agree = [neighbours(row) for row in ranked[::-1][:EXAMPLES]]
-    differ = [neighbours(row) for row in ranked[:EXAMPLES]]
+    half = len(ranked) // 2  # few texts: none stands on both sides
+    agree = [neighbours(row) for row in ranked[half:][::-1][:EXAMPLES]]
+    differ = [neighbours(row) for row in ranked[:half][:EXAMPLES]]
     return float(shares.mean()), agree, differ
 
 

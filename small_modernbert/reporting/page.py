@@ -77,8 +77,22 @@ def read_results(stages: Sequence[StageRun]) -> Part:
     return {}
 
 
-def describe_neighbours(agreement: float, agree: Sequence[Any], differ: Sequence[Any]) -> Part:
-    """Return what the page shows of `neighbours.compare`."""
+def describe_neighbours(
+    agreement: float, agree: Sequence[Any], differ: Sequence[Any], own: int = 0
+) -> Part:
+    """Return what the page shows of `neighbours.compare`.
+
+    Args:
+        agreement: share of the teacher's nearest that the student has, too.
+        agree: texts of which that is most.
+        differ: of which it is least.
+        own: how many texts of the user were asked for; 0 where they are held-out ones.
+    """
+    asked = (
+        f"Your texts ({own:,}), among held-out ones of the run."
+        if own
+        else "Held-out texts, which nobody trained on."
+    )
 
     def shown(each: Any) -> Part:  # noqa: ANN401  Neighbours, whose module loads torch
         sides = {
@@ -96,12 +110,16 @@ def describe_neighbours(agreement: float, agree: Sequence[Any], differ: Sequence
 
     return {
         "text": (
-            f"Held-out texts, which nobody trained on. Of the ten texts that the teacher finds "
-            f"nearest, the student finds {100 * agreement:.0f} % among its ten."
+            f"{asked} Of the ten texts that the teacher finds nearest, the student finds "
+            f"{100 * agreement:.0f} % among its ten."
         ),
         "groups": [
-            {"title": "Where they agree most", "members": [shown(each) for each in agree]},
-            {"title": "Where they differ most", "members": [shown(each) for each in differ]},
+            {"title": title, "members": [shown(each) for each in members]}
+            for title, members in (
+                ("Where they agree most", agree),
+                ("Where they differ most", differ),
+            )
+            if members
         ],
     }
 

@@ -302,8 +302,11 @@ def test_result_loads_elsewhere(whole: Runs, assets: Path) -> None:
 
 
 def test_the_page_shows_the_run(whole: Runs) -> None:
-    """Every stage stands on it, with curves, texts and neighbours."""
-    shown = run(["report.py", "--recipe", RECIPE, "--texts", "60"], whole.folder).check()
+    """Every stage stands on it, with curves, texts and the neighbours of the user's texts."""
+    asked = whole.folder / "asked.txt"
+    asked.write_text("what is it for\nwho has it\nwhere was it\n", encoding="utf-8")
+    more = ["--texts", "60", "--own-texts", str(asked)]
+    shown = run(["report.py", "--recipe", RECIPE, *more], whole.folder).check()
     page = whole.folder / RECIPE / "report.html"
     assert str(page) in shown.output
     html = page.read_text(encoding="utf-8").replace("<wbr>", "")
@@ -311,6 +314,7 @@ def test_the_page_shows_the_run(whole: Runs) -> None:
         assert f"<h3>{name}</h3>" in html
     for title in ("Quality, speed, size", "Training", "Text", "The space", "What is near to what"):
         assert f"<h2>{title}</h2>" in html
+    assert "Your texts (3), among held-out ones" in html
 
 
 def test_rerun_redoes_nothing(whole: Runs, commands: list[list[str]]) -> None:
