@@ -302,7 +302,8 @@ def _load_transformer(folder: Path, masked_lm: bool) -> PreTrainedModel:
     model = kind.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
-    if getattr(model, "decoder", None) is not None:  # T5's configuration does not always say so
+    # T5's configuration does not always say so; ModernBERT's language-modelling head is no decoder.
+    if not masked_lm and getattr(model, "decoder", None) is not None:
         raise UserError(
             f"{folder} holds a {model.config.model_type} model, which has a decoder: it can be a "
             "teacher (--teacher), and no student or donor"
