@@ -20,7 +20,7 @@ from small_modernbert.data import bpe_tokenizer, hub_datasets
 if TYPE_CHECKING:
     import torch
 
-ROWS = 60  # of a split of pairs, triplets or scores
+ROWS = 40  # of a split of pairs, triplets or scores
 # Of a split of the corpus, nine texts to four rows: create_dataset.py sets 1,000 texts aside.
 TEXT_ROWS = 130
 QUESTIONS = 16  # of a retrieval set

@@ -71,7 +71,7 @@ def test_every_nano_set_of_a_script_is_made() -> None:
 
 def test_made_rows_are_read_as_the_hub_serves_them(tmp_path: Path) -> None:
     """Cards name configs and splits, so that a folder is read like the hub's own data set."""
-    made_hub.make_data(tmp_path, rows=5)
+    made_hub.make_data(tmp_path, rows=5, text_rows=5)
     folder = str(tmp_path / "datasets" / "sentence-transformers" / "all-nli")
     (batch,) = hub.stream_rows(folder, "triplet", "dev", None, ["anchor", "negative"])
     assert {name: len(cells) for name, cells in batch.items()} == {"anchor": 5, "negative": 5}
