@@ -44,7 +44,9 @@ def check(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in CURES:
-            raise UserError(f"REPORT_TO: {name!r} is none of {', '.join(CURES)}")
+            raise UserError(
+                f"REPORT_TO: {name!r} is none of {', '.join(CURES)}: --report-to tensorboard"
+            )
         if importlib.util.find_spec(name) is None:
             raise UserError(f"REPORT_TO: {name} is not installed; run: {CURES[name]}")
 
