@@ -15,6 +15,7 @@ from small_modernbert.data.token_store import tokenise
 from small_modernbert.models import attention, bert_forward, forward
 from small_modernbert.models.packing import PackedBatch, cls_pool, cut_by_tokens, mean_pool, pack
 from small_modernbert.models.precision import DTYPES, autocast
+from small_modernbert.runs import processes
 
 
 class WithHead(nn.Module):
@@ -98,15 +99,19 @@ class PackedEncoder:
 
     @torch.inference_mode()
     def encode(self, sequences: Sequence[np.ndarray]) -> np.ndarray:
-        """Encode token ids into `(sequences, width)` float32 unit vectors, in order."""
-        result = np.empty((len(sequences), self.width), dtype=np.float32)
+        """Encode token ids into `(sequences, width)` float32 unit vectors, in order.
+
+        Inside `processes.sharing()` the ranks share the batches, and each has all vectors.
+        """
+        result = np.zeros((len(sequences), self.width), dtype=np.float32)
         lengths = np.asarray([len(sequence) for sequence in sequences])
         order = np.argsort(lengths, kind="stable")
         self.model.eval()
-        for rows in cut_by_tokens(order, lengths[order], self.tokens_per_batch, len(order)):
+        batches = cut_by_tokens(order, lengths[order], self.tokens_per_batch, len(order))
+        for rows in processes.share(batches):
             vectors = self.pooled(pack([sequences[row] for row in rows]))
             result[rows] = nn.functional.normalize(vectors).cpu().numpy()
-        return result
+        return processes.gather(torch.from_numpy(result)).numpy()
 
     def encode_texts(self, texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
         """Encode texts; see `encode`."""

@@ -1,44 +1,40 @@
-"""Several processes, one run: `torchrun --nproc-per-node 2 script.py ...`.
+"""Several processes, one run: `torchrun --nproc-per-node 2 script.py ...`, a process a GPU.
 
-Rank 0 leads: it alone has the stage's folder, the optimizer, the checkpoints and the evaluation.
-The others follow: they wait until it has prepared its inputs, open the same ones, and from then on
-compute the gradients of every world-th batch of a step with the weights that they are sent. A step
-is the sum over its batches of (weight / the step's weights) x loss, whoever computes which, so a
-run's mathematics does not depend on the number of processes: ACCUMULATE says how many batches a
-step has, and should be a multiple of the processes.
+Rank 0 leads: it prepares a stage's inputs while the others wait, and it alone writes, says what
+happens, and ends the script. In between all train alike (`training.data_parallel`), each with the
+optimizer and all of its state, and so decide alike. What a rank alone knows, a signal or its share
+of a sum, becomes known to all in `add_up`; what only the leader knows, in `from_leader`.
 
-A step costs one broadcast of the weights and one reduction of the gradients, as much as an
-all-reduce; and since followers keep nothing, whatever the leader restores or rolls back to is what
-they work on. An error in one process ends all of them: torchrun sees to it.
+A rank that ends takes the others with it: their next exchange fails, and says so.
 """
 
 import contextlib
 import datetime
 import os
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from small_modernbert.runs import signals
+from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
+Item = TypeVar("Item")
 # The leader may tokenise for hours; a process that died is noticed by torchrun, not by waiting.
 PATIENCE = datetime.timedelta(days=7)
+# Of an exchange with a process that has ended, in gloo's words; NCCL's errors have their own type.
+ENDED = ("closed", "reset by peer", "broken pipe", "connection refused")
 
 
 class _State:
-    released = False  # the followers
+    released = False  # the others
+    sharing = False  # what `share` deals out
 
 
-class Task(Protocol):
-    """What of `loop.Task` a rank needs."""
-
-    model: Any
-    epoch: Any
-    weight: Any
-    loss: Any
+class Lost(UserError):
+    """Another process of this run has ended."""
 
 
 def rank() -> int:
@@ -49,6 +45,11 @@ def rank() -> int:
 def world() -> int:
     """Return how many processes torchrun has started for this run; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "MASTER_ADDR" in os.environ else 1
+
+
+def restarted() -> bool:
+    """Say whether torchrun has started this run again after a process of it had ended."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def start() -> None:
@@ -63,162 +64,142 @@ def start() -> None:
 
     if distributed.is_initialized():
         return
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
-    else:
-        distributed.init_process_group("gloo", timeout=PATIENCE)
+        backend = "cpu:gloo,cuda:nccl"
+    with noticing():
+        store, number, count = next(distributed.rendezvous("env://", timeout=PATIENCE))
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            # torchrun 2.13 keeps one store for all attempts of a run, with the addresses of those
+            # who have ended. On several machines its attempts have no common number: README.md.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            store = distributed.PrefixStore(f"attempt-{attempt}", store)
+        distributed.init_process_group(
+            backend, store=store, rank=number, world_size=count, timeout=PATIENCE
+        )
 
 
 def release(work: bool) -> None:
-    """As the leader, send the waiting followers on: to work, or home; the first call counts."""
-    if world() > 1 and not _State.released:
-        import torch
-
-        _broadcast(torch.tensor([int(work)]))
+    """As the leader, send the waiting processes on: to work, or home; the first call counts."""
+    if world() > 1 and not rank() and not _State.released:
         _State.released = True
+        from_leader(work)
 
 
 def wait() -> bool:
-    """As a follower, wait for `release`; say whether there is work."""
-    import torch
-
-    word = torch.zeros(1, dtype=torch.int64)
-    with _led():
-        start()
-        _broadcast(word)
-    return bool(word[0])
-
-
-def meet() -> None:
-    """Wait until all are here: what a step takes must not hold a follower's start."""
-    if world() > 1:
-        from torch import distributed
-
-        distributed.barrier()
+    """As a process that does not lead, wait for `release`; say whether there is work."""
+    try:
+        with noticing():
+            start()
+            return from_leader(False)
+    except Lost as error:
+        _end(error)
 
 
-def accumulate(task: Task, epoch: int, position: int, size: int) -> tuple[list[float], int]:
-    """As the leader, add up the gradients of a step's batches, with all ranks' help.
+def from_leader(value: Item) -> Item:
+    """Return what the leader has given, on every rank.
 
-    Args:
-        task: its model's gradients are empty, and afterwards those of the step.
-        epoch: of the batches.
-        position: of the first of them.
-        size: their number.
-
-    Returns:
-        Each batch's share of the step's loss, and the step's tokens.
+    Raises:
+        Lost: another process has ended.
     """
     if world() == 1:
-        return _add_up(task, epoch, position, size)
-    import torch
+        return value
+    from torch import distributed
 
-    _broadcast(torch.tensor([epoch, position, size]))
-    return _share(task, epoch, position, size)
-
-
-def dismiss() -> None:
-    """As the leader, tell the followers that the last step is done."""
-    if world() > 1:
-        import torch
-
-        _broadcast(torch.zeros(3, dtype=torch.int64))
+    values = [value]
+    with noticing():
+        distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def follow(task: Task) -> None:
-    """As a follower, work on one step after the other, and end the process after the last.
+def add_up(values: "torch.Tensor") -> "torch.Tensor":
+    """Return the sum of all ranks' values: the same bits on every one, so that all decide alike.
 
-    What a script does after its training is the leader's: it never returns.
+    Raises:
+        Interrupted: a signal has asked one of them to end; it is raised on every one.
+        Lost: another process has ended.
     """
-    with _led(), contextlib.suppress(signals.Interrupted), signals.deferred():
-        # Signals go to all of us; it is the leader who ends the run, and then sends us home.
-        meet()
-        _work(task)
-    sys.exit(0)
+    if world() == 1:
+        return values
+    import torch
+    from torch import distributed
+
+    # A CPU tensor: gloo carries it, whatever the model is on.
+    sums = torch.cat([values.flatten(), values.new_tensor([float(signals.pending())])])
+    with noticing():
+        distributed.all_reduce(sums)
+    if sums[-1]:
+        raise signals.interruption()
+    return sums[:-1].view_as(values)
 
 
 @contextlib.contextmanager
-def _led() -> Iterator[None]:
-    """End a follower quietly when its leader has ended: that one has said why."""
+def sharing() -> Iterator[None]:
+    """Let `share` deal out and `gather` collect: all ranks are in the same function."""
+    _State.sharing = world() > 1
+    try:
+        yield
+    finally:
+        _State.sharing = False
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """Return this rank's items, every world-th, inside `sharing()`; else all of them."""
+    return items[rank() :: world()] if _State.sharing else items
+
+
+def gather(values: "torch.Tensor") -> "torch.Tensor":
+    """Return all ranks' values inside `sharing()`, each from its rank and zero on the others.
+
+    Raises:
+        Interrupted, Lost: see `add_up`.
+    """
+    return add_up(values) if _State.sharing else values
+
+
+@contextlib.contextmanager
+def in_step() -> Iterator[None]:
+    """Do what all ranks do alike: hold signals until all know of them, and end together.
+
+    What ends all of them is said by the leader, which comes to the same; the others end in silence,
+    but at the loss of a process, which may have been the leader.
+    """
+    if world() == 1:
+        yield
+        return
+    from torch import distributed
+
+    try:
+        with signals.deferred():
+            yield
+    except (signals.Interrupted, UserError) as error:
+        if not rank():
+            raise
+        _end(error)
+    distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def noticing() -> Iterator[None]:
+    """Tell the end of another process from any other error.
+
+    Raises:
+        Lost: it is that.
+    """
     try:
         yield
     except RuntimeError as error:
-        if "closed" not in str(error):
-            raise
-        print(f"rank {rank()}: the leading process has ended", file=sys.stderr)
-        sys.exit(1)
+        from torch import distributed
+
+        kinds = (distributed.DistBackendError, distributed.DistNetworkError)
+        if isinstance(error, kinds) or any(word in str(error).lower() for word in ENDED):
+            raise Lost("another process of this run has ended") from error
+        raise
 
 
-def _work(task: Task) -> None:
-    import torch
-
-    while True:
-        order = torch.zeros(3, dtype=torch.int64)
-        _broadcast(order)
-        epoch, position, size = order.tolist()
-        if not size:
-            return
-        _share(task, epoch, position, size)
-        task.model.zero_grad(set_to_none=True)
-
-
-def _broadcast(values: "torch.Tensor") -> None:
-    from torch import distributed
-
-    distributed.broadcast(values, src=0)
-
-
-def _add_up(task: Task, epoch: int, position: int, size: int) -> tuple[list[float], int]:
-    """Add this rank's share of a step's gradients to the model's; see `accumulate`."""
-    batches = task.epoch(epoch)[position : position + size]
-    weights = [task.weight(batch) for batch in batches]
-    losses, tokens = [0.0] * len(batches), 0
-    task.model.train()
-    for place in range(rank(), len(batches), world()):
-        if world() == 1:
-            signals.check()  # else a step goes to its end: the others count on this one
-        loss, count = task.loss(batches[place])
-        loss = loss * (weights[place] / sum(weights))
-        loss.backward()
-        losses[place] = float(loss.detach())
-        tokens += count
-    return losses, tokens
-
-
-def _share(task: Task, epoch: int, position: int, size: int) -> tuple[list[float], int]:
-    """Do one rank's part of a step; the leader gets the whole, a follower's return is its own."""
-    import torch
-    from torch import distributed
-
-    trained = [parameter for parameter in task.model.parameters() if parameter.requires_grad]
-    with torch.no_grad():
-        _broadcast_all(trained)
-    losses, tokens = _add_up(task, epoch, position, size)
-    used = [float(parameter.grad is not None) for parameter in trained]
-    figures = torch.tensor([*losses, tokens, *used], dtype=torch.float64)
-    distributed.reduce(figures, dst=0)
-    gradients = torch.cat(
-        [
-            (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).flatten()
-            for parameter in trained
-        ]
-    )
-    distributed.reduce(gradients, dst=0)
-    pieces = gradients.split([parameter.numel() for parameter in trained])
-    shares, (tokens, *used) = figures[: len(losses)].tolist(), figures[len(losses) :].tolist()
-    for parameter, piece, use in zip(trained, pieces, used, strict=True):
-        # As alone: without a gradient from anywhere, an optimizer leaves a parameter as it is.
-        parameter.grad = piece.view_as(parameter) if use else None
-    return shares, int(tokens)
-
-
-def _broadcast_all(parameters: "list[torch.nn.Parameter]") -> None:
-    import torch
-
-    flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
-    _broadcast(flat)
-    if rank():
-        pieces = flat.split([parameter.numel() for parameter in parameters])
-        for parameter, piece in zip(parameters, pieces, strict=True):
-            parameter.copy_(piece.view_as(parameter))
+def _end(error: BaseException) -> NoReturn:
+    """End a process that does not lead."""
+    if isinstance(error, Lost):
+        print(f"rank {rank()}: {error}", file=sys.stderr)
+    sys.exit(getattr(error, "exit_code", 1))

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from small_modernbert.runs import processes
+
 SHOW_AFTER_SECONDS = 5.0
 TERMINAL_SECONDS = 0.5  # between two states of a bar
 FILE_SECONDS = 20.0  # between two lines in a log, a pipe, a CI job
@@ -88,8 +90,14 @@ def progress(
     initial: int = 0,
     unit: str = "it",
 ) -> Any:  # noqa: ANN401  a tqdm bar; naming its type would import it at start-up
-    """Return a tqdm bar that appears only when the work lasts longer than five seconds."""
-    return bar_class()(iterable, desc=description, total=total, initial=initial, unit=unit)
+    """Return a tqdm bar that appears only when the work lasts longer than five seconds.
+
+    Of several processes that are one run (see `processes`) only the leader shows it.
+    """
+    follows = processes.rank() > 0
+    return bar_class()(
+        iterable, desc=description, total=total, initial=initial, unit=unit, disable=follows
+    )
 
 
 class Console(logging.StreamHandler):

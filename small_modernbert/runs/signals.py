@@ -39,6 +39,11 @@ def pending() -> bool:
     return _State.received != 0
 
 
+def interruption() -> Interrupted:
+    """Return what ends this process where one of several was asked to: its signal, or SIGTERM."""
+    return Interrupted(_State.received or signal.SIGTERM)
+
+
 def check() -> None:
     """Be a safe place to stop.
 

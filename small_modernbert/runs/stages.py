@@ -117,7 +117,8 @@ class Stage:
                 for name, path in inputs.items()
             },
         }
-        if namespace.get("OVERWRITE", False):
+        # What torchrun starts again was cleared the first time.
+        if namespace.get("OVERWRITE", False) and not processes.restarted():
             self._clear()
             stored = None
         else:
@@ -324,7 +325,12 @@ class Stage:
         return shared_cache.entry(self.folder_of_recipe / ".cache", key)
 
     def write_metrics(self, **values: Any) -> None:  # noqa: ANN401  numbers and names
-        """Append one line to metrics.jsonl, and show its numbers wherever REPORT_TO says."""
+        """Append one line to metrics.jsonl, and show its numbers wherever REPORT_TO says.
+
+        Of several processes the leader does.
+        """
+        if self._follows:
+            return
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(values, default=float) + "\n")
         if self._dashboards is not None:

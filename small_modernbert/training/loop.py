@@ -7,9 +7,11 @@ its newest checkpoint and ends with the weights of a run that was not.
 
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 from small_modernbert.training import checkpoints, guards
 from small_modernbert.training.checkpoints import save_checkpoint
+from small_modernbert.training.data_parallel import Gradients, Objective
 from small_modernbert.training.schedule import (
     OPTIONAL,
     Plan,
@@ -38,19 +41,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Task(Protocol):
-    """What a stage trains: its model, its batches, its loss, its held-out measure."""
-
-    model: nn.Module
+class Task(Objective, Protocol):
+    """What a stage trains: its objective and batches, and its held-out measure."""
 
     def epoch(self, epoch: int) -> Sequence[Any]:
         """Return the batches of one epoch; equal arguments give equal batches."""
-
-    def weight(self, batch: Any) -> float:  # noqa: ANN401  the task's own batch
-        """Return the batch's share in an accumulated step: its rows, or its masked tokens."""
-
-    def loss(self, batch: Any) -> tuple[torch.Tensor, int]:  # noqa: ANN401  the task's own batch
-        """Return the mean loss of a batch, and its number of tokens."""
 
     def evaluate(self) -> dict[str, float]:
         """Return held-out figures of the model as it stands."""
@@ -130,7 +125,7 @@ def train(
 
     Afterwards the task's model holds the best weights by `plan.select_by` (or the last ones), and
     `progress.before` / `progress.latest` the evaluation before the first step and of those weights.
-    Under torchrun only the leader returns; see `processes`.
+    Under torchrun all ranks train, and only the leader returns; see `processes`.
 
     Args:
         task: what is trained.
@@ -142,28 +137,19 @@ def train(
 
     Raises:
         UserError: there is nothing to train on, the loss has spiked or is not finite for too many
-            steps, the embeddings have collapsed, or no checkpoint can be trusted.
+            steps, the embeddings have collapsed, no checkpoint can be trusted, or another process
+            of the run has ended; where it stands is saved.
         Interrupted: a signal came; where the run stands is saved.
     """
-    if processes.rank():
-        processes.follow(task)
     run = _Run(task, optimizer, plan, stage, _plan_steps(task, plan))
     before = measure_before() if measure_before else None  # a resumed run has other weights later
     processes.release(work=True)
-    processes.meet()
     _tell_processes(plan.accumulate)
-    try:
+    with processes.in_step(), _saved_if_cut(run):
         run.resume()
         run.to_the_end()
-    except signals.Interrupted:
-        run.save()
-        raise
-    finally:
-        # Followers wait for a step's number here, unless what ended the run is a step's own error.
-        if run.between_steps:
-            # One that has died already must not hide what ended the run.
-            with contextlib.suppress(RuntimeError):
-                processes.dismiss()
+    if processes.rank():
+        sys.exit(0)  # what a script does after its training is the leader's
     run.take_best()
     progress = run.progress
     progress.before = before or progress.before
@@ -172,6 +158,23 @@ def train(
     stage.record.steps = progress.step
     stage.record.skipped_steps = progress.skipped
     return progress
+
+
+@contextlib.contextmanager
+def _saved_if_cut(run: "_Run") -> Iterator[None]:
+    """Save where a run stands if a signal, or the end of another process, ends it."""
+    try:
+        yield
+    except signals.Interrupted:
+        run.save()
+        raise
+    except processes.Lost as error:
+        run.save()
+        raise processes.Lost(
+            f"{error}: its own words, or torchrun's, say why. "
+            f"{guards.last_checkpoint(run.stage.checkpoints)}; the same command goes on from it, "
+            "with as many processes as you like (torchrun --max-restarts 3 does so by itself)"
+        ) from error
 
 
 def _tell_processes(batches: int) -> None:
@@ -231,7 +234,7 @@ class _Run:
     Attributes:
         sizes: batches of each step.
         saved: step, and step of its last evaluation, of the newest checkpoint.
-        between_steps: no step is being made.
+        gradients: of a step, from this process or from several.
     """
 
     task: Task
@@ -241,28 +244,41 @@ class _Run:
     sizes: Sequence[int]
     progress: Progress = field(default_factory=Progress)
     saved: tuple[int, int] = (0, -1)
-    between_steps: bool = True
+    gradients: Gradients = field(init=False)
 
     def resume(self) -> None:
-        """Take up the newest checkpoint that is whole, or begin."""
-        stage, total = self.stage, len(self.sizes)
+        """Take up the newest checkpoint that is whole, or begin; all ranks as the leader does."""
+        stored, state = processes.from_leader((None, b"") if processes.rank() else self._read())
+        if processes.rank() and stored is not None:
+            state = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
+            self.optimizer.load_state_dict(state)
+        self.gradients = Gradients(self.task)
+        if stored is None:
+            self.progress = Progress(planned=len(self.sizes))
+            self._pass_empty_epochs()
+            return
+        self.progress, self.saved = stored, (stored.step, stored.evaluated)
+
+    def _read(self) -> tuple[Progress | None, bytes]:
+        """Load the newest checkpoint, if there is any; return what other ranks need to go on."""
+        stage, total, state = self.stage, len(self.sizes), io.BytesIO()
         stored = checkpoints.resume(stage.checkpoints, self.task.model, self.optimizer)
         if stored is None:
             storage.remove(stage.folder / "metrics.jsonl")
-            self.progress = Progress(planned=total)
-            self._pass_empty_epochs()
-            return
+            return None, b""
         if stored.planned != total:
             raise UserError(
                 f"the checkpoints in {stage.checkpoints} are of a run of {stored.planned:,} steps, "
                 f"and this one has {total:,}; redo with the same command and --overwrite"
             )
-        self.progress, self.saved = stored, (stored.step, stored.evaluated)
         best = checkpoints.read_best(stage.checkpoints, self.plan.select_by)
         if best is not None and best[0] > stored.step:
             # A kill fell between that evaluation and the next checkpoint; the one before is gone.
             stored.best_step, stored.best = best
         _forget_after(stage.folder / "metrics.jsonl", stored)
+        if processes.world() > 1:
+            torch.save(self.optimizer.state_dict(), state)
+        return stored, state.getvalue()
 
     def to_the_end(self) -> None:
         """Make the steps that are left, with the evaluations and checkpoints between them."""
@@ -306,12 +322,8 @@ class _Run:
         progress, batches = self.progress, self._batches()
         rate = self._set_rate()
         self.optimizer.zero_grad(set_to_none=True)
-        self.between_steps = processes.world() == 1
-        with _undone_if_interrupted():
-            losses, tokens = processes.accumulate(
-                self.task, progress.epoch, progress.position, len(batches)
-            )
-        self.between_steps = True
+        with _undone_if_cut():
+            losses, tokens = self.gradients.add_up(batches)
         parameters = self.task.model.parameters()
         norm = float(nn.utils.clip_grad_norm_(parameters, self.plan.clip or math.inf))
         loss = sum(losses)
@@ -365,8 +377,8 @@ class _Run:
     def evaluate(self) -> None:
         """Measure the model, note the figures, and keep the weights if they are the best."""
         plan, progress, begin = self.plan, self.progress, time.perf_counter()
-        with _undone_if_interrupted():
-            figures = self.task.evaluate()
+        with _undone_if_cut(), processes.sharing():
+            figures = processes.from_leader(self.task.evaluate())
         seconds = time.perf_counter() - begin
         with signals.deferred():
             if plan.select_by and plan.select_by not in figures:
@@ -396,25 +408,27 @@ class _Run:
                 value < progress.best if plan.lower_is_better else value > progress.best
             ):
                 progress.best, progress.best_step = value, progress.step
+                if processes.rank():
+                    return
                 checkpoints.save_best(
                     self.stage.checkpoints, self.task.model, progress.step, plan.select_by, value
                 )
 
     def save(self) -> None:
-        """Write a checkpoint, unless there is nothing new to save."""
+        """Write a checkpoint, as the leader, unless there is nothing new to save."""
         stands = (self.progress.step, self.progress.evaluated)
-        if self.progress.step and stands != self.saved:
+        if self.progress.step and stands != self.saved and not processes.rank():
             save_checkpoint(self.stage.checkpoints, self.task.model, self.optimizer, self.progress)
             self.saved = stands
 
 
 @contextlib.contextmanager
-def _undone_if_interrupted() -> Iterator[None]:
+def _undone_if_cut() -> Iterator[None]:
     """Put the random numbers back that half a step, or half an evaluation, has drawn."""
     before = checkpoints.random_state()
     try:
         yield
-    except signals.Interrupted:
+    except (signals.Interrupted, processes.Lost):
         checkpoints.set_random_state(before)
         raise
 

@@ -13,6 +13,7 @@ from small_modernbert.data.token_store import TokenStore
 from small_modernbert.models import attention, forward
 from small_modernbert.models.packing import PackedBatch, fill, pack, pack_into_bins
 from small_modernbert.models.precision import DTYPES, autocast
+from small_modernbert.runs import processes
 from small_modernbert.runs.errors import UserError
 from small_modernbert.training.cross_entropy import linear_cross_entropy
 from small_modernbert.training.masking import IGNORED, mask_tokens
@@ -127,12 +128,14 @@ class MaskedTask:
             return {}
         self.model.eval()
         loss, right, count = 0.0, 0, 0
-        for batch in self.held_out_batches:
+        for batch in processes.share(self.held_out_batches):
             hidden, wanted = self.chosen(*self.masked(self.held_out, batch))
             logits = self.model.decoder(hidden)
             loss += float(functional.cross_entropy(logits, wanted, reduction="sum"))
             right += int((logits.argmax(dim=1) == wanted).sum())
             count += len(wanted)
+        sums = torch.tensor([loss, right, count], dtype=torch.float64)
+        loss, right, count = processes.gather(sums).tolist()
         count = max(count, 1)
         return {"held_out_loss": loss / count, "masked_accuracy": right / count}
 
