@@ -142,7 +142,9 @@ def train(
         Interrupted: a signal came; where the run stands is saved.
     """
     run = _Run(task, optimizer, plan, stage, _plan_steps(task, plan))
-    before = measure_before() if measure_before else None  # a resumed run has other weights later
+    before = None
+    if measure_before is not None and not processes.rank():
+        before = measure_before()  # now, since a resumed run has other weights later
     processes.release(work=True)
     _tell_processes(plan.accumulate)
     with processes.in_step(), _saved_if_cut(run):
