@@ -3,18 +3,21 @@
 The page (export/browser/) reads the export's own files one folder up, so that nothing lies there
 twice. It stands on two packages of the npm registry, onnxruntime-web and Hugging Face's tokenizers,
 which are brought once by npm, pinned to their bytes, and kept in CACHE.
+
+    python -m small_modernbert.export.browser_page    # brings these alone, for the tests
 """
 
 import dataclasses
 import logging
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from small_modernbert.runs import storage
+from small_modernbert.runs import references, storage
 from small_modernbert.runs.errors import UserError
 
 SOURCE = Path(__file__).with_name("browser")
@@ -164,3 +167,10 @@ def _unpack(package: NpmPackage, archive: Path, runtime: Path) -> None:
                 f"{archive.name}: {member} has sha256 {actual}, not the pinned {sha256}; it was "
                 "refused; remove the archive, and check the registry (npm config get registry)"
             )
+
+
+if __name__ == "__main__":
+    try:
+        bring_runtime(references.ROOT / CACHE)
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -104,7 +104,9 @@ def export_openvino(onnx_file: Path, path: Path) -> bool:
     try:
         import openvino
     except ImportError:
-        logger.info("openvino is not installed, so its form is not made")
+        logger.info(
+            "openvino is not installed, so its form is not made; pip install openvino brings it"
+        )
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     model = openvino.Core().read_model(str(onnx_file))
