@@ -74,8 +74,11 @@ def judge(made: Benchmark, name: str, student: str, before: str = "") -> list[st
         sentences.append(doubt)
     if before in made.rows:
         gain = compare(made, name, student, before)
-        what = {1: "made it better", 0: "did not change it", -1: "made it worse"}[gain.sign]
-        sentences.append(f"Training {what} on these documents: {gain}.")
+        what = {1: "made it better", 0: "changed nothing", -1: "made it worse"}[gain.sign]
+        if gain.mean == gain.error == 0:
+            sentences.append(f"Training gave nothing better than {before}, which was kept.")
+        else:
+            sentences.append(f"Training {what} on these documents: {gain}.")
     return sentences
 
 
@@ -113,7 +116,7 @@ def _doubt(made: Benchmark, name: str, number: int) -> str:
     if ahead.sign > 0:
         return ""
     teacher, than = made.rows[TEACHER], "less" if ahead.sign else "no more"
-    doubt = f"Already the teacher finds {than} than plain word matching here, {ahead}."
+    doubt = f"Already the teacher alone finds {than} than plain word matching, {ahead}."
     own = next(each for each in made.sets if each.name == name)
     for other in made.sets:
         ours, theirs = common_shares(own.documents, other.documents)

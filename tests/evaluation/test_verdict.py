@@ -79,13 +79,16 @@ def test_what_training_changed(tmp_path: Path) -> None:
     differences = np.repeat([1.0, 0.0], [60, 140])
     assert gain.error == pytest.approx(differences.std(ddof=1) / np.sqrt(200))
 
+    unchanged = make(tmp_path / "kept", 200, student=0.8, start=0.8)
+    assert "which was kept" in verdict.judge(unchanged, "mine", "student", before="start")[-1]
+
 
 @pytest.mark.parametrize(
     ("text", "teacher", "said"),
     [
-        (GERMAN, 0.59, "no more than plain word matching here, -0.010 ± 0.007. It has 1.000 on"),
+        (GERMAN, 0.59, "no more than plain word matching, -0.010 ± 0.007. It has 1.000 on"),
         (GERMAN, 0.3, "finds less"),
-        (ENGLISH, 0.59, "no more than plain word matching here, -0.010 ± 0.007."),
+        (ENGLISH, 0.59, "no more than plain word matching, -0.010 ± 0.007."),
         (GERMAN, 0.9, ""),  # a teacher of many languages
     ],
 )
