@@ -19,7 +19,7 @@ COMMAND = re.compile(r"python ((?:mlm/)?[a-z0-9_]+\.py)((?: --[a-z0-9-]+(?: [^\s
 FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]+)")
 TARGET = re.compile(r"\bmake ([a-z]+(?:-[a-z]+)?)\b(?= ARGS|[\s;,.)\"]|$)")
 # Of other programs: pip, torchrun, tensorboard.
-FOREIGN = {"bind", "hash", "logdir", "no-deps", "nproc-per-node", "no-index"}
+FOREIGN = {"bind", "hash", "logdir", "max-restarts", "no-deps", "nproc-per-node", "no-index"}
 WORDS_AFTER_MAKE = {"it", "them", "room", "sure", "one", "another", "up", "the", "a", "no", "new"}
 # What a refusal asks for: something to type, a name that is filled in, or a verb after its reason.
 TYPED = re.compile(r"\b(?:python|make|pip|iconv|hf auth) |(?<![\w-])--[a-z]|\b(?:RUNS|TMPDIR)\b")
