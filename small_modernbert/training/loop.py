@@ -171,6 +171,8 @@ def _saved_if_cut(run: "_Run") -> Iterator[None]:
         run.save()
         raise
     except processes.Lost as error:
+        # Now: torchrun's own signal, which follows, may come before the error is told.
+        logger.warning("%s; where this one stands is being saved", error)
         run.save()
         raise processes.Lost(
             f"{error}: its own words, or torchrun's, say why. "
