@@ -15,6 +15,8 @@ TEACHER, STUDENT = "teacher", "our student after make run"
 # Rows of the record that rows.py has no more.
 PAST = """A Dense layer on top, fitted to 4,000 labels by ridge regression before the first step, in
 place of the teacher's PCA layer. It was the default until 2026-11-26, and its code is gone."""
+NO_ROWS = """And MarginMSE on a judge's logits against their sigmoid: no neural cross-encoder can be
+had without a hub, and a bi-encoder judge gives cosines, of which there is no logit."""
 HEADERS = (
     "row", "SQuAD", "descriptions", "of the teacher's", "SciQ", "BoolQ", "of the teacher's ",
     "MRPC", "documents/s", "without embeddings", "start, s", "training, s", "steps",
@@ -73,7 +75,7 @@ def write(folder: Path, record: Sequence[dict[str, Any]], rows: Sequence[Row]) -
     if STUDENT in lines:
         parts.append(_with_words(lines[STUDENT], teacher))
     if missing := [row.name for row in rows if row.name not in lines]:
-        parts.append(f"## Not run\n\n{'; '.join(missing)}.\n")
+        parts.append(f"## Not run\n\n{'; '.join(missing)}.\n\n{NO_ROWS}\n")
     storage.write_text(folder / "EXPERIMENTS.md", "\n".join(parts))
     # Seeds would be written over one another.
     drawn = [lines[row.name] for row in known if row.question != SEEDS]
@@ -86,14 +88,6 @@ def share(line: dict[str, Any], teacher: dict[str, Any], sets: Sequence[str]) ->
     return means[0] / means[1]
 
 
-def pace(line: dict[str, Any], teacher: dict[str, Any]) -> float:
-    """Return how many times the teacher's documents a row encodes in a second.
-
-    Measured by turns with the teacher; in rows before that, out of two runs' documents a second.
-    """
-    return line.get("pace") or line["documents_per_second"] / teacher["documents_per_second"]
-
-
 def _cells(line: dict[str, Any], teacher: dict[str, Any]) -> list[Any]:
     figures = line["retrieval"]
     return [
@@ -103,7 +97,7 @@ def _cells(line: dict[str, Any], teacher: dict[str, Any]) -> list[Any]:
         *(f"{figures[name]:.4f}" for name in REPORTED),
         f"{100 * share(line, teacher, REPORTED):.1f} %",
         f"{line['mrpc']:.4f}",
-        f"{pace(line, teacher):.2f}",
+        f"{line['pace']:.2f}",
         f"{line['parameters_without_embeddings'] / 1e6:.1f} M",
         f"{line['start_seconds']:.0f}" if line.get("start_seconds") else "–",
         f"{_training(line):.0f}" if _training(line) else "–",
@@ -197,7 +191,7 @@ def _plot(lines: Sequence[dict[str, Any]], teacher: dict[str, Any], path: Path) 
     for panel, sets, title in zip(panels, (SELECTION, REPORTED), titles, strict=True):
         for number, line in enumerate(lines, start=1):
             percent = 100 * share(line, teacher, sets)
-            place = (pace(line, teacher), max(percent, LOWEST))
+            place = (line["pace"], max(percent, LOWEST))
             label = f"{number}  {line['name']}" if panel is panels[0] else None
             panel.scatter(*place, color=f"C{number % 10}", label=label)
             name = f"{number}" if percent >= LOWEST else f"{number}: {percent:.0f} %"
