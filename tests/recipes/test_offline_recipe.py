@@ -59,6 +59,8 @@ MOMENTS = {
     "benchmark_hotpotqa": ["scratch/vectors/*/sciq.documents.npy", "scratch/vectors/*/mrpc*.npy"],
 }
 UNHARMED = (
+    "mlm/init_model_mlm@fast",
+    "distil_modernbert@fast",
     "mlm/init_model_mlm@untrained",
     "distil_modernbert@guide",
     "benchmark_hotpotqa@controls",
@@ -72,6 +74,7 @@ ROWS = {
     "static twin",
     "BM25",
     "distilled",
+    "fast",
     "sts",
     "modernbert",
     "distilled > reduced teacher",
