@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from small_modernbert.runs.references import ROOT
@@ -32,3 +33,21 @@ def test_the_contract_holds_and_a_planted_upward_import_breaks_it(tmp_path: Path
     broken = lint_imports(tmp_path)
     assert broken.returncode == 1, broken.stdout + broken.stderr
     assert "small_modernbert.runs is not allowed to import small_modernbert.export" in broken.stdout
+
+
+def test_every_room_is_installed() -> None:
+    """pyproject.toml names each package, and each file of theirs that is no Python."""
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = ROOT / "small_modernbert"
+    rooms = {
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for path in package.rglob("__init__.py")
+    }
+    assert set(setup["packages"]) == rooms | {"mlm"}
+    named = {
+        path for glob in setup["package-data"]["small_modernbert"] for path in package.glob(glob)
+    }
+    others = {
+        path for path in package.rglob("*") if path.is_file() and "__pycache__" not in str(path)
+    }
+    assert {path for path in others if path.suffix != ".py"} == named
