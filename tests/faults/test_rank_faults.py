@@ -157,7 +157,7 @@ def test_one_of_two_killed(pipeline: Pipeline, tmp_path: Path, survived: Survive
     process = two.launch("--max-restarts", "1")
     wait_for(process, has_lines(two.folder / "metrics.jsonl", 7))
     os.kill(process_of(1, two.runs), signal.SIGKILL)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)  # two starts of Python and its libraries
     assert process.returncode == 0, said
     assert "another process of this run has ended" in said, said
     assert "going on from" in said, said
