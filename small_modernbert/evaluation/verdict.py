@@ -74,7 +74,7 @@ def judge(made: Benchmark, name: str, student: str, before: str = "") -> list[st
         sentences.append(doubt)
     if before in made.rows:
         gain = compare(made, name, student, before)
-        what = {1: "made it better", 0: "changed nothing", -1: "made it worse"}[gain.sign]
+        what = {1: "made it better", 0: "made no sure difference", -1: "made it worse"}[gain.sign]
         if gain.mean == gain.error == 0:
             sentences.append(f"Training gave nothing better than {before}, which was kept.")
         else:
