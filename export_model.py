@@ -17,9 +17,7 @@ Writes: runs/<recipe>/export_model/final/: the sentence-transformers files, onnx
 
 Every form encodes texts from one token to the maximum, and is compared with the torch model. To
 search on a CPU without torch: small_modernbert/export/onnx_encoder.py. In a browser, where
---browser-page wrote one: http://127.0.0.1:8000/browser/ while this serves the folder:
-
-    python -m http.server 8000 --bind 127.0.0.1 -d runs/offline/export_model/final
+--browser-page wrote one, while any file server has the folder: the card has the line for that.
 """
 
 import random

@@ -94,6 +94,16 @@ class Gradients:
         *losses, tokens = processes.add_up(figures).tolist()
         return losses, int(tokens)
 
+    def close(self) -> None:
+        """Let go of torch's reducer while the group of the ranks still stands.
+
+        The last to hold the group ends it, and waits for gloo's thread; a reducer would wait with
+        Python's lock in hand, which that thread may want (torch 2.13: a rank that never ended).
+        """
+        if isinstance(self.forward, DistributedDataParallel):
+            self.forward.logger = None
+            del self.forward.reducer
+
     def _of_mine(self, batches: Sequence[Any], last: int | None) -> tuple[list[float], int]:
         """Add up this rank's part; the batch at `last` is the one during which ranks exchange."""
         task, rank, world = self.task, processes.rank(), processes.world()

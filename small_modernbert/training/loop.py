@@ -147,7 +147,7 @@ def train(
         before = measure_before()  # now, since a resumed run has other weights later
     processes.release(work=True)
     _tell_processes(plan.accumulate)
-    with processes.in_step(), _saved_if_cut(run):
+    with processes.in_step(), _saved_if_cut(run), contextlib.closing(run):
         run.resume()
         run.to_the_end()
     if processes.rank():
@@ -283,6 +283,11 @@ class _Run:
         if processes.world() > 1:
             torch.save(self.optimizer.state_dict(), state)
         return stored, state.getvalue()
+
+    def close(self) -> None:
+        """Let go of the other processes."""
+        if "gradients" in vars(self):
+            self.gradients.close()
 
     def to_the_end(self) -> None:
         """Make the steps that are left, with the evaluations and checkpoints between them."""
