@@ -54,7 +54,7 @@ FFN_UNITS: int = 0  # feed-forward units of each layer that stay; BERT and MPNet
 
 # guide
 LAYER_SELECTION: Literal["first", "uniform"] = "first"  # guide: layers that feed the student's
-TRANSFER_LAYERS: int = 0  # guide: student layers to carve; 0 = all, 1 = GUIDE's own choice
+TRANSFER_LAYERS: int = 1  # guide: student layers to carve: 1 is its own choice; 0 = all
 CENTRED: bool = False  # guide: the table's mean is taken off before its PCA
 NORM_SCALE: bool = False  # guide: gains make up for the narrower norms' smaller output
 

@@ -96,7 +96,7 @@ DEPTH = "Layers and units"
 HOW = "Objective, rate, batch"
 CURVE = "What more time buys"
 STARTS = "Starts of the small ModernBERT"
-GUIDE: Flags = {"init": "guide"}
+GUIDE: Flags = {"init": "guide", "transfer_layers": 0}
 TWO: Flags = {"layers": [0, 5], "ffn_units": 1152}
 FAST: Flags = {"layers": [0, 5], "ffn_units": 768}
 
