@@ -15,11 +15,22 @@ shards are never trained on. The kept model is the best one by SELECT_BY, which 
 the benchmark reports.
 """
 
+from __future__ import annotations
+
+import functools
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from small_modernbert.runs import references, settings, stages
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from small_modernbert.data.labels import Labels
+    from small_modernbert.data.token_store import TokenStore
+    from small_modernbert.evaluation.validation import HeldOutTexts, Watched
+    from small_modernbert.models.students import Student
 
 # Inputs
 STUDENT: list[str] = ["mlm/pre_train", "train_small_modernbert"]  # the first stage that is there
@@ -81,20 +92,12 @@ def main() -> None:
         encoder = student.training_encoder(stage, PRECISION)
         prompts.settle(stage, student, TRAIN_WITH_PROMPTS, labelled.index.get("prompts"))
         tokens = distillation.tokenise(stage, labelled, student, CUT_ALIKE)
-        held_out_rows = min(HELD_OUT_ROWS, labelled.counts["held_out"])
         with stage.shared("labels", "vectors") as cache:
             vectors = {split: labelled.vectors(split, cache / f"{split}.f16") for split in tokens}
         sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
-        held_out = validation.HeldOutTexts(
-            tokens["held_out"].head(held_out_rows), vectors["held_out"][:held_out_rows]
-        )
-        watched = validation.Watched(held_out, sets=sets)
-
-        def watch(own: students.Student) -> validation.Watched:
-            tokens = distillation.tokenise_held_out(labelled, own, held_out_rows)
-            return replace(watched, held_out=replace(held_out, tokens=tokens))
-
-        measure_before = validation.measure_as_it_came(student, inputs["student"], watch)
+        watched = validation.Watched(hold_out(tokens, vectors), sets=sets)
+        as_read_by = functools.partial(watch_as, watched, labelled)
+        measure_before = validation.measure_as_it_came(student, inputs["student"], as_read_by)
         task = distillation.DistillationTask(
             encoder,
             tokens["train"],
@@ -108,8 +111,24 @@ def main() -> None:
         optimizer, plan = loop.prepare(globals(), encoder.model)
         outcome = loop.train(task, optimizer, plan, stage, measure_before)
         student.save(stage.building)
-        stage.record.rows = {"train": labelled.counts["train"], "held_out": held_out_rows}
+        stage.record.rows = {"train": labelled.counts["train"], "held_out": len(watched.held_out)}
         loop.finish(stage, outcome, SELECT_BY, student)
+
+
+def hold_out(tokens: dict[str, TokenStore], vectors: dict[str, np.ndarray]) -> HeldOutTexts:
+    """Return the held-out texts that are looked at."""
+    from small_modernbert.evaluation.validation import HeldOutTexts
+
+    rows = min(HELD_OUT_ROWS, len(tokens["held_out"]))
+    return HeldOutTexts(tokens["held_out"].head(rows), vectors["held_out"][:rows])
+
+
+def watch_as(watched: Watched, labelled: Labels, own: Student) -> Watched:
+    """Return what is watched, with the held-out texts as another student reads them."""
+    from small_modernbert.training import distillation
+
+    tokens = distillation.tokenise_held_out(labelled, own, len(watched.held_out))
+    return replace(watched, held_out=replace(watched.held_out, tokens=tokens))
 
 
 def find_inputs() -> dict[str, Path]:

@@ -16,6 +16,7 @@ names is trained as a vector of its own: SentenceTransformer(folder, truncate_di
 model is the best one by SELECT_BY.
 """
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -93,24 +94,18 @@ def main() -> None:
         measured = matryoshka.check_dimensions(DIMENSIONS, student.width)
         train, plain = load_examples(stage, inputs)
         train, watched = contrastive.with_prompts(train, plain, student.prompts)
-        measure_before = validation.measure_as_it_came(
-            student,
-            inputs["student"],
-            lambda own: contrastive.watched_with_prompts(plain, own.prompts),
-            measured,
-        )
+        read_by = functools.partial(contrastive.watched_by, plain)
+        before = validation.measure_as_it_came(student, inputs["student"], read_by, measured)
         encoder = student.training_encoder(stage, PRECISION)
-        tokens = contrastive.tokenise(stage, train, student)
         task = contrastive.ContrastiveTask(
             encoder,
             train,
-            tokens,
+            contrastive.tokenise(stage, train, student),
             loss_function(stage.record.facts["judge"]["margin_scale"]),
             lambda: watched.measure(encoder, student.backend, measured, student.prompts),
             weight_by="negatives" if OBJECTIVE == "margin_mse" else "rows",
             mix="mixed",
-            # Only where the others' texts are negatives does a text that stands twice do harm.
-            distinct=OBJECTIVE == "mnrl",
+            distinct=OBJECTIVE == "mnrl",  # a text that stands twice harms where it is a negative
             tokens_per_batch=TOKENS_PER_BATCH,
             rows_per_batch=ROWS_PER_BATCH,
             window_batches=LENGTH_WINDOW,
@@ -119,12 +114,10 @@ def main() -> None:
         )
         stage.record.rows["epoch"] = task.describe()
         optimizer, plan = loop.prepare(globals(), encoder.model)
-        outcome = loop.train(task, optimizer, plan, stage, measure_before)
+        outcome = loop.train(task, optimizer, plan, stage, before)
         student.save(stage.building)
-        figures = (outcome.before, outcome.latest)
-        table = matryoshka.write_dimensions(stage.building, measured, *figures)
+        print(matryoshka.write_dimensions(stage.building, measured, outcome.before, outcome.latest))
         loop.finish(stage, outcome, SELECT_BY or "triplet_accuracy", student)
-        print(table)
 
 
 def find_inputs() -> dict[str, Path | str]:

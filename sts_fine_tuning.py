@@ -15,6 +15,7 @@ teacher, never STS. If retrieval on the validation sets falls by more than MAX_R
 student that came in is the result, and the closing line says so.
 """
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from small_modernbert.data.graded_pairs import PairSplits
     from small_modernbert.data.retrieval_sets import RetrievalSet
     from small_modernbert.data.token_store import TokenStore
+    from small_modernbert.evaluation.validation import HeldOutPairs, Watched
     from small_modernbert.models.students import Student
     from small_modernbert.training.loop import Progress
 
@@ -94,21 +96,15 @@ def main() -> None:
         from small_modernbert.training import graded_similarity, loop
 
         sets, sentence_pairs = evaluation_sets.load_watched(VALIDATION_SETS, SENTENCE_PAIRS, inputs)
-        splits = gather_pairs(stage, sets, sentence_pairs)
-        splits = graded_similarity.scale_scores(splits, OBJECTIVE, SCORE_RANGE)
+        gathered = gather_pairs(stage, sets, sentence_pairs)
+        splits = graded_similarity.scale_scores(gathered, OBJECTIVE, SCORE_RANGE)
         student = students.load_student(inputs["student"], max_tokens=MAX_TOKENS)
         prompts.settle(stage, student, TRAIN_WITH_PROMPTS)
         encoder = student.training_encoder(stage, PRECISION)
-        train_tokens, held_out_tokens = tokenise(stage, splits, student)
-        held_out = validation.HeldOutPairs(held_out_tokens, splits.held_out.scores, splits.figure)
+        train_tokens, held_out = tokenise(stage, splits, student)
         watched = validation.Watched(held_out, sentence_pairs, sets)
-
-        def watch(own: students.Student) -> validation.Watched:
-            texts = [own.prompts.text + text for text in splits.held_out.texts()]
-            tokens = [encoding.ids for encoding in own.backend.encode_batch(texts)]
-            return replace(watched, held_out=replace(held_out, tokens=tokens))
-
-        measure_before = validation.measure_as_it_came(student, inputs["student"], watch)
+        as_read_by = functools.partial(watch_as, watched, splits.held_out.texts())
+        measure_before = validation.measure_as_it_came(student, inputs["student"], as_read_by)
         task = graded_similarity.PairTask(
             encoder,
             train_tokens,
@@ -194,12 +190,13 @@ def gather_pairs(
 
 def tokenise(
     stage: stages.Stage, splits: "PairSplits", student: "Student"
-) -> "tuple[TokenStore, TokenStore]":
+) -> "tuple[TokenStore, HeldOutPairs]":
     """Return the tokens of the training and of the held-out pairs, both sides of each in turn."""
     from small_modernbert.data.token_store import store
+    from small_modernbert.evaluation.validation import HeldOutPairs
 
     prompt = student.prompts.text  # trained as it will be used
-    return tuple(
+    train, held_out = (
         store(
             [prompt + text for text in pairs.texts()],
             student.backend,
@@ -208,6 +205,14 @@ def tokenise(
         )
         for split, pairs in (("train", splits.train), ("held_out", splits.held_out))
     )
+    return train, HeldOutPairs(held_out, splits.held_out.scores, splits.figure)
+
+
+def watch_as(watched: "Watched", texts: list[str], own: "Student") -> "Watched":
+    """Return what is watched, with the held-out pairs as another student reads them."""
+    encoded = own.backend.encode_batch([own.prompts.text + text for text in texts])
+    held_out = replace(watched.held_out, tokens=[encoding.ids for encoding in encoded])
+    return replace(watched, held_out=held_out)
 
 
 def why_keep_input(outcome: "Progress", figure: str) -> str:

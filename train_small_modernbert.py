@@ -15,6 +15,7 @@ An anchor must find its positive among all the positives and negatives of its ba
 negatives ranking). No text stands twice in a batch. The kept model is the best one by SELECT_BY.
 """
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -88,13 +89,9 @@ def main() -> None:
         prompts.settle(stage, student, TRAIN_WITH_PROMPTS)
         train, plain = load_examples(stage, inputs)
         train, watched = contrastive.with_prompts(train, plain, student.prompts)
-        measure_before = validation.measure_as_it_came(
-            student,
-            inputs["student"],
-            lambda own: contrastive.watched_with_prompts(plain, own.prompts),
-        )
+        read_by = functools.partial(contrastive.watched_by, plain)
+        measure_before = validation.measure_as_it_came(student, inputs["student"], read_by)
         encoder = student.training_encoder(stage, PRECISION)
-        tokens = contrastive.tokenise(stage, train, student)
 
         def measure() -> dict[str, float]:
             figures = watched.measure(encoder, student.backend, prompts=student.prompts)
@@ -103,7 +100,7 @@ def main() -> None:
         task = contrastive.ContrastiveTask(
             encoder,
             train,
-            tokens,
+            contrastive.tokenise(stage, train, student),
             contrastive.mnrl(scale=SCALE),
             measure,
             mix=MIX,

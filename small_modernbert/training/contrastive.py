@@ -77,6 +77,11 @@ def watched_with_prompts(watched: Watched, prompts: Prompts) -> Watched:
     return replace(watched, held_out=HeldOutTriplets(rows))
 
 
+def watched_by(watched: Watched, student: Student) -> Watched:
+    """Return what is watched, its held-out rows behind a student's own prompts."""
+    return watched_with_prompts(watched, student.prompts)
+
+
 def tokenise(stage: Stage, examples: Examples, student: Student) -> TokenStore:
     """Return the tokens of a stage's texts, which a resumed run takes up."""
     folder, limit = stage.scratch / "tokens", str(student.max_tokens)
