@@ -278,16 +278,16 @@ def read_width(folder: Path) -> int:
     path = folder / "modules.json"
     entries = storage.read_json(path, CURE) if path.exists() else []
     said = folder / "config_sentence_transformers.json"
-    if entries and said.exists() and (cut := storage.read_json(said, CURE).get("truncate_dim")):
-        return cut
+    usage = storage.read_json(said, CURE) if entries and said.exists() else {}
     try:
+        cut = usage.get("truncate_dim") or LARGEST_NUMBER
         places = [(str(entry["type"]), folder / entry["path"]) for entry in entries]
         dense = [place for kind, place in places if kind.endswith(".Dense")]
         if dense:
-            return storage.read_json(dense[-1] / "config.json", CURE)["out_features"]
+            return min(cut, storage.read_json(dense[-1] / "config.json", CURE)["out_features"])
         transformer = places[0][1] if places else folder
-        return storage.read_json(transformer / "config.json", CURE)["hidden_size"]
-    except (KeyError, TypeError) as error:
+        return min(cut, storage.read_json(transformer / "config.json", CURE)["hidden_size"])
+    except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} does not say how wide its vectors are ({error}); {CURE}"
         ) from None

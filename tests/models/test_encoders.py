@@ -224,6 +224,13 @@ def test_a_folder_that_truncates_gives_short_vectors_everywhere(
     assert reduced.encode(texts).shape == (6, 4)
     with pytest.raises(UserError, match="truncate_dim is 12"):
         students.load_student(folder)
+    whole = loading.read_width(plain)
+    change(folder, "config_sentence_transformers.json", truncate_dim=9_999)
+    assert loading.read_width(folder) == encoders.load_encoder(folder).encode(texts).shape[1]
+    assert loading.read_width(folder) == whole
+    (folder / "config_sentence_transformers.json").write_text("[]")
+    with pytest.raises(UserError, match="how wide its vectors are"):
+        loading.read_width(folder)
 
 
 @pytest.mark.parametrize("said", [None, 4_096, 10**30])
