@@ -257,9 +257,8 @@ def measure_as_it_came(
         None where the first evaluation of the training is the model that came in.
     """
     own = student.as_it_came(folder)
-    if (own.prompts, own.pooling, own.max_tokens) == (
-        *(student.prompts, student.pooling, student.max_tokens),
-    ):
+    trained = (student.prompts, student.pooling, student.max_tokens)
+    if (own.prompts, own.pooling, own.max_tokens) == trained:
         return None
     if own.prompts and not own.usage.include_prompt:
         logger.warning(

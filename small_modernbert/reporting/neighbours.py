@@ -91,7 +91,8 @@ def add_own(sample: Sample, own: list[str], student: Path, teacher: Path) -> Sam
     Raises:
         UserError: a model does not read.
     """
-    others = [row for row, text in enumerate(sample.texts) if text not in set(own)]
+    known = set(own)
+    others = [row for row, text in enumerate(sample.texts) if text not in known]
     texts = own + [sample.texts[row] for row in others]
     encoder = encoders.load_encoder(teacher, "teacher")
     wanted = normalise(encoder.encode(texts, "the teacher reads your texts and held-out ones"))

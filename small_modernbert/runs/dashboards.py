@@ -145,7 +145,23 @@ class _TensorBoard:
             self._writer.close()
 
 
-class _Trackio:
+class _Service:
+    """What trackio and wandb have in common: a run that takes figures until it is finished."""
+
+    _name: str
+    _run: Any
+
+    def __str__(self) -> str:
+        return self._name
+
+    def log(self, figures: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Trackio(_Service):
     """A local data base, or the Space that TRACKIO_SPACE_ID names."""
 
     def __init__(
@@ -164,17 +180,8 @@ class _Trackio:
             project, f"{run}-{id}", config=dict(settings), resume="allow", private=True, embed=False
         )
 
-    def __str__(self) -> str:
-        return self._name
 
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(figures), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class _Wandb:
+class _Wandb(_Service):
     """Weights & Biases: its site, or files below the folder where WANDB_MODE is offline."""
 
     def __init__(
@@ -200,15 +207,6 @@ class _Wandb:
             config=dict(settings),
             settings=quiet,
         )
-
-    def __str__(self) -> str:
-        return self._name
-
-    def log(self, figures: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(figures), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 def _run_id(folder: Path) -> str:
