@@ -23,7 +23,7 @@ from typing import Literal
 from small_modernbert.runs import references, settings, stages
 
 # Inputs
-CORPUS: str = "mlm/create_dataset"  # a stage of this recipe, or its folder
+CORPUS: str = "mlm/create_dataset"  # a stage of this recipe, a folder or a URL
 TEACHER: str = (
     "Alibaba-NLP/gte-modernbert-base@e7f32e3c00f91d699e8c43b53106206bcc72bb22"  # folder, hub id
 )

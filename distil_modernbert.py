@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # Inputs
 STUDENT: list[str] = ["mlm/pre_train", "train_small_modernbert"]  # the first stage that is there
-LABELS: str = "create_distil_dataset"  # the label shards, likewise
+LABELS: str = "create_distil_dataset"  # the label shards: a stage, a folder or a URL
 
 # Objective
 OBJECTIVE: Literal["mse", "cosine", "kl"] = (

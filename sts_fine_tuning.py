@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from small_modernbert.runs import references, settings, stages
+from small_modernbert.runs import places, references, settings, stages
 
 if TYPE_CHECKING:
     from small_modernbert.data.evaluation_sets import SentencePairs
@@ -169,7 +169,7 @@ def gather_pairs(
     place = stage.record.inputs["labels" if mined else "pairs"]["path"]
     if mined:
         splits = graded_mining.mine_splits(
-            labels.open_labels(Path(place)),
+            labels.open_labels(places.reopen(place)),
             pairs=MINE_PAIRS,
             held_out=HELD_OUT_PAIRS,
             texts=MINE_TEXTS,

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from small_modernbert.runs import references, report, settings, stages, storage
+from small_modernbert.runs import places, references, report, settings, stages, storage
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Inputs
 SOURCES: list[str] = ["msmarco", "philosophy", "npr", "finewiki"]  # rows of TEXT_SOURCES
-OFFLINE_TEXT: list[str] = ["assets/text/train.parquet"]  # the source "offline": files or folders
+OFFLINE_TEXT: list[str] = ["assets/text/train.parquet"]  # "offline": files, folders or URLs
 # Parquet, JSON lines, JSON, CSV, TSV, text (one a line), Markdown (one a file), gzipped or not.
 TEXT_COLUMN: str = "text"  # of OFFLINE_TEXT: what the column with the texts is called
 FINEWIKI_CAP: int = 500_000  # articles: of some 7M, most teach so small a model no more; 0 = all
@@ -145,20 +145,28 @@ def resolve_sources() -> "list[TextSource]":
     ]
     if "offline" not in SOURCES:
         return sources
-    places = []
-    for text in OFFLINE_TEXT:
-        if (place := references.find(text)) is None:
-            raise UserError(
-                f"OFFLINE_TEXT: {text} is not there; {references.ASSETS}, or give your own text"
-            )
-        places.append(place)
-    own = {"places": tuple(places), "id": ", ".join(OFFLINE_TEXT), "texts": (TEXT_COLUMN,)}
-    if not all(map(offline_assets.is_asset, places)):
+    files = [file for text in OFFLINE_TEXT for file in find_texts(text)]
+    own = {"places": tuple(files), "id": ", ".join(OFFLINE_TEXT), "texts": (TEXT_COLUMN,)}
+    if not all(map(offline_assets.is_asset, files)):
         own["licence"] = "yours to state"
     return [
         dataclasses.replace(source, **own) if source.name == "offline" else source
         for source in sources
     ]
+
+
+def find_texts(text: str) -> list[Path]:
+    """Return the file or folder of an entry of OFFLINE_TEXT, of a URL with wildcards its files.
+
+    Raises:
+        UserError: it is not there.
+    """
+    cure = f"{references.ASSETS}, or give your own text"
+    if places.is_url(text):
+        return places.find(text, "OFFLINE_TEXT", cure)
+    if (place := references.find(text)) is None:
+        raise UserError(f"OFFLINE_TEXT: {text} is not there; {cure}")
+    return [place]
 
 
 def find_inputs(sources: "list[TextSource]") -> dict[str, Path | str]:

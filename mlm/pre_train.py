@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # Inputs
 STUDENT: str = "mlm/init_model_mlm"  # a stage of this recipe, or a folder
-CORPUS: str = "mlm/create_dataset"  # likewise
+CORPUS: str = "mlm/create_dataset"  # likewise, or a URL
 
 # Data
 SEQUENCE_TOKENS: int = 1_024  # texts are packed into sequences of this many tokens

@@ -29,6 +29,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 if TYPE_CHECKING:
+    import fsspec
     from transformers import ModernBertModel, PreTrainedTokenizerFast
 
 SCRIPT = '''"""A stage that trains a toy."""
@@ -56,6 +57,17 @@ def nothing_was_warned_of() -> None:
     prompts.warn_of_unread.cache_clear()
     hub.revisions.clear()
     row_formats.say.cache_clear()
+
+
+@pytest.fixture
+def memory() -> Iterator["fsspec.AbstractFileSystem"]:
+    """Return fsspec's file system in memory (memory://), empty."""
+    import fsspec
+
+    filesystem = fsspec.filesystem("memory")
+    filesystem.store.clear()
+    yield filesystem
+    filesystem.store.clear()
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ of a data set with splits (train-00000.parquet, test/x.csv) only the split that 
 
 import dataclasses
 import json
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -300,11 +300,19 @@ def _is_data(path: Path, place: Path) -> bool:
 def _name(path: Path, below: Path) -> str:
     stem = path.name[: -len(".gz")] if path.name.lower().endswith(".gz") else path.name
     stem = _SHARD.sub("", Path(stem).stem)
-    return (path.relative_to(below).parent / stem).as_posix()
+    inside = path.relative_to(below).parts[:-1] if _lies_in(below, path) else ()
+    return "/".join((*inside, stem))
 
 
 def _shared_folder(places: tuple[Path, ...]) -> Path:
-    return Path(os.path.commonpath([place.parent.absolute() for place in places]))
+    first = places[0].absolute()
+    above = (folder for folder in first.parents if all(map(partial(_lies_in, folder), places)))
+    return next(above, first.parent)
+
+
+def _lies_in(folder: Path, place: Path) -> bool:
+    # What lies on the disk is below nothing that lies elsewhere.
+    return type(folder) is type(place) and place.absolute().is_relative_to(folder)
 
 
 def _split_of(path: Path) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from small_modernbert.runs import report, storage
+from small_modernbert.runs import places, report, storage
 from small_modernbert.runs.errors import UserError
 
 FORMAT = 1  # raise it when the same pins and settings would lead to other files
@@ -165,7 +165,8 @@ STRONG_TEACHER = Model(
 
 def is_asset(path: Path) -> bool:
     """Say whether a file of text lies in a folder that this module laid out."""
-    return any((folder / MANIFEST).is_file() for folder in path.parents[1:2])
+    above = () if places.is_remote(path) else path.parents[1:2]
+    return any((folder / MANIFEST).is_file() for folder in above)
 
 
 def published_as(folder: Path) -> str | None:

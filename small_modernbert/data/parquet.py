@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from small_modernbert.runs import places
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
@@ -155,7 +156,9 @@ def _open(path: Path, cure: str) -> Iterator[Any]:
     # A damaged footer can ask for anything: lengths of terabytes, negative counts, odd schemas.
     wrong = (pa.ArrowException, OSError, MemoryError, OverflowError, ValueError, KeyError)
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        # Elsewhere, only the parts that are asked for are fetched.
+        source = path.open("rb") if places.is_remote(path) else path
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
             yield file
     except wrong as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -16,6 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
+from small_modernbert.runs import places
+
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 # The longer mark first: that of UTF-32 begins with that of UTF-16.
@@ -46,8 +48,7 @@ def open_text(path: Path, newline: str | None = None) -> TextIO:
     Raises:
         ValueError: it is full of zeros, as UTF-16 without a byte order mark is.
     """
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
-    with opened(path, "rb") as stream:
+    with _opened(path, "rb") as stream:
         head = stream.read(_LOOKED_AT)
     encoding = next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8-sig")
     if encoding == "utf-8-sig" and head.count(0) > len(head) / 5:
@@ -56,7 +57,14 @@ def open_text(path: Path, newline: str | None = None) -> TextIO:
             f"every {len(head) // head.count(0)}. byte is zero, as in UTF-16 without its mark; "
             f"convert it: iconv -f UTF-16{order} -t UTF-8"
         )
-    return opened(path, "rt", encoding=encoding, newline=newline)
+    return _opened(path, "rt", encoding=encoding, newline=newline)
+
+
+def _opened(path: Path, mode: str, **text: str | None) -> Any:  # noqa: ANN401  bytes or text
+    packed = path.name.lower().endswith(".gz")
+    if places.is_remote(path):
+        return path.open(mode, compression="gzip" if packed else None, **text)
+    return gzip.open(path, mode, **text) if packed else path.open(mode, **text)
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:

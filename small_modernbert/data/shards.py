@@ -12,8 +12,12 @@ with the index. A shard's sha256 is compared when an open folder first reads it;
 bytes are those that were written. Its cells are looked at as they are read (nothing missing, blank,
 NaN), because whoever wrote the index may not be us. `verify` reads all of a folder in this way, at
 the end of a stage.
+
+A folder may also lie elsewhere (see `runs.places`): its shards are fetched as they are read, one at
+a time, and not kept.
 """
 
+import contextlib
 import dataclasses
 import logging
 import re
@@ -25,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from small_modernbert.data import parquet
-from small_modernbert.runs import storage
+from small_modernbert.runs import places, storage
 from small_modernbert.runs.errors import UserError
 
 # Rows of a Parquet row group: what a reader must hold at once.
@@ -155,12 +159,12 @@ class ShardFolder:
         kinds = {name: self.layout.columns[name] for name in columns or self.layout.columns}
         for name in (name for name in _in_order(self.index["shards"]) if _split_of(name) == split):
             path, entry = self.folder / name, self.index["shards"][name]
-            self._compare(path, name, entry["sha256"])
             seen = 0
-            for batch in parquet.read_batches(path, kinds, self.cure, rows=rows, own=True):
-                seen += batch.num_rows
-                self.check_batch(path, batch)
-                yield batch
+            with self._at_hand(path, name, entry["sha256"]) as own:
+                for batch in parquet.read_batches(own, kinds, self.cure, rows=rows, own=True):
+                    seen += batch.num_rows
+                    self.check_batch(path, batch)
+                    yield batch
             if seen != entry["rows"]:
                 raise UserError(
                     f"{path}: {seen:,} rows, not {entry['rows']:,} as in {self.layout.index}; "
@@ -185,16 +189,21 @@ class ShardFolder:
             for _ in self.batches(split):
                 pass
 
-    def _compare(self, path: Path, name: str, sha256: str) -> None:
-        if name in self._known:
-            return
-        if not path.is_file():
+    @contextlib.contextmanager
+    def _at_hand(self, path: Path, name: str, sha256: str) -> Iterator[Path]:
+        """Give a shard on this machine, compared with its sha256."""
+        if name not in self._known and not path.is_file():
             raise UserError(f"{path} is not there; {self.cure}")
-        if storage.sha256_file(path) != sha256:
-            raise UserError(
-                f"{path} is damaged: its sha256 is not the one in {self.layout.index}; {self.cure}"
-            )
-        self._known.add(name)
+        with places.at_hand(path) as own:
+            # What is fetched anew may be damaged anew.
+            if name not in self._known or places.is_remote(path):
+                if storage.sha256_file(own) != sha256:
+                    raise UserError(
+                        f"{path} is damaged: its sha256 is not the one in {self.layout.index}; "
+                        f"{self.cure}"
+                    )
+                self._known.add(name)
+            yield own
 
 
 def read_index(folder: Path, layout: Layout) -> dict[str, Any]:
@@ -222,9 +231,14 @@ def read_index(folder: Path, layout: Layout) -> dict[str, Any]:
                 f"{path}: 'rows' of {split} is {str(index['rows'].get(split))[:80]!r}, and its "
                 f"shards have {number:,}; {cure}"
             )
+    sizes = {
+        f"{split}/{name}": size
+        for split in layout.splits
+        for name, size in places.list_sizes(folder / split).items()
+    }
     for name, entry in index["shards"].items():
-        _check_size(folder / name, entry["bytes"], layout.index, cure)
-    _note_strangers(folder, layout, index["shards"])
+        _check_size(folder / name, sizes.get(name), entry["bytes"], layout.index, cure)
+    _note_strangers(folder, layout, sizes, index["shards"])
     return index
 
 
@@ -246,21 +260,17 @@ def _check_entry(path: Path, name: str, entry: object, rows: dict[str, int], cur
     rows[ours[1]] += entry["rows"]
 
 
-def _check_size(path: Path, size: int, index: str, cure: str) -> None:
-    if not path.is_file():
+def _check_size(path: Path, there: int | None, size: int, index: str, cure: str) -> None:
+    if there is None:
         raise UserError(f"{path} is not there; {cure}")
-    if path.stat().st_size != size:
-        raise UserError(
-            f"{path} is damaged: {path.stat().st_size:,} bytes, not {size:,} as in {index}; {cure}"
-        )
+    if there != size:
+        raise UserError(f"{path} is damaged: {there:,} bytes, not {size:,} as in {index}; {cure}")
 
 
-def _note_strangers(folder: Path, layout: Layout, shards: Iterable[str]) -> None:
-    there = {
-        path.relative_to(folder).as_posix()
-        for split in layout.splits
-        for path in (folder / split).glob("*.parquet")
-    }
+def _note_strangers(
+    folder: Path, layout: Layout, sizes: Iterable[str], shards: Iterable[str]
+) -> None:
+    there = {name for name in sizes if name.count("/") == 1 and name.endswith(".parquet")}
     if strangers := sorted(there.difference(shards)):
         logger.warning(
             "%s: %d files are not read, %s does not count them: %s",

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from small_modernbert.runs import settings, storage
+from small_modernbert.runs import places, settings, storage
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.references import ROOT
 
@@ -184,13 +184,16 @@ def digest_input(path: Path | str) -> str:
     """Return the digest by which a stage remembers an input.
 
     For another stage's final/ it is the digest recorded in that stage's run.json, after a look
-    at its files; for any other folder, over its files; for a hub id, the id itself.
+    at its files; for any other folder, over its files; for a hub id, the id itself; for what lies
+    elsewhere, see `places.fingerprint`.
 
     Raises:
         UserError: a final/ was changed after its stage had made it.
     """
     if isinstance(path, str):
         return path
+    if places.is_remote(path):
+        return places.fingerprint(path)
     if path.name == "final":
         cure = "make it again: its stage's command with --overwrite"
         record = read_record(path.parent / "run.json", cure)

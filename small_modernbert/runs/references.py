@@ -1,6 +1,7 @@
 """References: how a constant names an input, and the folder, file or hub id that it means.
 
-`script[@variant][/part]` is a stage of the recipe, anything else a folder, a file or a hub id.
+`script[@variant][/part]` is a stage of the recipe, anything else a folder, a file or a hub id; some
+constants also take a URL (see `places`).
 """
 
 import contextlib
@@ -8,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from small_modernbert.runs import storage
+from small_modernbert.runs import places, storage
 from small_modernbert.runs.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,11 +114,13 @@ def locate(reference: str, recipe: str) -> Path | None:
 
 
 def need(reference: str, recipe: str, what: str, cure: str) -> Path:
-    """Like `locate`, for inputs that can only be a folder.
+    """Like `locate`, for inputs that can only be a folder, or one by its URL.
 
     Raises:
         UserError: there is no such folder; the message names `what` it should be and the `cure`.
     """
+    if places.is_url(reference):
+        return places.find(reference, what, cure)[0]
     folder = locate(reference, recipe)
     if folder is None:
         raise UserError(f"{what}: {reference!r} is not there; {cure}")

@@ -1,0 +1,144 @@
+"""What lies elsewhere is read as what lies here: texts, corpora, labels by the URL of a folder."""
+
+import gzip
+import json
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from miniature import make_wordpiece_tokenizer
+from script_runner import load_script
+
+from small_modernbert.data import file_rows, labels
+from small_modernbert.data.corpus import open_corpus
+from small_modernbert.runs import places, references, settings
+from small_modernbert.runs.errors import UserError
+
+WORDS = [f"word{number}" for number in range(200)]
+URL = "memory://bucket/labels"
+
+
+@pytest.fixture
+def label_url(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> str:
+    """Return the URL of three shards of labels, with texts of their own."""
+    vectors = np.random.default_rng(0).normal(size=(3, 10, 4))
+    for number in range(3):
+        texts = [f"text {number} {row}" for row in range(10)]
+        path = labels.shard_path(tmp_path / "labels", "train", number)
+        labels.write_shard(path, texts, vectors[number])
+    labels.write_index(tmp_path / "labels", 4, {"train": 3})
+    memory.put(str(tmp_path / "labels"), "/bucket/", recursive=True)
+    return URL
+
+
+def write_texts(folder: Path) -> None:
+    """Write 120 texts as Parquet, gzipped JSON lines, CSV and text, 30 each."""
+    chooser = np.random.default_rng(0)
+    texts = [" ".join(chooser.choice(WORDS, 12)) for _ in range(120)]
+    folder.mkdir()
+    pq.write_table(pa.table({"text": texts[:30]}), folder / "a.parquet")
+    lines = "\n".join(json.dumps({"text": text}) for text in texts[30:60])
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (folder / "c.csv").write_text("text\n" + "\n".join(texts[60:90]), encoding="utf-8-sig")
+    (folder / "deep").mkdir()
+    (folder / "deep" / "d.txt").write_text("\n".join(texts[90:]), encoding="utf-8")
+
+
+def make_corpus(place: str, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a corpus of the texts of a place; return its folder."""
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    tokenizer = make_wordpiece_tokenizer(tmp_path / "tokenizer", WORDS)
+    flags = ["--recipe", recipe, "--sources", "offline", "--offline-text", place]
+    flags += ["--tokenizer", str(tokenizer), "--held-out-rows", "10", "--shard-rows", "40"]
+    settings.run(load_script("mlm/create_dataset").__dict__, flags)
+    return tmp_path / "runs" / recipe / "mlm" / "create_dataset" / "final"
+
+
+def test_a_corpus_of_texts_elsewhere_is_that_of_the_same_texts_here(
+    memory: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every kind of file, the same rows with the same sources; run.json knows what was read."""
+    write_texts(tmp_path / "mine")
+    memory.put(str(tmp_path / "mine"), "/bucket/", recursive=True)
+    here = make_corpus(str(tmp_path / "mine"), tmp_path, "here", monkeypatch)
+    there = make_corpus("memory://bucket/mine", tmp_path, "there", monkeypatch)
+    assert open_corpus(here).index["shards"] == open_corpus(there).index["shards"]
+    record = json.loads((there.parent / "run.json").read_text())
+    read = record["inputs"]["source offline"]
+    assert read["path"] == "memory://bucket/mine"
+    assert read["digest"] == places.fingerprint(places.reopen(read["path"]))
+    assert {source for source in open_corpus(there).index["sources"]} == {"a", "b", "c", "deep/d"}
+
+
+def test_files_are_named_below_what_they_share(
+    memory: fsspec.AbstractFileSystem, tmp_path: Path
+) -> None:
+    """Files of two folders of a bucket keep the folders' names; what shares nothing, its own."""
+    for name in ("x/a.txt", "y/a.txt"):
+        memory.pipe(f"/bucket/{name}", b"one text")
+    (tmp_path / "own.txt").write_text("mine")
+    urls = [places.reopen(f"memory://bucket/{name}") for name in ("x/a.txt", "y/a.txt")]
+    assert [file.name for file in file_rows.find_files(*urls, cure="")] == ["x/a", "y/a"]
+    mixed = file_rows.find_files(*urls, tmp_path / "own.txt", cure="")
+    assert [file.name for file in mixed][-1] == "own"
+
+
+def test_labels_elsewhere_are_read_shard_by_shard(label_url: str, tmp_path: Path) -> None:
+    """The same cells as on the disk; of what was fetched nothing stays."""
+    there = labels.open_labels(references.need(label_url, "toys", "labels", ""))
+    here = labels.open_labels(tmp_path / "labels")
+    assert list(there.texts("train")) == list(here.texts("train"))
+    vectors = [
+        each.vectors("train", tmp_path / f"{number}.f16")
+        for number, each in enumerate((here, there))
+    ]
+    assert np.array_equal(*vectors)
+    there.verify()
+
+
+def test_one_shard_at_a_time_lies_on_this_disk(
+    label_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one is read there is no other; afterwards there is none."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    fetched = []
+    for _ in labels.open_labels(places.reopen(label_url)).batches("train", rows=3):
+        fetched.append([path.name for path in (tmp_path / "temporary").rglob("*.parquet")])
+    assert fetched == [[f"shard-{number:05d}.parquet"] for number in range(3) for _ in range(4)]
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("train/shard-00001.parquet", None, "shard-00001.parquet is not there"),
+        ("train/shard-00001.parquet", b"short", "is damaged: 5 bytes, not"),
+        ("labels.json", b"{", "is not valid JSON"),
+        ("labels.json", None, "labels.json is not there"),
+    ],
+)
+def test_damage_elsewhere_is_named(
+    memory: fsspec.AbstractFileSystem, label_url: str, name: str, content: bytes | None, why: str
+) -> None:
+    """As on the disk: before anything is read, with the URL."""
+    path = f"/bucket/labels/{name}"
+    memory.rm(path) if content is None else memory.pipe(path, content)
+    with pytest.raises(UserError, match=why) as error:
+        labels.open_labels(places.reopen(label_url))
+    assert f"{URL}/{name}" in str(error.value)
+
+
+def test_a_changed_byte_elsewhere_is_found(
+    memory: fsspec.AbstractFileSystem, label_url: str
+) -> None:
+    """A shard of the right size with other bytes is told by its sha256."""
+    path = "/bucket/labels/train/shard-00001.parquet"
+    content = bytearray(memory.cat(path))
+    content[40] ^= 1
+    memory.pipe(path, bytes(content))
+    with pytest.raises(UserError, match=f"{URL}/train/shard-00001.parquet is damaged: its sha256"):
+        labels.open_labels(places.reopen(label_url)).verify()
