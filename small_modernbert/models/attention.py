@@ -4,20 +4,20 @@ Restarting `position_ids` does not separate packed sequences in transformers' ow
 functions, and a single 4-D mask loses ModernBERT's sliding window; both leak in silence. So we
 register a function of our own, which gets the lengths with each call:
 
-- CUDA with flash-attn: one variable-length FlashAttention-2 call with the sliding window.
+- CUDA in half precision: one call of torch's variable-length FlashAttention, with the window.
 - elsewhere: one exact scaled-dot-product call per stretch of equally long sequences, with a band
   mask where a sliding layer meets a sequence longer than its window.
 """
 
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from importlib import util
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -68,9 +68,8 @@ def packed_attention(
         `(1, T, heads, head_dim)` and None in place of the weights.
     """
     reach = None if sliding_window is None else sliding_window - 1
-    # FlashAttention has no fp32 kernel.
-    if query.is_cuda and query.dtype != torch.float32 and flash_attention_available():
-        return flash_attention(query, key, value, lengths, scaling, dropout, reach), None
+    if query.is_cuda and not dropout and has_flash_attention(query.dtype, query.shape[-1]):
+        return flash_attention(query, key, value, tuple(lengths), scaling, reach), None
     runs = stretches(lengths)
     sizes = [count * length for count, length in runs]
     # One split and one concatenation: slicing would cost a T-sized zero fill per run in backward.
@@ -93,43 +92,46 @@ def packed_attention(
 
 
 @cache
-def flash_attention_available() -> bool:
-    """Say whether flash-attn, an optional extra for GPU machines, is there and has a kernel here.
+def has_flash_attention(dtype: torch.dtype, head_dim: int) -> bool:
+    """Say whether the GPU has a FlashAttention kernel for heads of a type and a width.
 
-    FlashAttention-2 runs from Ampere on (compute capability 8.0).
+    There is none in fp32, none before Ampere (compute capability 8.0), and none beyond 256 numbers
+    a head; torch pads no head here, and the kernels read eight numbers at a time.
     """
-    installed = util.find_spec("flash_attn") is not None
-    return installed and torch.cuda.get_device_capability() >= (8, 0)
+    fits = head_dim % 8 == 0 and head_dim <= 256
+    return dtype != torch.float32 and fits and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def flash_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    lengths: Sequence[int],
+    lengths: tuple[int, ...],
     scaling: float,
-    dropout: float,
     reach: int | None,
 ) -> torch.Tensor:
-    """Call FlashAttention-2 on packed sequences; shapes as in `packed_attention`."""
-    from flash_attn import flash_attn_varlen_func
-
-    ends = torch.tensor(lengths, device=query.device).cumsum(0)
-    boundaries = functional.pad(ends, (1, 0)).to(torch.int32)
-    # flash-attn takes (T, heads, head_dim); its window is inclusive on both sides, -1 is no limit.
-    output = flash_attn_varlen_func(
+    """Call torch's FlashAttention on packed sequences; shapes as in `packed_attention`."""
+    boundaries, longest = _boundaries(lengths, query.device), max(lengths)
+    # Tokens first here; the window is inclusive on both sides, -1 is no limit.
+    output = varlen_attn(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
-        cu_seqlens_q=boundaries,
-        cu_seqlens_k=boundaries,
-        max_seqlen_q=max(lengths),
-        max_seqlen_k=max(lengths),
-        dropout_p=dropout,
-        softmax_scale=scaling,
+        boundaries,
+        boundaries,
+        longest,
+        longest,
+        scale=scaling,
         window_size=(-1, -1) if reach is None else (reach, reach),
     )
     return output[None]
+
+
+@lru_cache(maxsize=2)  # every layer of a pass asks for the same
+def _boundaries(lengths: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Return where each sequence begins, and the end of the last, `(sequences + 1,)` int32."""
+    ends = torch.tensor((0, *lengths)).cumsum(0)
+    return ends.to(device, torch.int32)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:  # noqa: ANN401  transformers' calling convention

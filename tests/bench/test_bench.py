@@ -530,7 +530,7 @@ def test_gpu_check_times_every_stage(
 ) -> None:
     """Each stage has its rate and its share of the peak; what went wrong stands in the report."""
     script = load("gpu_check")
-    kernels = [["attention", "flash-attn", 0.5, "NOT EQUAL"]]
+    kernels = [["attention", "FlashAttention", 0.5, "NOT EQUAL"]]
     monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
     places = {inputs.TEXT: source, inputs.TEACHER: wordpiece_folder}
     monkeypatch.setattr(inputs, "locate", places.get)

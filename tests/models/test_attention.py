@@ -1,8 +1,7 @@
 """Promises of attention.py and forward.py: packed equals one by one, and nothing leaks."""
 
-import sys
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,7 +189,7 @@ def test_stretches() -> None:
 def test_flash_attention_call(monkeypatch: pytest.MonkeyPatch, reach: int | None) -> None:
     """FlashAttention gets boundaries, shapes and an inclusive window that mean what we mean.
 
-    The stand-in computes what flash-attn documents for these arguments, plainly.
+    The stand-in computes what torch documents for these arguments, plainly.
     """
     calls = []
 
@@ -198,22 +197,19 @@ def test_flash_attention_call(monkeypatch: pytest.MonkeyPatch, reach: int | None
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        cu_seqlens_q: torch.Tensor,
-        cu_seqlens_k: torch.Tensor,
-        max_seqlen_q: int,
-        max_seqlen_k: int,
-        dropout_p: float = 0.0,
-        softmax_scale: float | None = None,
-        causal: bool = False,
+        cu_seq_q: torch.Tensor,
+        cu_seq_k: torch.Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float,
         window_size: tuple[int, int] = (-1, -1),
     ) -> torch.Tensor:
-        calls.append((cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, window_size))
-        assert dropout_p == 0.0
-        assert not causal
+        calls.append((cu_seq_q, cu_seq_k, max_q, max_k, window_size))
         output = torch.empty_like(q)
-        ends = cu_seqlens_q.tolist()
+        ends = cu_seq_q.tolist()
         for begin, end in zip(ends, ends[1:], strict=False):
-            scores = torch.einsum("qhd,khd->hqk", q[begin:end], k[begin:end]) * softmax_scale
+            scores = torch.einsum("qhd,khd->hqk", q[begin:end], k[begin:end]) * scale
             places = torch.arange(end - begin)
             ahead = places[None, :] - places[:, None]
             left, right = window_size
@@ -222,13 +218,11 @@ def test_flash_attention_call(monkeypatch: pytest.MonkeyPatch, reach: int | None
             output[begin:end] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[begin:end])
         return output
 
-    fake = ModuleType("flash_attn")
-    fake.flash_attn_varlen_func = varlen
-    monkeypatch.setitem(sys.modules, "flash_attn", fake)
-    lengths, heads, width = [3, 9, 9, 1], 2, 4
+    monkeypatch.setattr(attention, "varlen_attn", varlen)
+    lengths, heads, width = (3, 9, 9, 1), 2, 4
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 1, heads, sum(lengths), width, generator=generator)
-    found = attention.flash_attention(query, key, value, lengths, 0.5, 0.0, reach)
+    found = attention.flash_attention(query, key, value, lengths, 0.5, reach)
     ((ends, same_ends, longest, same_longest, window),) = calls
     assert ends.tolist() == same_ends.tolist() == [0, 3, 12, 21, 22]
     assert ends.dtype == torch.int32
@@ -246,21 +240,21 @@ def test_flash_attention_call(monkeypatch: pytest.MonkeyPatch, reach: int | None
 def test_flash_attention_is_chosen_on_cuda(
     monkeypatch: pytest.MonkeyPatch, window: int | None, reach: int | None
 ) -> None:
-    """On CUDA with flash-attn its kernel runs, with the reach and not transformers' +1."""
+    """On CUDA FlashAttention runs, with the reach and not transformers' +1."""
     seen = []
 
     def record(*arguments: object) -> str:
         seen.append(arguments)
         return "output"
 
-    monkeypatch.setattr(attention, "flash_attention_available", lambda: True)
+    monkeypatch.setattr(attention, "has_flash_attention", lambda dtype, width: True)
     monkeypatch.setattr(attention, "flash_attention", record)
-    query = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16)
+    query = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, shape=(1, 2, 5, 8))
     outcome = attention.packed_attention(
         nn.Identity(), query, "k", "v", None, lengths=[2, 3], scaling=0.5, sliding_window=window
     )
     assert outcome == ("output", None)
-    assert seen == [(query, "k", "v", [2, 3], 0.5, 0.0, reach)]
+    assert seen == [(query, "k", "v", (2, 3), 0.5, reach)]
 
 
 def test_half_precision_is_close(make_student: Make) -> None:
