@@ -19,8 +19,8 @@ from small_modernbert.runs import places, references, report, settings, stages, 
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
-    from small_modernbert.data.corpus_building import Spill
-    from small_modernbert.data.duplicates import MinHash
+    from small_modernbert.data.corpus_building import Preparation, Spill
+    from small_modernbert.data.executors import Executor
     from small_modernbert.data.sources import TextSource
 
 # Inputs
@@ -52,6 +52,9 @@ NUM_PERMUTATIONS: int = 64  # the index is estimated to about 0.05
 
 # Run
 WORKERS: int = 0  # processes that clean and cut; 0 = as many as there are processors
+EXECUTOR: Literal["plain", "local", "slurm", "ray"] = "plain"  # the others are datatrove's
+SLURM: list[str] = []  # options of sbatch: partition=cpu time=08:00:00 and any other, NAME=VALUE
+TASK_ROWS: int = 100_000  # of a Parquet file; what an executor's task takes
 
 # Output
 SHARD_ROWS: int = 100_000  # what is held in memory at once while the shards are written
@@ -69,6 +72,10 @@ logger = logging.getLogger("small_modernbert.create_dataset")
 def main() -> None:
     """Clean and spill every source, drop duplicates, choose, shuffle, write shards."""
     check_settings()
+    from small_modernbert.data import executors
+
+    executor = executors.Executor(EXECUTOR, WORKERS, tuple(SLURM))
+    executor.check()
     sources = resolve_sources()
     inputs = find_inputs(sources)
     with stages.Stage(globals(), inputs=inputs) as stage:
@@ -80,7 +87,15 @@ def main() -> None:
         minhash = near if DEDUPLICATE_NEAR else None
         leaks = write_leaks(stage.scratch / "leaks.json", sources, inputs.get("retrieval"))
         tokenizer_file = inputs["tokenizer"]
-        spills = spill_sources(sources, tokenizer_file, minhash, leaks, stage.scratch)
+        preparations = [
+            corpus_building.Preparation(
+                source, tokenizer_file, MAX_TOKENS, minhash, MIN_CHARACTERS, CLEANING, leaks
+            )
+            for source in sources
+        ]
+        spills = spill_sources(preparations, stage.scratch, executor)
+        if spills is None:
+            return
         choice = corpus_selection.choose(
             spills, minhash, MAX_TEXTS, PASSAGE_TOKENS, PASSAGE_SHARE, SEED
         )
@@ -126,6 +141,7 @@ def check_settings() -> None:
         ("--held-out-rows", HELD_OUT_ROWS, 0),
         ("--max-texts", MAX_TEXTS, 0),
         ("--finewiki-cap", FINEWIKI_CAP, 0),
+        ("--task-rows", TASK_ROWS, 1),
     ):
         if value < least:
             raise UserError(f"{flag} {value} is too small; give at least {least}")
@@ -221,31 +237,37 @@ def write_leaks(path: Path, sources: "list[TextSource]", folder: Path | None) ->
 
 
 def spill_sources(
-    chosen: "list[TextSource]",
-    tokenizer_file: Path,
-    minhash: "MinHash | None",
-    leaks: Path | None,
-    folder: Path,
-) -> "list[Spill]":
-    """Clean, cut and fingerprint every source; those that are done are taken up."""
+    preparations: "list[Preparation]", folder: Path, executor: "Executor"
+) -> "list[Spill] | None":
+    """Clean, cut and fingerprint every source; None while jobs elsewhere do so.
+
+    What is done is taken up.
+    """
     from small_modernbert.data import corpus_building, sources, workers
     from small_modernbert.data.cleaning import USELESS
 
-    counted = [sources.count_source(source) for source in chosen]
+    def check_lost(name: str, spill: "Spill") -> None:
+        counts = spill.source_counts.values()
+        lost = {reason: sum(row.get(reason, 0) for row in counts) for reason in USELESS}
+        read = sum(row["read"] + row.get("extra chunks", 0) for row in counts)
+        sources.check_lost(f"source {name}", read, lost, MAX_LOST_SHARE)
+
+    if executor.kind != "plain":
+        from small_modernbert.data import corpus_tasks
+
+        spills = corpus_tasks.write_spills(executor, folder, preparations, TASK_ROWS, SEED)
+        for preparation, spill in zip(preparations, spills or (), strict=spills is not None):
+            check_lost(preparation.source.name, spill)
+        return spills
+    counted = [sources.count_source(preparation.source) for preparation in preparations]
     few = None not in counted and sum(counted) < FEW_ROWS
     processes = 1 if few else WORKERS or workers.processors()
     spills = []
-    with workers.pool(processes) as executor:
-        for source in chosen:
-            begun = time.monotonic()
-            preparation = corpus_building.Preparation(
-                source, tokenizer_file, MAX_TOKENS, minhash, MIN_CHARACTERS, CLEANING, leaks
-            )
-            spill = corpus_building.write_spill(folder / source.name, preparation, SEED, executor)
-            counts = spill.source_counts.values()
-            lost = {reason: sum(row.get(reason, 0) for row in counts) for reason in USELESS}
-            read = sum(row["read"] + row.get("extra chunks", 0) for row in counts)
-            sources.check_lost(f"source {source.name}", read, lost, MAX_LOST_SHARE)
+    with workers.pool(processes) as pool:
+        for preparation in preparations:
+            begun, source = time.monotonic(), preparation.source
+            spill = corpus_building.write_spill(folder / source.name, preparation, SEED, pool)
+            check_lost(source.name, spill)
             spills.append(spill)
             logger.info(
                 "%s: %s rows in %.1f s · %s",

@@ -1,9 +1,9 @@
 """From sources to shards through the disk, so that memory does not grow with the texts.
 
 Each source is cleaned, cut and fingerprinted once, into a *spill* of its own: a folder of one
-shard. What is kept and in which order is decided on the fingerprints of all of them (see
-corpus_selection.py); then the texts are read once more and scattered to
-the shards. A rerun after a kill takes up the spills that are done.
+shard, or of one for each part of the source (see corpus_tasks.py). What is kept and in which order
+is decided on the fingerprints of all of them (see corpus_selection.py); then the texts are read
+once more and scattered to the shards. A rerun after a kill takes up the spills that are done.
 
 Memory: one batch of rows while a spill is written; one shard of texts, or `SCATTER_ROWS` of them,
 while the shards are. Disk: beside the texts, 2 × permutations + 8 × bands bytes a row.
@@ -12,7 +12,7 @@ while the shards are. Disk: beside the texts, 2 × permutations + 8 × bands byt
 import dataclasses
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from itertools import compress
 from pathlib import Path
@@ -209,28 +209,72 @@ def write_spill(
         folder: of this source alone.
         preparation: of its rows.
         seed: of a capped source's choice of rows.
-        executor: the processes that prepare; see `workers.pool`.
+        executor: processes that share the work; None = this one.
     """
-    if (folder / SPILL.index).exists():
-        return open_spill(folder, preparation.schema)
-    storage.remove(folder)
-    counts: dict[str, Counter[str]] = {}
-    source = preparation.source
-    batches = sources.read_source(source, seed)
-
-    def prepared() -> Iterator[pa.RecordBatch]:
+    if not (folder / SPILL.index).exists():
+        storage.remove(folder)
+        source = preparation.source
         total = sources.count_source(source)
         with report.progress(description=f"read {source.name}", total=total, unit=" rows") as bar:
-            for rows, batch, counted in workers.ordered_map(executor, preparation, batches):
-                for label, counter in counted.items():
-                    counts.setdefault(label, Counter()).update(counter)
-                if batch.num_rows:
-                    yield batch
-                bar.update(rows)
+            whole = sources.Part()
+            write_part(folder, 0, preparation, whole, seed, executor=executor, advance=bar.update)
+    return join_parts(folder, preparation, 1)
 
-    shards.write_shard(shards.shard_path(folder, "rows", 0), prepared(), preparation.schema)
-    shards.write_index(folder, SPILL, {"rows": 1}, {"counts": counts})
+
+def write_part(
+    folder: Path,
+    number: int,
+    preparation: Preparation,
+    part: sources.Part,
+    seed: int,
+    *,
+    executor: Executor | None = None,
+    advance: Callable[[int], object] = lambda rows: None,
+) -> Counter[str]:
+    """Clean, cut and fingerprint a part of a source: one shard of its spill, and its counts.
+
+    Args:
+        folder: of the spill.
+        number: of the part.
+        preparation: of its rows.
+        part: which rows.
+        seed: of a capped source's choice of rows.
+        executor: processes that share the work; None = this one.
+        advance: told of the rows that were read.
+
+    Returns:
+        "read", "extra chunks" and reasons -> texts.
+    """
+    counts: dict[str, Counter[str]] = {}
+    batches = sources.read_part(preparation.source, part, seed)
+
+    def prepared() -> Iterator[pa.RecordBatch]:
+        for rows, batch, counted in workers.ordered_map(executor, preparation, batches):
+            for label, counter in counted.items():
+                counts.setdefault(label, Counter()).update(counter)
+            if batch.num_rows:
+                yield batch
+            advance(rows)
+
+    shards.write_shard(shards.shard_path(folder, "rows", number), prepared(), preparation.schema)
+    storage.write_json(_counts_path(folder, number), counts)
+    return sum(counts.values(), Counter())
+
+
+def join_parts(folder: Path, preparation: Preparation, parts: int) -> Spill:
+    """Make one spill of the parts of a source, whoever wrote them, and open it."""
+    if not (folder / SPILL.index).exists():
+        counts: dict[str, Counter[str]] = {}
+        for number in range(parts):
+            counted = storage.read_json(_counts_path(folder, number), "run the same command again")
+            for label, counter in counted.items():
+                counts.setdefault(label, Counter()).update(counter)
+        shards.write_index(folder, SPILL, {"rows": parts}, {"counts": counts})
     return open_spill(folder, preparation.schema)
+
+
+def _counts_path(folder: Path, number: int) -> Path:
+    return folder / "counts" / f"{number:05d}.json"
 
 
 def open_spill(folder: Path, schema: pa.Schema) -> Spill:

@@ -204,6 +204,7 @@ def read_rows(
     cure: str,
     *,
     optional: Iterable[str] = (),
+    begin: int = 0,
 ) -> Iterator[dict[str, list[Any]]]:
     """Yield the rows of a file in order, some thousands at a time, as lists by column.
 
@@ -214,16 +215,16 @@ def read_rows(
             spelt as text. Text and Markdown files are the first column, whatever it is called.
         cure: what to do about a file that cannot be used; the end of the message.
         optional: columns to read as well where they are there.
+        begin: row of a Parquet file to begin at.
 
     Raises:
         UserError: the file is of no kind that is read, is damaged, lacks a column, or has a number
             that is none; with the row.
     """
     if ending_of(path) in (".parquet", ".pq"):
-        batches = _read_parquet(path, columns, cure, optional)
+        batches = _read_parquet(path, columns, cure, optional, begin)
     else:
         batches = _read_others(path, columns, cure, optional)
-    begin = 0
     for batch in batches:
         for name, kind in columns.items():
             if kind == "number":
@@ -237,12 +238,15 @@ def read_rows(
 
 
 def _read_parquet(
-    path: Path, columns: Mapping[str, parquet.Kind], cure: str, optional: Iterable[str]
+    path: Path, columns: Mapping[str, parquet.Kind], cure: str, optional: Iterable[str], begin: int
 ) -> Iterator[dict[str, list[Any]]]:
     others: dict[str, parquet.Kind] = dict.fromkeys(optional, "any")
     # Whether a cell is a number is seen cell by cell: text may spell one.
     kinds = {name: "any" if kind == "number" else kind for name, kind in columns.items()}
-    for batch in parquet.read_batches(path, kinds, cure, optional=others, rows=READ_ROWS):
+    reading = parquet.read_batches(
+        path, kinds, cure, optional=others, rows=READ_ROWS, begin=begin
+    )
+    for batch in reading:
         yield {name: parquet.to_list(batch.column(name)) for name in batch.schema.names}
 
 

@@ -61,6 +61,7 @@ def read_batches(
     optional: Mapping[str, Kind] | None = None,
     rows: int = BATCH_ROWS,
     own: bool = False,
+    begin: int = 0,
 ) -> Iterator["pa.RecordBatch"]:
     """Yield the rows of a Parquet file in order, checksums compared.
 
@@ -73,6 +74,7 @@ def read_batches(
         rows: of a batch, at most.
         own: the file is of our own making, so that no cell may be missing, blank, no UTF-8, or
             (in lists of numbers) not finite: such rows were cleaned away when it was written.
+        begin: row to begin at; row groups before it are not read.
 
     Raises:
         UserError: the file is not there, is no Parquet file, is damaged, lacks a column, has one
@@ -81,9 +83,11 @@ def read_batches(
     """
     with _open(path, cure) as file:
         wanted = _check_columns(path, file.schema_arrow, columns, optional or {}, cure)
-        seen = 0
-        for batch in file.iter_batches(rows, columns=list(wanted)):
+        groups, seen = _groups_from(file, begin)
+        for batch in file.iter_batches(rows, row_groups=groups, columns=list(wanted)):
             batch = batch.select(list(wanted))
+            passed = min(max(0, begin - seen), batch.num_rows)
+            seen, batch = seen + passed, batch.slice(passed)
             batch.validate(full=own)
             if own:
                 _check_cells(path, batch, wanted, seen, cure)
@@ -163,6 +167,17 @@ def _open(path: Path, cure: str) -> Iterator[Any]:
     except wrong as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} cannot be read, it is damaged ({reason[:300]}); {cure}") from None
+
+
+def _groups_from(file: Any, begin: int) -> tuple[list[int], int]:  # noqa: ANN401  pyarrow's
+    """Return the row groups that hold rows from `begin` on, and the first row of the first."""
+    groups, first, end = [], file.metadata.num_rows, 0
+    for group in range(file.num_row_groups):
+        start, end = end, end + file.metadata.row_group(group).num_rows
+        if end > begin or not begin:
+            first = min(first, start)
+            groups.append(group)
+    return groups, first
 
 
 def _not_parquet(path: Path) -> str | None:

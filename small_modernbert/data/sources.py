@@ -141,6 +141,65 @@ class PairSource(Source):
         return super().all_columns + ((self.role,) if self.role else ())
 
 
+class Part(NamedTuple):
+    """A share of a source's rows, which one task reads.
+
+    Attributes:
+        file: place of its file among those of the source; None for all rows of the source.
+        begin: its first row in that file.
+        end: the row behind its last one; None for the file's end.
+    """
+
+    file: int | None = None
+    begin: int = 0
+    end: int | None = None
+
+
+def split_source(source: Source, rows: int) -> list[Part]:
+    """Return the parts of a source, in the order of its rows.
+
+    A Parquet file is cut anywhere, since its rows need not be read to be counted; another file is
+    a part of its own, and so is a dataset of the hub, or a source that a cap chooses rows of.
+
+    Args:
+        source: to be cut.
+        rows: of a part, at most, where it can be cut.
+    """
+    files = find_files(source)
+    if files is None or source.cap:
+        return [Part()]
+    parts = []
+    for number, file in enumerate(files):
+        if file_rows.ending_of(file.path) not in (".parquet", ".pq"):
+            parts.append(Part(number))
+            continue
+        total = file_rows.count_rows(file.path, _cure(source))
+        parts += [
+            Part(number, begin, min(begin + rows, total)) for begin in range(0, total, rows)
+        ]
+    return parts
+
+
+def read_part(source: Source, part: Part, seed: int) -> Iterator[dict[str, list[Any]]]:
+    """Yield the rows of a part as `read_source` would.
+
+    Raises:
+        UserError: see `read_source`.
+    """
+    files = find_files(source)
+    if part.file is None or files is None:
+        yield from read_source(source, seed)
+        return
+    left = None if part.end is None else part.end - part.begin
+    for batch in _read_files(source, [files[part.file]], seed, part.begin):
+        batch = {name: cells[:left] for name, cells in batch.items()}
+        yield batch
+        if left is not None:
+            left -= len(batch[source.columns[0]])
+            if left <= 0:
+                return
+
+
 def read_source(source: Source, seed: int) -> Iterator[dict[str, list[Any]]]:
     """Yield the rows of a source, some thousands at a time, as lists by column.
 
@@ -250,14 +309,18 @@ def _cure(source: Source) -> str:
     return f"correct source {source.name!r}, or run: python get_offline_assets.py"
 
 
-def _read_files(source: Source, files: list[DataFile], seed: int) -> Iterator[dict[str, list[Any]]]:
+def _read_files(
+    source: Source, files: list[DataFile], seed: int, first_row: int = 0
+) -> Iterator[dict[str, list[Any]]]:
+    """Yield the rows of files; of the first file, those from `first_row` on."""
     cure = _cure(source)
     keep = _choose_rows(source, files, seed)
     columns: dict[str, parquet.Kind] = dict.fromkeys(source.columns, source.kind)
     optional = [name for name in source.all_columns if name not in columns]
     begin = 0
     for file in files:
-        for batch in file_rows.read_rows(file.path, columns, cure, optional=optional):
+        row = first_row if file is files[0] else 0
+        for batch in file_rows.read_rows(file.path, columns, cure, optional=optional, begin=row):
             rows = len(batch[source.columns[0]])
             for name in optional:
                 batch.setdefault(name, [None] * rows)

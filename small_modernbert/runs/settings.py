@@ -29,6 +29,9 @@ HOUSEKEEPING = frozenset(
     {
         "OVERWRITE",
         "WORKERS",
+        "EXECUTOR",
+        "SLURM",
+        "TASK_ROWS",
         "VECTORS",
         "REPORT_TO",
         "PUSH",
