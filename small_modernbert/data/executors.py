@@ -138,9 +138,7 @@ def _run_here(executor: Executor, folder: Path, array: Array) -> None:
     from datatrove.executor import LocalPipelineExecutor
 
     processes = min(executor.processes or workers.processors(), array.tasks)
-    pipeline = LocalPipelineExecutor(
-        [array.step], array.tasks, processes, str(folder / array.name)
-    )
+    pipeline = LocalPipelineExecutor([array.step], array.tasks, processes, str(folder / array.name))
     missing = array.missing(folder)
     task = _Task(pipeline)
     bar = report.progress(description=array.name, total=len(missing), unit=" tasks")
@@ -270,6 +268,8 @@ def _jobs_alive() -> set[str]:
     """Return the numbers of the user's jobs that wait or run."""
     command = ["squeue", "--me", "--noheader", "--format=%F"]
     try:
-        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+        return set(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        )
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(f"squeue does not say which jobs run ({error}); run it again") from None

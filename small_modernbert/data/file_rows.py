@@ -243,9 +243,7 @@ def _read_parquet(
     others: dict[str, parquet.Kind] = dict.fromkeys(optional, "any")
     # Whether a cell is a number is seen cell by cell: text may spell one.
     kinds = {name: "any" if kind == "number" else kind for name, kind in columns.items()}
-    reading = parquet.read_batches(
-        path, kinds, cure, optional=others, rows=READ_ROWS, begin=begin
-    )
+    reading = parquet.read_batches(path, kinds, cure, optional=others, rows=READ_ROWS, begin=begin)
     for batch in reading:
         yield {name: parquet.to_list(batch.column(name)) for name in batch.schema.names}
 

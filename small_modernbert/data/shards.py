@@ -19,6 +19,8 @@ a time, and not kept.
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -245,6 +247,17 @@ def read_index(folder: Path, layout: Layout) -> dict[str, Any]:
 def open_shards(folder: Path, layout: Layout) -> ShardFolder:
     """Open a finished folder; see `read_index`."""
     return ShardFolder(folder, layout, read_index(folder, layout))
+
+
+def digest_rows(rows: ShardFolder) -> str:
+    """Return one sha256 over the sorted rows of all splits: the same for any order and shards."""
+    digests = []
+    for split in rows.layout.splits:
+        for batch in rows.batches(split):
+            for row in batch.to_pylist():
+                cells = json.dumps([split, *row.items()], ensure_ascii=False)
+                digests.append(hashlib.sha256(cells.encode()).digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
 def _check_entry(path: Path, name: str, entry: object, rows: dict[str, int], cure: str) -> None:

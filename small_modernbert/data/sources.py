@@ -174,9 +174,7 @@ def split_source(source: Source, rows: int) -> list[Part]:
             parts.append(Part(number))
             continue
         total = file_rows.count_rows(file.path, _cure(source))
-        parts += [
-            Part(number, begin, min(begin + rows, total)) for begin in range(0, total, rows)
-        ]
+        parts += [Part(number, begin, min(begin + rows, total)) for begin in range(0, total, rows)]
     return parts
 
 
