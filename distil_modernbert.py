@@ -47,6 +47,7 @@ CUT_ALIKE: bool = False  # training texts to what the teacher read of them at mo
 # Training
 EPOCHS: int = 2  # passes over the labels
 MAX_STEPS: int = 0  # ends earlier; 0 = all the epochs
+WINDOW_ROWS: int = 4_000_000  # texts at hand at once; more are streamed by shards; 0 = all
 ROWS_PER_BATCH: int = 64  # texts per step at most
 TOKENS_PER_BATCH: int = 16_384  # tokens per step at most
 ACCUMULATE: int = 1  # batches per optimizer step
@@ -91,9 +92,8 @@ def main() -> None:
         labelled.check_width(student.width)
         encoder = student.training_encoder(stage, PRECISION)
         prompts.settle(stage, student, TRAIN_WITH_PROMPTS, labelled.index.get("prompts"))
-        tokens = distillation.tokenise(stage, labelled, student, CUT_ALIKE)
-        with stage.shared("labels", "vectors") as cache:
-            vectors = {split: labelled.vectors(split, cache / f"{split}.f16") for split in tokens}
+        tokens = distillation.tokenise(stage, labelled, student, CUT_ALIKE, WINDOW_ROWS)
+        vectors = distillation.open_vectors(stage, labelled, tokens)
         sets = evaluation_sets.load_named(VALIDATION_SETS, inputs.get("retrieval"))
         watched = validation.Watched(hold_out(tokens, vectors), sets=sets)
         as_read_by = functools.partial(watch_as, watched, labelled)

@@ -27,6 +27,7 @@ from small_modernbert.runs import references, settings, stages
 if TYPE_CHECKING:
     import numpy as np
 
+    from small_modernbert.data.streamed_rows import StreamedRows
     from small_modernbert.data.token_store import TokenStore
     from small_modernbert.models.students import Student
 
@@ -39,6 +40,7 @@ SEQUENCE_TOKENS: int = 1_024  # texts are packed into sequences of this many tok
 MASKING: float = 0.3  # share of the tokens to predict; special tokens never
 MIXTURE: list[str] = []  # source=weight: how often its texts come in a pass; others once
 HELD_OUT_ROWS: int = 1_000  # texts that the loss is watched on; never trained on
+WINDOW_ROWS: int = 4_000_000  # texts at hand at once; more are streamed by shards; 0 = all
 
 # Context
 GLOBAL_ROPE_THETA: float = 0.0  # of the global layers; 0 = the student's; 160,000 at 8,192 tokens
@@ -117,18 +119,21 @@ def find_inputs() -> dict[str, Path]:
 
 def read_corpus(
     stage: stages.Stage, folder: Path, student: "Student"
-) -> "tuple[dict[str, TokenStore], np.ndarray | None]":
+) -> "tuple[dict[str, TokenStore | StreamedRows], np.ndarray | None]":
     """Tokenise both splits; weigh the training texts if MIXTURE is given, else None.
 
     Raises:
         UserError: the sequences are longer than the student takes, and the texts are not.
     """
-    from small_modernbert.data import corpus, token_store
+    from small_modernbert.data import corpus, streamed_rows
     from small_modernbert.training import masked_lm
 
     texts = corpus.open_corpus(folder)
     backend = student.cut_at(SEQUENCE_TOKENS)
-    tokens = token_store.store_splits(stage, "corpus", texts.texts, backend)
+    reading = streamed_rows.Reading(
+        texts, ("text",), lambda batch: batch.column(0).to_pylist(), backend
+    )
+    tokens = streamed_rows.open_splits(stage, "corpus", reading, WINDOW_ROWS)
     weights = masked_lm.mixture_weights(MIXTURE, texts.sources()) if MIXTURE else None
     lengths = tokens["train"].lengths
     masked_lm.check_extension(lengths, weights, student.max_tokens, SEQUENCE_TOKENS)

@@ -38,9 +38,9 @@ class Corpus(shards.ShardFolder):
         """Yield the texts of a split in order; see `batches`."""
         return self.column(split, "text")
 
-    def sources(self, split: str = "train") -> list[str]:
-        """Return the source of each text of a split, in order; see `batches`."""
-        return list(self.column(split, "source"))
+    def sources(self, split: str = "train") -> Iterator[str]:
+        """Yield the source of each text of a split, in order; see `batches`."""
+        return self.column(split, "source")
 
 
 def open_corpus(folder: Path) -> Corpus:

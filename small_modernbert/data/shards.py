@@ -144,8 +144,19 @@ class ShardFolder:
         """What to do if it cannot be used."""
         return self.layout.cure.format(folder=self.folder)
 
+    def shard_rows(self, split: str) -> list[int]:
+        """Return the rows of each shard of a split, in order."""
+        return [self.index["shards"][name]["rows"] for name in self._names(split)]
+
+    def _names(self, split: str) -> list[str]:
+        return [name for name in _in_order(self.index["shards"]) if _split_of(name) == split]
+
     def batches(
-        self, split: str, columns: Sequence[str] = (), rows: int = GROUP_ROWS
+        self,
+        split: str,
+        columns: Sequence[str] = (),
+        rows: int = GROUP_ROWS,
+        numbers: Iterable[int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a split in order.
 
@@ -153,13 +164,15 @@ class ShardFolder:
             split: one of the layout's.
             columns: to read; none given = all of the layout's.
             rows: of a batch, at most.
+            numbers: of the shards to read, in the order in which to; None = all.
 
         Raises:
             UserError: a shard is missing, or not the one that was written; or lacks a column, or
                 has a cell that is none, see `parquet.read_batches`.
         """
         kinds = {name: self.layout.columns[name] for name in columns or self.layout.columns}
-        for name in (name for name in _in_order(self.index["shards"]) if _split_of(name) == split):
+        names = self._names(split)
+        for name in names if numbers is None else [names[number] for number in numbers]:
             path, entry = self.folder / name, self.index["shards"][name]
             seen = 0
             with self._at_hand(path, name, entry["sha256"]) as own:

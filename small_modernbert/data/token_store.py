@@ -50,11 +50,11 @@ class TokenStore:
 
 def tokenise(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """Yield each text's token ids, int32, special tokens included."""
-    for ids, _ in _encode(texts, tokenizer):
+    for ids, _ in encode(texts, tokenizer):
         yield ids
 
 
-def _encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, bool]]:
+def encode(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, bool]]:
     """Yield each text's token ids, and whether it is longer than they are."""
     for group in _groups(texts):
         for encoding in tokenizer.encode_batch_fast(group):
@@ -101,7 +101,7 @@ def store(texts: Iterable[str], tokenizer: Tokenizer, folder: Path, key: str) ->
         folder.mkdir(parents=True)
         offsets, number = [0], 0
         with (folder / "ids.int32").open("wb") as stream:
-            for ids, is_cut in _encode(texts, tokenizer):
+            for ids, is_cut in encode(texts, tokenizer):
                 stream.write(ids.tobytes())
                 offsets.append(offsets[-1] + len(ids))
                 number += is_cut

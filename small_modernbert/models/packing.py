@@ -100,6 +100,7 @@ def plan_batches(
     window_batches: int,
     seed: int,
     epoch: int,
+    window: int = 0,
 ) -> list[np.ndarray]:
     """Cut one epoch into batches of near-equal cost whose sequences have near-equal lengths.
 
@@ -114,11 +115,12 @@ def plan_batches(
         window_batches: larger windows give more even lengths and less randomness.
         seed: the run's seed.
         epoch: number of the pass over the data, from 0.
+        window: number of the part of the pass that these rows are, from 0.
 
     Returns:
         Arrays of row numbers; together they hold every row exactly once.
     """
-    random = np.random.default_rng((seed, epoch))
+    random = np.random.default_rng((seed, epoch, window))  # numpy takes (a, b, 0) as (a, b)
     order = random.permutation(len(lengths))
     mean = float(lengths.mean()) if len(lengths) else 1.0
     window = max(1, int(window_batches * min(rows_per_batch, tokens_per_batch / max(mean, 1.0))))
@@ -159,7 +161,9 @@ def cut_by_tokens(
     return batches
 
 
-def pack_into_bins(lengths: np.ndarray, capacity: int, *, seed: int, epoch: int) -> list[list[int]]:
+def pack_into_bins(
+    lengths: np.ndarray, capacity: int, *, seed: int, epoch: int, window: int = 0
+) -> list[list[int]]:
     """Fill bins of `capacity` tokens greedily: each sequence goes where it fits most tightly.
 
     Best-fit decreasing over the shuffled rows, with one bucket of open bins per amount of free
@@ -172,6 +176,7 @@ def pack_into_bins(lengths: np.ndarray, capacity: int, *, seed: int, epoch: int)
         capacity: tokens of a bin.
         seed: the run's seed.
         epoch: number of the pass over the data, from 0.
+        window: number of the part of the pass that these rows are, from 0.
 
     Returns:
         Lists of row numbers, each summing to at most `capacity` tokens.
@@ -181,7 +186,7 @@ def pack_into_bins(lengths: np.ndarray, capacity: int, *, seed: int, epoch: int)
     """
     if len(lengths) and int(lengths.max()) > capacity:
         raise ValueError(f"a sequence of {int(lengths.max())} tokens exceeds {capacity}")
-    random = np.random.default_rng((seed, epoch))
+    random = np.random.default_rng((seed, epoch, window))
     order = random.permutation(len(lengths))
     order = order[np.argsort(-lengths[order], kind="stable")]
     bins: list[list[int]] = []

@@ -1,15 +1,18 @@
 """Distillation into a student from stored vectors: batches, losses, held-out measures."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import torch
+from tokenizers import Tokenizer
 
 from small_modernbert.data.labels import Labels
-from small_modernbert.data.token_store import TokenStore, store_splits
+from small_modernbert.data.streamed_rows import Reading, StreamedRows, open_splits
+from small_modernbert.data.token_store import TokenStore
 from small_modernbert.models.packing import pack
 from small_modernbert.models.prompts import Prompts
 from small_modernbert.models.students import Student
@@ -36,18 +39,23 @@ def loss_function(
     return losses.mse if objective == "mse" else losses.cosine
 
 
-def prompted(labelled: Labels, split: str, prompts: Prompts) -> Iterator[str]:
-    """Yield the texts of a split with the prompt of each one's role in front."""
-    if not prompts:
-        yield from labelled.texts(split)
-        return
-    for text, role in zip(labelled.texts(split), labelled.column(split, "role"), strict=True):
-        yield prompts.of(role) + text
+def reading(labelled: Labels, tokenizer: Tokenizer, prompts: Prompts) -> Reading:
+    """Return how texts are read: with the prompt of each one's role in front."""
+
+    def to_texts(batch: pa.RecordBatch) -> list[str]:
+        texts = batch.column("text").to_pylist()
+        if not prompts:
+            return texts
+        roles = batch.column("role").to_pylist()
+        return [prompts.of(role) + text for text, role in zip(texts, roles, strict=True)]
+
+    columns = ("text", "role") if prompts else ("text",)
+    return Reading(labelled, columns, to_texts, tokenizer, vectors="label")
 
 
 def tokenise(
-    stage: Stage, labelled: Labels, student: Student, alike: bool
-) -> dict[str, TokenStore]:
+    stage: Stage, labelled: Labels, student: Student, alike: bool, window_rows: int = 0
+) -> dict[str, TokenStore | StreamedRows]:
     """Tokenise the labelled texts for the student, prompts in front; say what is cut.
 
     Args:
@@ -55,29 +63,45 @@ def tokenise(
         labelled: its input "labels".
         student: with the prompts to train with.
         alike: whether texts are cut to what the teacher read at most.
+        window_rows: training rows at hand at once, see `streamed_rows`; 0 = all.
     """
     limit = student.max_tokens
     if alike:
         limit = min(limit, labelled.index.get("max_tokens", limit))
     prompts = student.prompts
-    tokens = store_splits(
+    tokens = open_splits(
         stage,
         "labels",
-        lambda split: prompted(labelled, split, prompts),
-        student.cut_at(limit),
+        reading(labelled, student.cut_at(limit), prompts),
+        window_rows,
         *([str(prompts)] if prompts else []),
     )
     stage.record.facts["lengths"] = compare_lengths(labelled, tokens["train"], limit)
     return tokens
 
 
+def open_vectors(
+    stage: Stage, labelled: Labels, tokens: Mapping[str, TokenStore | StreamedRows]
+) -> dict[str, Any]:
+    """Return the labels' vectors of each split, as `(rows, dimension)`; streamed as the tokens."""
+    with stage.shared("labels", "vectors") as cache:
+        return {
+            split: stored.vectors
+            if isinstance(stored, StreamedRows)
+            else labelled.vectors(split, cache / f"{split}.f16")
+            for split, stored in tokens.items()
+        }
+
+
 def tokenise_held_out(labelled: Labels, student: Student, rows: int) -> list[list[int]]:
     """Return the tokens of the first held-out texts as the student reads them, prompts in front."""
-    texts = list(islice(prompted(labelled, "held_out", student.prompts), rows))
-    return [encoding.ids for encoding in student.backend.encode_batch(texts)]
+    texts = reading(labelled, student.backend, student.prompts).texts("held_out")
+    return [encoding.ids for encoding in student.backend.encode_batch(list(islice(texts, rows)))]
 
 
-def compare_lengths(labelled: Labels, tokens: TokenStore, student_tokens: int) -> dict[str, Any]:
+def compare_lengths(
+    labelled: Labels, tokens: TokenStore | StreamedRows, student_tokens: int
+) -> dict[str, Any]:
     """Say how many texts the student cuts where the teacher read on, and the other way round.
 
     Lengths are counted by the student's tokenizer, limits are each model's own; where these have

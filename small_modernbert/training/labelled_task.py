@@ -6,9 +6,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from small_modernbert.data.streamed_rows import StreamedRows
 from small_modernbert.data.token_store import TokenStore
 from small_modernbert.models.packed_encoder import PackedEncoder
-from small_modernbert.models.packing import batches_by_epoch
+from small_modernbert.models.packing import batches_by_epoch, plan_batches
+from small_modernbert.training.windows import Windows
 
 
 class LabelledTask:
@@ -20,7 +22,7 @@ class LabelledTask:
     def __init__(
         self,
         encoder: PackedEncoder,
-        tokens: TokenStore,
+        tokens: TokenStore | StreamedRows,
         targets: np.ndarray,
         objective: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         evaluate: Callable[[], dict[str, float]],
@@ -34,7 +36,7 @@ class LabelledTask:
         Args:
             encoder: the student.
             tokens: of the texts, those of the first row first.
-            targets: `(rows, ...)`, may be memory-mapped.
+            targets: `(rows, ...)`, may be memory-mapped, or streamed as the tokens are.
             objective: of what the student gives and the targets.
             evaluate: held-out figures.
             tokens_per_batch: bound on a batch's tokens.
@@ -49,13 +51,18 @@ class LabelledTask:
         self.model = encoder.model
         self.encoder, self.tokens, self.targets = encoder, tokens, targets
         self.objective, self.evaluate = objective, evaluate
-        self.epoch = batches_by_epoch(
-            tokens.lengths.reshape(-1, self.texts_per_row).sum(axis=1),
-            tokens_per_batch=tokens_per_batch,
-            rows_per_batch=rows_per_batch,
-            window_batches=self.window_batches,
-            seed=seed,
-        )
+        rules = {"tokens_per_batch": tokens_per_batch, "rows_per_batch": rows_per_batch}
+        rules |= {"window_batches": self.window_batches, "seed": seed}
+        if isinstance(tokens, StreamedRows):
+
+            def plan(rows: np.ndarray, epoch: int, window: int) -> list[np.ndarray]:
+                batches = plan_batches(tokens.lengths[rows], **rules, epoch=epoch, window=window)
+                return [rows[batch] for batch in batches]
+
+            self.epoch = Windows(tokens, seed, plan).epoch
+        else:
+            lengths = tokens.lengths.reshape(-1, self.texts_per_row).sum(axis=1)
+            self.epoch = batches_by_epoch(lengths, **rules)
 
     def weight(self, batch: np.ndarray) -> float:
         """Return the number of rows."""

@@ -1,14 +1,15 @@
 """Masked-language modelling over packed batches, with predictions at masked positions only."""
 
+import functools
 import logging
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch.nn import functional
 from transformers import ModernBertForMaskedLM, PreTrainedTokenizerFast
 
+from small_modernbert.data.streamed_rows import StreamedRows
 from small_modernbert.data.token_store import TokenStore
 from small_modernbert.models import attention, forward
 from small_modernbert.models.packing import PackedBatch, fill, pack, pack_into_bins
@@ -17,6 +18,7 @@ from small_modernbert.runs import processes
 from small_modernbert.runs.errors import UserError
 from small_modernbert.training.cross_entropy import linear_cross_entropy
 from small_modernbert.training.masking import IGNORED, mask_tokens
+from small_modernbert.training.windows import Windows
 
 logger = logging.getLogger(__name__)
 HELD_OUT_EPOCH = 2**31  # masks of the held-out texts: one fixed draw that no training pass uses
@@ -29,7 +31,7 @@ class MaskedTask:
         self,
         model: ModernBertForMaskedLM,
         tokenizer: PreTrainedTokenizerFast,
-        train: TokenStore,
+        train: TokenStore | StreamedRows,
         held_out: TokenStore,
         *,
         sequence_tokens: int,
@@ -51,16 +53,34 @@ class MaskedTask:
         self.special = np.asarray(sorted(tokenizer.all_special_ids))
         self.ordinary = np.setdiff1d(list(tokenizer.get_vocab().values()), self.special)
         attention.use_packed_attention(model)
-        self.epoch = lru_cache(maxsize=2)(lambda epoch: self._pack(train, epoch, weights))
-        self.held_out_batches = self._pack(held_out, HELD_OUT_EPOCH)
+        if isinstance(train, StreamedRows):
+            pack_window = functools.partial(self._pack, train, weights=weights)
+            self.epoch = Windows(train, seed, pack_window).epoch
+        else:
+            every = np.arange(len(train))
+            self.epoch = functools.lru_cache(maxsize=2)(
+                lambda epoch: self._pack(train, every, epoch, weights=weights)
+            )
+        self.held_out_batches = self._pack(held_out, np.arange(len(held_out)), HELD_OUT_EPOCH)
 
     def _pack(
-        self, tokens: TokenStore, epoch: int, weights: np.ndarray | None = None
+        self,
+        tokens: TokenStore | StreamedRows,
+        rows: np.ndarray,
+        epoch: int,
+        window: int = 0,
+        *,
+        weights: np.ndarray | None = None,
     ) -> list[tuple[int, np.ndarray]]:
-        """Pack an epoch's texts into sequences; return its batches: the epoch, rows of texts."""
-        drawn = draw(len(tokens), weights, self.seed, epoch)
+        """Pack a window's texts into sequences; return its batches: the epoch, rows of texts."""
+        weights = None if weights is None else weights[rows]
+        copies = draw(len(rows), weights, self.seed, epoch, window)
+        copy, place = np.divmod(copies, max(len(rows), 1))
+        drawn = rows[place] + copy * len(tokens)
         lengths = tokens.lengths[drawn % max(len(tokens), 1)]
-        bins = pack_into_bins(lengths, self.sequence_tokens, seed=self.seed, epoch=epoch)
+        bins = pack_into_bins(
+            lengths, self.sequence_tokens, seed=self.seed, epoch=epoch, window=window
+        )
         self.fill = fill(bins, lengths, self.sequence_tokens)
         groups = [
             np.concatenate(bins[begin : begin + self.sequences_per_batch])
@@ -174,7 +194,7 @@ def check_extension(lengths: np.ndarray, weights: np.ndarray | None, before: int
     )
 
 
-def mixture_weights(mixture: Sequence[str], sources: Sequence[str]) -> np.ndarray:
+def mixture_weights(mixture: Sequence[str], sources: Iterable[str]) -> np.ndarray:
     """Return how often each text comes in a pass, `(texts,)`.
 
     Args:
@@ -184,8 +204,7 @@ def mixture_weights(mixture: Sequence[str], sources: Sequence[str]) -> np.ndarra
     Raises:
         UserError: an entry does not read, or names a source that is not there.
     """
-    names = np.asarray(sources)
-    weights = np.ones(len(names))
+    chosen: dict[str, float] = {}
     for entry in mixture:
         name, _, text = entry.partition("=")
         try:
@@ -194,22 +213,29 @@ def mixture_weights(mixture: Sequence[str], sources: Sequence[str]) -> np.ndarra
             weight = -1.0
         if not 0 <= weight < np.inf:
             raise UserError(f"MIXTURE: {entry!r} is not source=weight; write for example {name}=2")
-        if not (names == name).any():
-            known = ", ".join(sorted(set(sources)))
-            raise UserError(f"MIXTURE: the corpus has no source {name!r}; it has {known}")
-        weights[names == name] = weight
+        chosen[name] = weight
+    known: dict[str, float] = {}
+    weights = np.fromiter(
+        (known.setdefault(source, chosen.get(source, 1.0)) for source in sources), float
+    )
+    for name in chosen:
+        if name not in known:
+            there = ", ".join(sorted(known))
+            raise UserError(f"MIXTURE: the corpus has no source {name!r}; it has {there}")
     return weights
 
 
-def draw(texts: int, weights: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
-    """Return the texts of a pass: text i's k-th copy is number i + k * texts.
+def draw(
+    texts: int, weights: np.ndarray | None, seed: int, epoch: int, window: int = 0
+) -> np.ndarray:
+    """Return the texts of a pass, or of a window of it: text i's k-th copy is i + k * texts.
 
     A weight of 2.3 gives two copies and, in 3 passes of 10, a third. Copies have numbers of their
     own, so that they are masked differently.
     """
     if weights is None:
         return np.arange(texts)
-    random = np.random.default_rng((seed, epoch, 1))
+    random = np.random.default_rng((seed, epoch, 1, window))
     copies = np.floor(weights).astype(int) + (random.random(texts) < weights % 1)
     return np.concatenate(
         [np.flatnonzero(copies > k) + k * texts for k in range(max(copies.max(initial=0), 1))]
