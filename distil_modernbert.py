@@ -57,6 +57,7 @@ DECAY: float = 0.3  # share of the steps at the end, 1 - sqrt to 0
 WEIGHT_DECAY: float = 0.01  # matrices only
 OPTIMIZER: Literal["stable_adamw", "adamw"] = "stable_adamw"  # the paper's, or torch's fused one
 MAX_TOKENS: int = 0  # longer texts are cut; 0 = as many as the student takes
+FREEZE_EMBEDDINGS: bool = False  # leave the vocabulary's vectors as they came
 POOLING: Literal["student", "mean", "cls"] = "student"  # how token vectors become one
 PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # auto measures which is faster here
 CHECKPOINT_EVERY: int = 500  # steps; what a kill can cost
@@ -91,6 +92,7 @@ def main() -> None:
         student = students.load_student(inputs["student"], pooling=POOLING, max_tokens=MAX_TOKENS)
         labelled.check_width(student.width)
         encoder = student.training_encoder(stage, PRECISION)
+        student.transformer.get_input_embeddings().requires_grad_(not FREEZE_EMBEDDINGS)
         prompts.settle(stage, student, TRAIN_WITH_PROMPTS, labelled.index.get("prompts"))
         tokens = distillation.tokenise(stage, labelled, student, CUT_ALIKE, WINDOW_ROWS)
         vectors = distillation.open_vectors(stage, labelled, tokens)

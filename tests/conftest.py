@@ -22,6 +22,8 @@ from small_modernbert.runs import hub, machine, references, stages
 # its threads wait for each other (a test of one second then takes fifty).
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 machine.prepare()
+# Figures are those of a CPU wherever the suite runs; what a GPU makes of it: make gpu-check.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Started in the background, or under nohup, the suite and its children would ignore these.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -66,7 +66,13 @@ def start() -> None:
         return
     backend = "gloo"
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        place, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if place >= there:
+            raise UserError(
+                f"{place + 1} processes or more on a machine with GPUs for {there}: a process has "
+                f"one of its own; torchrun --nproc-per-node {there}"
+            )
+        torch.cuda.set_device(place)
         backend = "cpu:gloo,cuda:nccl"
     with noticing():
         store, number, count = next(distributed.rendezvous("env://", timeout=PATIENCE))

@@ -163,7 +163,7 @@ def test_layers_of_a_reduced_teacher_are_distilled(assets: Path, tmp_path: Path)
         "mlm/init_model_mlm.py --variant narrow --init layers --layers 0"
         " --donor create_distil_dataset/reduced_teacher --ffn-units 20",
         "distil_modernbert.py --student mlm/init_model_mlm --max-steps 8 --precision fp32"
-        " --evaluate-every 4 --validation-sets boolq-dev --learning-rate 1e-3"
+        " --evaluate-every 4 --validation-sets boolq-dev --learning-rate 1e-3 --freeze-embeddings"
         f" --retrieval-folder {assets / 'retrieval'}",
     ):
         run([*line.split(), *recipe], runs).check()
@@ -175,6 +175,12 @@ def test_layers_of_a_reduced_teacher_are_distilled(assets: Path, tmp_path: Path)
     own = load_file(folder / "create_distil_dataset/final/reduced_teacher/model.safetensors")
     for name, tensor in load_file(start / "model.safetensors").items():
         assert torch.equal(tensor, own[carried[name][1]]), name
+    kept = [
+        name
+        for name, tensor in load_file(final / "model.safetensors").items()
+        if torch.equal(tensor, own[carried[name][1]]) and not name.startswith("pooler.")
+    ]
+    assert kept == ["embeddings.word_embeddings.weight"], "the frozen table, and nothing else"
     narrow = folder / "mlm/init_model_mlm@narrow" / "final"
     cut = json.loads((narrow / "transfer.json").read_text())
     kinds = Counter(kind for kind, _ in cut.values())

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from small_modernbert.runs import processes
+from small_modernbert.runs.errors import UserError
 
 
 def test_alone_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +34,14 @@ def test_other_errors_are_not_taken_for_a_lost_process() -> None:
         raise RuntimeError("DefaultCPUAllocator: out of memory")
     with pytest.raises(processes.Lost), processes.noticing():
         raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:1")
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without a GPU of its own is told how many there are, before it joins."""
+    there = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    for name, value in there.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="torchrun --nproc-per-node 1"):
+        processes.start()
