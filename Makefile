@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup assets run run-main mine recipes bench mteb experiments gpu-check test faults rehearse smoke
+.PHONY: setup assets run run-main mine recipes bench mteb experiments gpu-check test faults rehearse scale smoke
 .PHONY: loaders search serve report lint clean
 
 setup: $(VENV)/.ready
@@ -40,6 +40,9 @@ mteb: assets
 
 experiments: assets
 	$(BIN)/python bench/experiments/run.py $(ARGS)
+
+scale: assets
+	$(BIN)/python bench/scale.py $(ARGS)
 
 loaders: assets
 	$(BIN)/python bench/loaders.py $(ARGS)

@@ -1,22 +1,25 @@
 r"""What 10**6 to 10**10 texts take: bytes, GPU-hours, files, memory, and what breaks first.
 
-Reads: nothing; the constants below are of measured runs, and say of which.
+Reads: docs/scale.json (make scale); the constants below are of measured runs, and say of which.
 Writes: docs/SCALE.md.
 
     python bench/scale_model.py
 
 Arithmetic, not a measurement, but for two things that are measured here: the memory and the time
 in which the coordinators (one process each) plan a pass or find duplicates, at a size and at four
-times that, which the first must predict. The rest is held against a `make run`.
+times that, which the first must predict. The rest is held against runs of `make run`. What fails
+is simulated by bench/failures.py.
 """
 
+import statistics
 import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import failures
 import numpy as np
 import peak
 
@@ -28,8 +31,12 @@ from small_modernbert.runs.references import ROOT
 TEXTS: list[int] = [10**6, 10**8, 10**9, 10**10]  # sizes told
 TRIAL_TEXTS: int = 100_000  # that coordinators are measured on; then four times as many
 
-# A text, as in the `make run` of 2026-11-25 (28,000 texts, 2,208,259 tokens)
-TOKENS_PER_TEXT: int = 79  # short queries and passages of at most 256
+TRIALS: int = 5  # their median counts: other work on a machine makes single ones longer
+
+# A text, as in `make run`: half are short, half are passages. There lengths are 78.9 tokens in the
+# mean, and 132 if each token counts once, which is what attention sees.
+LENGTHS: list[int] = [14, 144]
+TOKENS_PER_TEXT: int = sum(LENGTHS) // len(LENGTHS)
 CORPUS_BYTES: int = 164  # of a text in the corpus' shards
 
 # Rates on the two cores of docs/BENCHMARKS.md
@@ -41,15 +48,21 @@ SHARES = {  # of that rate, in useful operations
     "distillation": 0.30,
 }
 
-# A GPU: assumed, none was run
+# A GPU
 GPU_RATE: float = 989e12  # an H100's dense bf16 operations a second, by its data sheet
-GPU_SHARE: float = 0.35  # of it; what trainers of encoders this small report is 0.2 to 0.5
+GPU_SHARES = {"labels": 0.35, "pre-training": 0.35, "distillation": 0.35}  # of it, useful ones
+GPU_SOURCE: str = (  # of these shares
+    "No GPU was run: an H100 is taken to do 35% of its data sheet's dense bf16 rate in useful "
+    "operations; trainers of encoders this small report 20 to 50%."
+)
 
 # The full recipe
 EPOCHS = {"labels": 1, "pre-training": 3, "distillation": 2}
 MASKED: float = 0.3  # share of the tokens predicted in pre-training
+BATCH_TOKENS = {"pre-training": 16 * 1_024, "distillation": 64 * TOKENS_PER_TEXT}  # of a rank
+CORPUS_SHARD_ROWS: int = 100_000
 ROWS_PER_SHARD: int = 2_048  # of labels
-MANIFEST_BYTES: int = 170  # of labels.json for a shard
+MANIFEST_BYTES: int = 170  # of labels.json for a shard, and of corpus.json
 
 # What a machine has
 MEMORY_GIB: int = 256  # shared by its ranks
@@ -65,8 +78,18 @@ TEACHER = SimpleNamespace(  # gte-modernbert-base, the recipe's
 MINILM = SimpleNamespace(  # all-MiniLM-L6-v2, the teacher of `make run`
     model_type="bert", hidden_size=384, intermediate_size=1_536, num_hidden_layers=6
 )
-# Of that `make run`: tokens a second while labelling and while distilling; bytes of the labels
-RUN = {"labels": 8_657, "distillation": 8_712, "bytes": 18_635_131, "texts": 28_000, "width": 256}
+# Four runs of `make run`, 2026-11-25 and 26, some minutes of the second and third beside other work
+RUNS = {
+    "labels": [8_657, 7_987, 9_550, 9_742],  # tokens a second of the whole stage
+    "distillation": [8_712, 10_582, 9_748, 9_421],  # of the small ModernBERT's steps
+    "texts": [28_000, 25_000, 26_000, 24_000],
+}
+START_SECONDS: float = 5.0  # of labelling, until the first text is read
+LABELS_OF_RUN = {"bytes": 18_635_131, "texts": 28_000, "width": 256}  # of the first
+
+# Starts on machines with GPUs: assumed
+BEGIN_SECONDS: float = 60.0  # imports, weights and batches from a shared disk
+DETECT_SECONDS: float = 15.0  # torchrun asks three times, 5 s apart, before a machine is lost
 
 
 class Cost(NamedTuple):
@@ -91,22 +114,26 @@ def student(preset: str) -> SimpleNamespace:
 
 def operations(config: SimpleNamespace, masked: float = 0.0) -> float:
     """Return the useful operations of a forward pass, a token."""
-    own = peak.encoder_flops(config, [TOKENS_PER_TEXT]) / TOKENS_PER_TEXT
+    own = peak.encoder_flops(config, LENGTHS) / sum(LENGTHS)
     return own + (peak.prediction_flops(config, masked) if masked else 0.0)
 
 
-def gpu_hours(texts: int) -> dict[str, float]:
-    """Return the GPU-hours of each stage of the full recipe."""
+def token_seconds() -> dict[str, float]:
+    """Return the seconds that a GPU takes for a token of each stage of the full recipe."""
     small = student("small-v2")
     of_token = {
         "labels": operations(TEACHER),
         "pre-training": peak.TRAINING * operations(small, MASKED),
         "distillation": peak.TRAINING * operations(small),
     }
+    return {stage: each / (GPU_RATE * GPU_SHARES[stage]) for stage, each in of_token.items()}
+
+
+def gpu_hours(texts: int) -> dict[str, float]:
+    """Return the GPU-hours of each stage of the full recipe."""
     tokens = texts * TOKENS_PER_TEXT
     return {
-        stage: EPOCHS[stage] * tokens * each / (GPU_RATE * GPU_SHARE) / 3600
-        for stage, each in of_token.items()
+        stage: EPOCHS[stage] * tokens * seconds / 3600 for stage, seconds in token_seconds().items()
     }
 
 
@@ -144,14 +171,18 @@ def coordinators(texts: int) -> dict[str, Cost]:
 
 
 def cost(work: Callable[[], object], texts: int) -> Cost:
-    """Measure the peak of what Python and numpy allocate, then the processor time."""
+    """Measure the processor time, then the peak of what Python and numpy allocate."""
+    seconds = []
+    for _ in range(TRIALS):
+        begun = time.process_time()
+        work()
+        seconds.append(time.process_time() - begun)
+    # Last: the first call imports what stays, 1 MiB in numpy's sorting of pairs.
     tracemalloc.start()
     work()
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    begun = time.process_time()
-    work()
-    return Cost(most / texts, (time.process_time() - begun) / texts)
+    return Cost(most / texts, statistics.median(seconds) / texts)
 
 
 def limits(costs: dict[str, Cost]) -> list[tuple[str, float, str]]:
@@ -192,31 +223,36 @@ def checks(few: dict[str, Cost], many: dict[str, Cost]) -> list[list[object]]:
         add(f"{name}: bytes a text at 4 x", each.bytes, many[name].bytes)
         add(f"{name}: µs a text at 4 x", 1e6 * each.seconds, 1e6 * many[name].seconds)
     rate = CPU_RATE * SHARES["labels"] / operations(MINILM)
-    add("`make run`, labels: tokens/s", rate, float(RUN["labels"]))
+    texts, median = statistics.median(RUNS["texts"]), statistics.median
+    tokens = texts * TOKENS_PER_TEXT
+    whole = tokens / (tokens / rate + START_SECONDS)
+    add("`make run`, labels: tokens/s", whole, float(median(RUNS["labels"])))
     needed = peak.TRAINING * operations(student("offline"))
     rate = CPU_RATE * SHARES["distillation"] / needed
-    add("`make run`, distillation of the ModernBERT: tokens/s", rate, float(RUN["distillation"]))
-    mib = RUN["texts"] * label_bytes(RUN["width"]) / 2**20
-    add("`make run`, label shards: MiB", mib, RUN["bytes"] / 2**20)
+    what = "`make run`, distillation of the ModernBERT: tokens/s"
+    add(what, rate, float(median(RUNS["distillation"])))
+    run = LABELS_OF_RUN
+    mib = run["texts"] * label_bytes(run["width"]) / 2**20
+    add("`make run`, label shards: MiB", mib, run["bytes"] / 2**20)
     return rows
 
 
-def main() -> None:
-    """Measure the coordinators, work out the sizes, write the page."""
-    few, many = coordinators(TRIAL_TEXTS), coordinators(4 * TRIAL_TEXTS)
-    head = ["", *(f"10^{len(str(texts)) - 1}" for texts in TEXTS)]
+def size_rows(costs: dict[str, Cost]) -> list[list[object]]:
+    """Return the table of sizes."""
 
     def row(name: str, of: Callable[[int], float]) -> list[object]:
         values = [of(texts) for texts in TEXTS]
         return [name, *(f"{each:,.0f}" if each >= 100 else f"{each:.3g}" for each in values)]
 
     width = student("small-v2").hidden_size
-    sizes = [
+    return [
         row("tokens, 10^9", lambda texts: texts * TOKENS_PER_TEXT / 1e9),
         row("corpus, GB", lambda texts: texts * CORPUS_BYTES / 1e9),
         row("labels, GB", lambda texts: texts * label_bytes(width) / 1e9),
         row("disk in all, GB", lambda texts: texts * disk_bytes() / 1e9),
+        row("corpus shards", lambda texts: -(-texts // CORPUS_SHARD_ROWS)),
         row("label shards", lambda texts: -(-texts // ROWS_PER_SHARD)),
+        row("corpus.json, MB", lambda texts: texts / CORPUS_SHARD_ROWS * MANIFEST_BYTES / 1e6),
         row("labels.json, MB", lambda texts: texts / ROWS_PER_SHARD * MANIFEST_BYTES / 1e6),
         row("corpus building, core-hours", lambda texts: texts / CORPUS_ROWS_PER_CORE / 3600),
         *(
@@ -225,19 +261,78 @@ def main() -> None:
         ),
         *(
             row(f"{name}: memory, GiB", lambda texts, each=each: texts * each.bytes / 2**30)
-            for name, each in many.items()
+            for name, each in costs.items()
         ),
         *(
             row(f"{name}: hours", lambda texts, each=each: texts * each.seconds / 3600)
-            for name, each in many.items()
+            for name, each in costs.items()
         ),
     ]
+
+
+def read_measured() -> dict[str, Any]:
+    """Return what `make scale` has measured."""
+    return storage.read_json(ROOT / "docs/scale.json", "run: make scale")
+
+
+def failures_section() -> str:
+    """Return what failures and slow ranks cost, simulated."""
+    measured, seconds = read_measured()["constants"], token_seconds()
+    steps = {stage: tokens * seconds[stage] for stage, tokens in BATCH_TOKENS.items()}
+    saving = measured["checkpoint"]
+    times = failures.Times(steps["pre-training"], saving, BEGIN_SECONDS, 0.0, DETECT_SECONDS)
+    shares, best = failures.training_tables(times)
+    pauses = [f"every {pause:,} s" for pause in failures.PAUSES]
+    shard = ROWS_PER_SHARD * TOKENS_PER_TEXT * seconds["labels"]
+    lost = failures.labelling_table(shard, BEGIN_SECONDS)
+    where = ["failures", "ranks", "hours between"]
+    return FAILURES.format(
+        goodput_table=report.table([*where, *pauses, "at the best"], shares),
+        best_table=report.table(
+            [*where[:2], "simulated, s", "Daly, s", "Young, s", "simulated / Daly"], best
+        ),
+        straggler_table=report.table(
+            ["workers", "one slower by", "training", "labels dealt out", "labels taken in turn"],
+            failures.straggler_table(),
+        ),
+        labelling_table=report.table(
+            ["failures", "workers", f"{ROWS_PER_SHARD:,} texts", f"{32 * ROWS_PER_SHARD:,} texts"],
+            lost,
+        ),
+        spread="; ".join(
+            f"{failures.step_growth(ranks, 0.0) - 1:.0%} at {ranks}" for ranks in failures.RANKS
+        ),
+        llama=failures.PLACES["as Llama 3's cluster"].hours,
+        checkpoint_gb=measured["checkpoint_bytes"] / 1e9,
+        saving=saving,
+        default_pauses=" and ".join(
+            f"{500 * step:.1f} s of {stage}" for stage, step in steps.items()
+        ),
+        shard=shard,
+        SPREAD=failures.SPREAD,
+        SHARDS_PER_WORKER=failures.SHARDS_PER_WORKER,
+        **globals(),
+    )
+
+
+def main() -> None:
+    """Measure the coordinators, work out the sizes, simulate what fails, write the page."""
+    few, many = coordinators(TRIAL_TEXTS), coordinators(4 * TRIAL_TEXTS)
+    head = ["", *(f"10^{len(str(texts)) - 1}" for texts in TEXTS)]
     broken = [[what, f"{texts:.2g}", cure] for what, texts, cure in limits(many)]
+    measured = read_measured()
+    words = {True: "held", False: "not held", None: "told"}
+    looked = [[each["what"], each["figure"], words[each["held"]]] for each in measured["checks"]]
     compared = checks(few, many)
+    for what, simulated, seconds in measured["seconds"]:
+        compared.append([f"{what}: seconds", simulated, seconds, f"{simulated / seconds:.2f}"])
     text = PAGE.format(
-        sizes_table=report.table(head, sizes),
+        sizes_table=report.table(head, size_rows(many)),
         limits_table=report.table(["what", "texts", "what to do"], broken),
+        failures_told=failures_section(),
         checks_table=report.table(["figure", "predicted", "measured", "ratio"], compared),
+        looked_table=report.table(["what", "measured", ""], looked),
+        measured=measured,
         **globals(),
     )
     storage.write_text(Path(ROOT / "docs/SCALE.md"), text)
@@ -246,11 +341,12 @@ def main() -> None:
 
 PAGE = """# Scale
 
-Written by `python bench/scale_model.py`; do not edit. Arithmetic from measured constants, which
-stand in the script with their runs. A text has {TOKENS_PER_TEXT} tokens, as in `make run`; all but
-planning grows in proportion to that. No GPU was run: an H100 is taken to reach {GPU_SHARE:.0%} of
-its data sheet's dense bf16 rate. Stages: labels by gte-modernbert-base, small-v2 pre-trained in
-{EPOCHS[pre-training]} passes and distilled in {EPOCHS[distillation]}.
+Written by `make scale`, from arithmetic (`bench/scale_model.py`), simulation (`bench/failures.py`)
+and tiny runs (`bench/scale.py`); do not edit. Constants stand in the scripts, with their sources. A
+text has {TOKENS_PER_TEXT} tokens, as in `make run`; all but planning grows in proportion to that.
+{GPU_SOURCE}
+Stages: labels by gte-modernbert-base, small-v2 pre-trained in {EPOCHS[pre-training]} passes and
+distilled in {EPOCHS[distillation]}.
 
 {sizes_table}
 
@@ -265,14 +361,61 @@ With {MEMORY_GIB} GiB and {RANKS} ranks a machine, {DISK_TB} TB of disk, GPUs th
 
 {limits_table}
 
-Not modelled: reading from object storage, the network of many machines, stragglers and failures.
+{failures_told}
+Not modelled: reading from object storage, the network of many machines.
 
 ## Predicted and measured
 
-The first rows predict 4 x {TRIAL_TEXTS:,} texts from {TRIAL_TEXTS:,}, the others a `make run` from
-the shares that docs/BENCHMARKS.md has.
+The first rows predict 4 x {TRIAL_TEXTS:,} texts from {TRIAL_TEXTS:,}; those of `make run` come from
+the shares that docs/BENCHMARKS.md has, and are held against the median of four runs; the last ones
+are simulated, and measured on two gloo ranks whose steps mostly wait.
 
 {checks_table}
+
+## One and the same run
+
+`make scale` on {measured[machine][name]}, {measured[machine][cores]} cores, {measured[minutes]}
+minutes, {measured[machine][date]}.
+
+{looked_table}
+
+Ranks are torch's DistributedDataParallel. Lines of code, without docstrings and comments, before it
+(our own leader and followers) and after: processes.py 130 and 111, data_parallel.py 57 of them new,
+loop.py 299 and 327, other work on it included.
+"""
+
+FAILURES = """## Failures and slow ranks
+
+Simulated with measured seconds where there are any: a checkpoint of small-v2 has
+{checkpoint_gb:.2f} GB and takes {saving:.1f} s on this machine, while all ranks wait. A start is
+assumed to take {BEGIN_SECONDS:g} s, a death to be noticed after {DETECT_SECONDS:g} s. Llama 3's
+report (arXiv 2407.21783) tells of 419 unexpected interruptions in 54 days of 16,384 GPUs, one in
+{llama:,.0f} hours of a GPU; machines of eight that are taken away once a day are assumed. What was
+made since the last checkpoint is lost, as with NCCL (over gloo the last whole step is saved,
+unless it is the first rank that dies).
+
+Share of the time in which training makes steps that count, by seconds between checkpoints:
+
+{goodput_table}
+
+A recipe's 500 steps are {default_pauses} on such GPUs: set --checkpoint-every by this table, to
+some thousands. The best pause, simulated and by formula (Young 1974; Daly 2006):
+
+{best_table}
+
+One worker that is slower than the others: by how much training, whose ranks wait for one another in
+each step, and labelling take longer. Shards that are dealt out beforehand wait for the slow one,
+too; shards that each worker takes when it is free do not ({SHARDS_PER_WORKER} shards a worker).
+
+{straggler_table}
+
+Where all are alike but for an assumed {SPREAD:.0%} from step to step, ranks wait all the same:
+{spread} ranks.
+
+What deaths add to labelling, by the size of its shards ({shard:.1f} s of a GPU for
+{ROWS_PER_SHARD:,} texts): a worker loses the shard it is at, and nobody else notices.
+
+{labelling_table}
 """
 
 if __name__ == "__main__":

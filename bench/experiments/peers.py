@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import exported
+import inputs
 import numpy as np
 
 if TYPE_CHECKING:
@@ -58,6 +60,20 @@ def take(work: Work, model: str) -> dict[str, float]:
     work.output.symlink_to(
         {"teacher": work.teacher, "student": work.student, "twin": work.twin}[model]
     )
+    return {}
+
+
+def take_published(work: Work) -> dict[str, float]:
+    """Take paraphrase-MiniLM-L3-v2 as it is published, fp32, in onnxruntime."""
+    exported.bring_published(work.output, work.teacher)
+    return {}
+
+
+def take_int8(work: Work) -> dict[str, float]:
+    """Take the int8 ONNX file that export_model.py makes of our student."""
+    flags = {"student": str(work.student), "openvino": False, "speed_texts": 0, "threads": 1}
+    export = inputs.run_stage("export_model", "experiments", variant="int8", **flags)
+    exported.take_export(export / "final", "onnx/model_quantized.onnx", work.output)
     return {}
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import exported
+
 from small_modernbert.data import evaluation_sets
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def evaluate(
     from small_modernbert.evaluation import metrics, search
     from small_modernbert.models import encoders
 
-    encoder = encoders.load_encoder(model)
+    encoder = exported.load_encoder(model)
     figures: dict[str, Any] = {"retrieval": {}, "new_words": {}, "known_words": {}}
     mixed: dict[str, dict[str, float]] = {}
     seconds, drawn = 0.0, list[str]()

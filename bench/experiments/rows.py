@@ -104,6 +104,11 @@ ROWS = (
     Row("teacher", PEERS, "", peer=("take", {"model": "teacher"}), note="no training"),
     Row("our student after make run", PEERS, "", peer=("take", {"model": "student"}),
         note="of 2026-11-25, with a fitted layer on top: 844 steps, 632 processor seconds"),
+    Row("our student, int8", PEERS, "", peer=("take_int8", {}),
+        note="the same, as export_model.py quantises it; in onnxruntime"),
+    Row("published three-layer MiniLM", PEERS, "", peer=("take_published", {}),
+        note="paraphrase-MiniLM-L3-v2, fp32 in onnxruntime: made for paraphrases, from many more "
+        "texts, and reads 128 tokens"),
     ours("ours: layers 0, 4, 5, 1,280 units", PEERS),
     reduction("layer reduction, MSELoss", {"loss": "mse"}),
     reduction("layer reduction, EmbedDistillLoss", {"loss": "cosine"}),

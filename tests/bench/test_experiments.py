@@ -15,8 +15,9 @@ from small_modernbert.runs import settings
 from small_modernbert.runs.references import ROOT
 
 sys.path.append(str(ROOT / "bench" / "experiments"))
-peers, quality, rows, run, tables = map(
-    importlib.import_module, ("peers", "quality", "rows", "run", "tables")
+# run first: it lets the others find bench/inputs.py.
+run, exported, peers, quality, rows, tables = map(
+    importlib.import_module, ("run", "exported", "peers", "quality", "rows", "tables")
 )
 
 
@@ -119,3 +120,43 @@ def test_rows_that_can_no_longer_be_run_keep_their_figures(
     tables.write(tmp_path, [line(teacher, 0.8), line(gone, 0.4)], rows.ROWS)
     earlier = (tmp_path / "EXPERIMENTS.md").read_text(encoding="utf-8").split("## Earlier rows")[1]
     assert "a recipe of old" in earlier and "**50.0 %**" in earlier
+
+
+def test_a_graph_is_a_row_like_any_model(tmp_path: Path, teacher_folder: Path) -> None:
+    """A file of onnxruntime gives the vectors of the model that it was made of, whatever padding."""
+    import onnx
+    from onnx import helper
+
+    # Each token's number, and their sum where the mask is 1: two outputs, the second is the row's.
+    whole = helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["n", "t"])
+    inputs = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["n", "t"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    made = helper.make_tensor_value_info("sum", onnx.TensorProto.FLOAT, ["n", 1])
+    axis = helper.make_tensor("axis", onnx.TensorProto.INT64, [1], [1])
+    nodes = [
+        helper.make_node("Identity", ["input_ids"], ["ids"]),
+        helper.make_node("Mul", ["input_ids", "attention_mask"], ["seen"]),
+        helper.make_node("ReduceSum", ["seen", "axis"], ["whole_sum"]),
+        helper.make_node("Cast", ["whole_sum"], ["sum"], to=onnx.TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(nodes, "made", inputs, [whole, made], [axis])
+    opset = [helper.make_opsetid("", 17)]
+    (tmp_path / "onnx").mkdir()
+    path = tmp_path / "onnx/model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    for name in ("tokenizer.json", "config.json"):
+        (tmp_path / name).write_bytes((teacher_folder / name).read_bytes())
+    (tmp_path / "export.json").write_text('{"max_tokens": 4}')
+    folder = tmp_path / "row"
+    exported.take_export(tmp_path, "onnx/model.onnx", folder)
+    stored = json.loads((folder / exported.ROW).read_text())
+    (folder / exported.ROW).write_text(json.dumps(stored | {"output": 1}))
+    encoder = exported.load_encoder(folder)
+    short, long = encoder.encode_batch(["a", "a the and of in that is"], "")
+    assert 0 < short[0] < long[0]
+    # Cut at four tokens, and padded beside a longer text, nothing changes.
+    assert encoder.encode_batch(["a the"], "") == encoder.encode_batch(["a the and of"], "")
+    assert encoder.encode_batch(["a"], "") == short
+    assert 0 < encoder.parameters_without_embeddings < encoder.parameters

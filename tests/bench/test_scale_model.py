@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from small_modernbert.runs import storage
 from small_modernbert.runs.references import ROOT
 
 sys.path.append(str(ROOT / "bench"))
@@ -31,10 +32,20 @@ def test_page_holds_predictions_beside_measurements(
     hours = [scale_model.gpu_hours(texts) for texts in (10**6, 10**9)]
     for stage, few in hours[0].items():
         assert hours[1][stage] == pytest.approx(1_000 * few)
-    (tmp_path / "docs").mkdir()
+    measured = {
+        "machine": {"name": "two cores", "cores": 2, "date": "2026-11-26"},
+        "minutes": 9.0,
+        "constants": {"checkpoint": 1.5, "checkpoint_bytes": 4.4e8},
+        "checks": [{"what": "two ranks and one", "figure": "the same", "held": True}],
+        "seconds": [["one of two ranks slow", 40.0, 41.0]],
+    }
+    storage.write_json(tmp_path / "docs/scale.json", measured)
     monkeypatch.setattr(scale_model, "ROOT", tmp_path)
     monkeypatch.setattr(scale_model, "TRIAL_TEXTS", 500)
+    monkeypatch.setattr(scale_model.failures, "DEATHS", 40)
+    monkeypatch.setattr(scale_model.failures, "RANKS", [8])
     scale_model.main()
     page = (tmp_path / "docs/SCALE.md").read_text(encoding="utf-8")
     assert page == capsys.readouterr().out[:-1]
+    assert "| two ranks and one" in page and "one of two ranks slow: seconds" in page
     assert "What breaks first" in page and "`make run`, labels" in page and "{" not in page
