@@ -4,7 +4,6 @@ A run is the script itself under torchrun, with gloo on this machine; `watched_r
 them, and notes each batch.
 """
 
-import hashlib
 import json
 import os
 import signal
@@ -234,17 +233,6 @@ def largest_difference(one: Path, other: Path) -> float:
     )
     names = mine.keys() & theirs.keys()  # a blank student has no head for masked words yet
     return max(float((mine[name] - theirs[name]).abs().max()) for name in names)
-
-
-def digest_rows(final: Path, columns: Sequence[str]) -> str:
-    """Return one digest of the rows below a stage's final/, whatever their order and shards."""
-    import pyarrow.parquet as pq
-
-    rows = []
-    for path in sorted(final.rglob("*.parquet")):
-        for row in pq.read_table(path, columns=list(columns)).to_pylist():
-            rows.append(hashlib.sha256(repr((path.parent.name, row)).encode()).digest())
-    return hashlib.sha256(b"".join(sorted(rows))).hexdigest()[:16]
 
 
 def shard_digests(final: Path) -> dict[str, str]:

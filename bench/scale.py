@@ -27,7 +27,6 @@ from rank_trials import (
     LABELS,
     Place,
     Trial,
-    digest_rows,
     largest_difference,
     shard_digests,
 )
@@ -166,17 +165,23 @@ def killed_labelling(place: Place) -> Iterator[Check]:
 
 
 def equal_on_workers(place: Place) -> Iterator[Check]:
-    """Build a corpus by several numbers of processes: the same rows."""
-    path = write_rows(place, CORPUS_ROWS)
-    digests = {}
-    for workers in WORKERS:
-        more = ["--offline-text", str(path), "--workers", str(workers)]
-        trial = Trial(place, f"corpus-{workers}", CORPUS, more).run()
-        digests[workers] = digest_rows(trial.final, ("text", "source", "role", "tokens"))
-    told = f"{CORPUS_ROWS:,} rows read, digest of the sorted rows {digests[WORKERS[0]]}"
-    same = len(set(digests.values())) == 1
-    numbers = ", ".join(map(str, WORKERS))
-    yield Check(f"corpus by {numbers} workers", told if same else str(digests), same)
+    """Build a corpus by several numbers of processes, ours and datatrove's: the same rows."""
+    from small_modernbert.data import corpus, shards
+
+    path, digests = write_rows(place, CORPUS_ROWS), {}
+    for executor in ("plain", "local"):
+        for workers in WORKERS:
+            more = ["--offline-text", str(path), "--executor", executor]
+            more += ["--workers", str(workers)]
+            trial = Trial(place, f"corpus-{executor}-{workers}", CORPUS, more).run()
+            rows = corpus.open_corpus(trial.final)
+            digests[executor, workers] = shards.digest_rows(rows)[:16]
+        first = digests["plain", WORKERS[0]]
+        same = {digests[executor, workers] for workers in WORKERS} == {first}
+        figure = f"{CORPUS_ROWS:,} rows read, digest of the sorted rows {first}"
+        numbers = ", ".join(map(str, WORKERS))
+        what = f"corpus by {numbers} workers, --executor {executor}"
+        yield Check(what, figure if same else str(digests), same)
 
 
 def write_rows(place: Place, rows: int) -> Path:

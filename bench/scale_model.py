@@ -63,6 +63,8 @@ BATCH_TOKENS = {"pre-training": 16 * 1_024, "distillation": 64 * TOKENS_PER_TEXT
 CORPUS_SHARD_ROWS: int = 100_000
 ROWS_PER_SHARD: int = 2_048  # of labels
 MANIFEST_BYTES: int = 170  # of labels.json for a shard, and of corpus.json
+WINDOW_ROWS: int = 4_000_000  # texts at hand at once in training; two windows are planned
+MEASURE_BYTES: int = 5  # of each streamed text: its length
 
 # What a machine has
 MEMORY_GIB: int = 256  # shared by its ranks
@@ -90,6 +92,12 @@ LABELS_OF_RUN = {"bytes": 18_635_131, "texts": 28_000, "width": 256}  # of the f
 # Starts on machines with GPUs: assumed
 BEGIN_SECONDS: float = 60.0  # imports, weights and batches from a shared disk
 DETECT_SECONDS: float = 15.0  # torchrun asks three times, 5 s apart, before a machine is lost
+
+
+PASSES = {  # planned window by window, each for a stage
+    "a pass of distillation, planned": "distillation",
+    "a pass of pre-training, packed": "pre-training",
+}
 
 
 class Cost(NamedTuple):
@@ -142,10 +150,16 @@ def label_bytes(width: int) -> int:
     return 2 * width + CORPUS_BYTES
 
 
-def disk_bytes() -> int:
-    """Return the bytes of a text on disk: corpus, tokens, labels and their vectors once more."""
+def disk_bytes(texts: int) -> float:
+    """Return the bytes on disk: corpus, labels, and tokens and vectors of what is at hand."""
     width = student("small-v2").hidden_size
-    return CORPUS_BYTES + 4 * TOKENS_PER_TEXT + 8 + label_bytes(width) + 2 * width
+    cached = min(texts, 2 * WINDOW_ROWS) * (4 * TOKENS_PER_TEXT + 8 + 2 * width)
+    return texts * (CORPUS_BYTES + label_bytes(width) + MEASURE_BYTES) + cached
+
+
+def memory_bytes(name: str, each: Cost, texts: int) -> float:
+    """Return the memory of a coordinator: passes of training hold the plans of two windows."""
+    return each.bytes * (min(texts, 2 * WINDOW_ROWS) if name in PASSES else texts)
 
 
 def coordinators(texts: int) -> dict[str, Cost]:
@@ -188,28 +202,25 @@ def cost(work: Callable[[], object], texts: int) -> Cost:
 def limits(costs: dict[str, Cost]) -> list[tuple[str, float, str]]:
     """Return what breaks: its name, the number of texts, and what to do; the first one first."""
     memory = MEMORY_GIB * 2**30
-    plan = costs["a pass of pre-training, packed"]
-    batches = costs["a pass of distillation, planned"]
-    near = costs["near duplicates"]
-    return sorted(
-        [
-            ("label shards in one folder", FILES * ROWS_PER_SHARD,
-             "fewer, larger shards: --rows-per-shard 65536"),
-            ("labels and their cache on one disk", DISK_TB * 1e12 / disk_bytes(),
-             "several corpora, each labelled and distilled from in turn"),
-            ("packing a pass of pre-training: time", PAUSE_HOURS * 3600 / plan.seconds,
-             "pack windows of the corpus, not all of it (not built)"),
-            ("packing a pass of pre-training: memory", memory / RANKS / plan.bytes,
-             "pack windows of the corpus (not built); until then --max-texts and several runs"),
-            ("planning a pass of distillation: time", PAUSE_HOURS * 3600 / batches.seconds,
-             "plan windows of the labels (not built)"),
-            ("planning a pass of distillation: memory", memory / RANKS / batches.bytes,
-             "plan windows of the labels (not built)"),
-            ("near duplicates: memory", memory / near.bytes,
-             "divide the bands' hashes by their first bits (not built)"),
-        ],
-        key=lambda row: row[1],
-    )  # fmt: skip
+    per_text = disk_bytes(10**12) / 10**12
+    rows = [
+        ("label shards in one folder", FILES * ROWS_PER_SHARD,
+         "fewer, larger shards: --rows-per-shard 65536"),
+        ("corpus and labels on one disk", DISK_TB * 1e12 / per_text,
+         "several corpora, each labelled on a disk of its own and distilled from by URL, in turn"),
+        ("near duplicates: memory", memory / costs["near duplicates"].bytes,
+         "divide the bands' hashes by their first bits (not built)"),
+        ("exact duplicates: memory", memory / costs["exact duplicates"].bytes,
+         "likewise by the keys' first bits (not built)"),
+    ]  # fmt: skip
+    # The loop asks for the batches of all passes before the first step, and each rank plans them.
+    rows += [
+        (f"{name}: time before the first step",
+         PAUSE_HOURS * 3600 / (EPOCHS[stage] * costs[name].seconds),
+         "count a later pass's batches when it comes (not built); until then --epochs 1")
+        for name, stage in PASSES.items()
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: row[1])
 
 
 def checks(few: dict[str, Cost], many: dict[str, Cost]) -> list[list[object]]:
@@ -249,7 +260,7 @@ def size_rows(costs: dict[str, Cost]) -> list[list[object]]:
         row("tokens, 10^9", lambda texts: texts * TOKENS_PER_TEXT / 1e9),
         row("corpus, GB", lambda texts: texts * CORPUS_BYTES / 1e9),
         row("labels, GB", lambda texts: texts * label_bytes(width) / 1e9),
-        row("disk in all, GB", lambda texts: texts * disk_bytes() / 1e9),
+        row("disk in all, GB", lambda texts: disk_bytes(texts) / 1e9),
         row("corpus shards", lambda texts: -(-texts // CORPUS_SHARD_ROWS)),
         row("label shards", lambda texts: -(-texts // ROWS_PER_SHARD)),
         row("corpus.json, MB", lambda texts: texts / CORPUS_SHARD_ROWS * MANIFEST_BYTES / 1e6),
@@ -260,7 +271,10 @@ def size_rows(costs: dict[str, Cost]) -> list[list[object]]:
             for stage in SHARES
         ),
         *(
-            row(f"{name}: memory, GiB", lambda texts, each=each: texts * each.bytes / 2**30)
+            row(
+                f"{name}: memory, GiB",
+                lambda texts, name=name, each=each: memory_bytes(name, each, texts) / 2**30,
+            )
             for name, each in costs.items()
         ),
         *(
@@ -351,7 +365,8 @@ distilled in {EPOCHS[distillation]}.
 {sizes_table}
 
 Memory (the peak of what Python and numpy allocate) and hours of duplicates and plans are those of
-one process on one core of this machine; each rank plans for itself. Near duplicates are told for
+one process on one core of this machine; each rank plans for itself. Training streams more than
+{WINDOW_ROWS:,} texts by windows of shards, and holds the plans of two. Near duplicates are told for
 texts of which none meets another; each pair that meets takes 16 bytes more.
 
 ## What breaks first

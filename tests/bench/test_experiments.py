@@ -123,7 +123,7 @@ def test_rows_that_can_no_longer_be_run_keep_their_figures(
 
 
 def test_a_graph_is_a_row_like_any_model(tmp_path: Path, teacher_folder: Path) -> None:
-    """A file of onnxruntime gives the vectors of the model that it was made of, whatever padding."""
+    """A file of onnxruntime gives its own vectors, cut as it says and whatever stands beside it."""
     import onnx
     from onnx import helper
 

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -76,22 +74,6 @@ def test_other_batches_or_weights_are_seen(
     (check,) = scale.equal_on_ranks(place)
     assert check.held is held
     assert check.what == "MLM, 2 ranks and 1" and "moved them up to 2.0e+00" in check.figure
-
-
-def test_a_digest_is_of_rows_not_of_shards(tmp_path: Path) -> None:
-    """Another order and other shards give the same digest; another text or split another one."""
-
-    def write(name: str, split: str, *shards: list[str]) -> str:
-        folder = tmp_path / name / split
-        folder.mkdir(parents=True)
-        for number, texts in enumerate(shards):
-            pq.write_table(pa.table({"text": texts}), folder / f"{number}.parquet")
-        return trials.digest_rows(tmp_path / name, ["text"])
-
-    wanted = write("one", "train", ["a", "b", "c"])
-    assert write("two", "train", ["c"], ["b", "a"]) == wanted
-    assert write("three", "train", ["a", "b", "b"]) != wanted
-    assert write("four", "held_out", ["a", "b", "c"]) != wanted
 
 
 @pytest.mark.parametrize("held", [True, False])
