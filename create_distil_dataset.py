@@ -41,6 +41,7 @@ TOKENS_PER_BATCH: int = 0  # tokens per forward pass; 0 = as many as suit the de
 PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # half where it is fast and faithful
 
 # Output
+OUTPUT_URL: str = ""  # shards go there (s3://bucket/labels), one by one; empty = they stay
 RECIPE: str = "small_v2"  # runs/<recipe>/create_distil_dataset
 VARIANT: str = ""  # a second run in the same recipe: runs/<recipe>/create_distil_dataset@<variant>
 OVERWRITE: bool = False  # redo a finished stage
@@ -54,12 +55,14 @@ def main() -> None:
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
             return
+        from small_modernbert.data import outlets
         from small_modernbert.labelling import lengths, teacher_labels
         from small_modernbert.labelling.teacher_reading import Reader
         from small_modernbert.models import precision, prompts, teachers
         from small_modernbert.runs import machine, report, storage
 
         machine.keep_freed()
+        outlet = outlets.open_outlet(OUTPUT_URL, "labels.json", stage.resumed)
         teacher = teachers.load_teacher(inputs["teacher"], TEACHER_REVISION or None)
         named = prompts.prompts_of(teacher, QUERY_PROMPT, DOCUMENT_PROMPT)
         reader = Reader(teacher, named, max_tokens=MAX_TOKENS)
@@ -68,9 +71,10 @@ def main() -> None:
         stage.record.facts |= reader.prepare(dtype, slices.first(), TOKENS_PER_BATCH)
         stage.record.dtype = reader.engine.precision
         # Better now than after hours of labelling; the texts come on top.
-        storage.check_space(stage.building, slices.space(reader.dimension, width, PCA_TEXTS))
+        kept = 0 if OUTPUT_URL else width
+        storage.check_space(stage.building, slices.space(reader.dimension, kept, PCA_TEXTS))
         with report.progress(description="labelling", total=slices.texts, unit="texts") as bar:
-            labeller = teacher_labels.Labeller(reader, slices, stage, bar.update)
+            labeller = teacher_labels.Labeller(reader, slices, stage, bar.update, outlet)
             projection = labeller.fit(width, PCA_TEXTS)
             reduced = teachers.reduce_teacher(teacher, projection, named)
             teachers.save_teacher(reduced, stage.building / "reduced_teacher")

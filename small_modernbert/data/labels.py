@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from small_modernbert.data import parquet, shards
+from small_modernbert.data import outlets, shards
 from small_modernbert.data.shards import shard_path as shard_path
 from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
@@ -81,8 +81,7 @@ def add_facts(paths: Iterable[Path]) -> dict[str, Any]:
     """Return the facts of some shards, numbers added up, also inside of theirs."""
     total: dict[str, Any] = {}
     for path in paths:
-        stored = (parquet.read_schema(path, LAYOUT.cure).metadata or {}).get(b"facts", b"{}")
-        for name, value in json.loads(stored).items():
+        for name, value in outlets.facts_of(path, LAYOUT.cure).items():
             if isinstance(value, dict):
                 parts = total.setdefault(name, {})
                 for part, number in value.items():
@@ -97,6 +96,7 @@ def write_index(
     dimension: int,
     counts: Mapping[str, int],
     facts: Mapping[str, Any] | None = None,
+    outlet: outlets.Outlet = shards.HERE,
 ) -> None:
     """Write labels.json, which makes a folder of label shards complete.
 
@@ -107,8 +107,10 @@ def write_index(
         facts: what else is said of them: the `teacher`'s digest, the `max_tokens` that it read of
             a text at most, its `prompts` by role, how many texts are of which of the `roles`, and
             how many of them were `cut`.
+        outlet: where the shards have gone.
     """
-    shards.write_index(folder, LAYOUT, counts, {"dimension": dimension, **(facts or {})})
+    facts = {"dimension": dimension, **(facts or {})}
+    shards.write_index(folder, LAYOUT, counts, facts, outlet)
 
 
 class Labels(shards.ShardFolder):

@@ -30,12 +30,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from small_modernbert.data import parquet
+from small_modernbert.data import outlets, parquet
 from small_modernbert.runs import places, storage
 from small_modernbert.runs.errors import UserError
 
 # Rows of a Parquet row group: what a reader must hold at once.
 GROUP_ROWS = 4_096
+HERE = outlets.Outlet()
 logger = logging.getLogger(__name__)
 
 
@@ -87,7 +88,11 @@ def write_shard(
 
 
 def write_index(
-    folder: Path, layout: Layout, shards: Mapping[str, int], facts: Mapping[str, Any] | None = None
+    folder: Path,
+    layout: Layout,
+    shards: Mapping[str, int],
+    facts: Mapping[str, Any] | None = None,
+    outlet: outlets.Outlet = HERE,
 ) -> None:
     """Write the index, which makes the folder complete.
 
@@ -96,27 +101,31 @@ def write_index(
         layout: of the folder.
         shards: split -> number of its shards; a split that is not named has none.
         facts: what the index is to say beside.
+        outlet: where the shards have gone.
 
     Raises:
         UserError: a shard is missing, or is no Parquet file.
     """
     cure, entries, columns = layout.cure.format(folder=folder), {}, {}
-    for split in layout.splits:
-        for number in range(shards.get(split, 0)):
-            path = shard_path(folder, split, number)
-            schema = parquet.read_schema(path, cure)
-            columns = {field.name: str(field.type) for field in schema}
-            entries[path.relative_to(folder).as_posix()] = {
-                "rows": parquet.count_rows(path, cure),
-                "bytes": path.stat().st_size,
-                "sha256": storage.sha256_file(path),
-            }
+    paths = [
+        shard_path(folder, split, number)
+        for split in layout.splits
+        for number in range(shards.get(split, 0))
+    ]
+    for path in paths:
+        known = outlets.describe(path, cure)
+        columns = known["columns"]
+        entry = {name: known[name] for name in ("rows", "bytes", "sha256")}
+        entries[path.relative_to(folder).as_posix()] = entry
     rows = {
         split: sum(entry["rows"] for name, entry in entries.items() if _split_of(name) == split)
         for split in layout.splits
     }
     index = {**(facts or {}), "columns": columns, "rows": rows, "shards": entries}
     storage.write_json(folder / layout.index, index)
+    if outlet.url:
+        outlet.finish(folder / layout.index, paths)
+        storage.write_json(folder / layout.index, {"url": outlet.url, **index})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +133,7 @@ class ShardFolder:
     """A finished folder of shards.
 
     Attributes:
-        folder: where it lies.
+        folder: where its index lies.
         layout: what it holds.
         index: what its index says, facts included.
     """
@@ -138,6 +147,11 @@ class ShardFolder:
     def counts(self) -> dict[str, int]:
         """Split -> number of rows."""
         return self.index["rows"]
+
+    @property
+    def place(self) -> Path:
+        """Where its shards lie."""
+        return _place_of(self.folder, self.index)
 
     @property
     def cure(self) -> str:
@@ -173,7 +187,7 @@ class ShardFolder:
         kinds = {name: self.layout.columns[name] for name in columns or self.layout.columns}
         names = self._names(split)
         for name in names if numbers is None else [names[number] for number in numbers]:
-            path, entry = self.folder / name, self.index["shards"][name]
+            path, entry = self.place / name, self.index["shards"][name]
             seen = 0
             with self._at_hand(path, name, entry["sha256"]) as own:
                 for batch in parquet.read_batches(own, kinds, self.cure, rows=rows, own=True):
@@ -246,14 +260,15 @@ def read_index(folder: Path, layout: Layout) -> dict[str, Any]:
                 f"{path}: 'rows' of {split} is {str(index['rows'].get(split))[:80]!r}, and its "
                 f"shards have {number:,}; {cure}"
             )
+    place = _place_of(folder, index)
     sizes = {
         f"{split}/{name}": size
         for split in layout.splits
-        for name, size in places.list_sizes(folder / split).items()
+        for name, size in places.list_sizes(place / split).items()
     }
     for name, entry in index["shards"].items():
-        _check_size(folder / name, sizes.get(name), entry["bytes"], layout.index, cure)
-    _note_strangers(folder, layout, sizes, index["shards"])
+        _check_size(place / name, sizes.get(name), entry["bytes"], layout.index, cure)
+    _note_strangers(place, layout, sizes, index["shards"])
     return index
 
 
@@ -271,6 +286,12 @@ def digest_rows(rows: ShardFolder) -> str:
                 cells = json.dumps([split, *row.items()], ensure_ascii=False)
                 digests.append(hashlib.sha256(cells.encode()).digest())
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def _place_of(folder: Path, index: Mapping[str, Any]) -> Path:
+    # Shards that an `Outlet` has sent away.
+    url = index.get("url")
+    return places.open_url(str(url), str(folder)) if url else folder
 
 
 def _check_entry(path: Path, name: str, entry: object, rows: dict[str, int], cure: str) -> None:

@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 
 from small_modernbert.data import labels
 from small_modernbert.data.corpus import Corpus, open_corpus
+from small_modernbert.data.outlets import Outlet
+from small_modernbert.data.shards import HERE
 from small_modernbert.labelling.teacher_reading import Reader, Reading
 from small_modernbert.models.projection import Projection, directions_of_moment, project
 from small_modernbert.models.prompts import Role
@@ -105,7 +107,14 @@ class Labeller:
         explained: share of the vectors' second moment that the projection keeps.
     """
 
-    def __init__(self, reader: Reader, slices: Slices, stage: Stage, advance: Advance) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        slices: Slices,
+        stage: Stage,
+        advance: Advance,
+        outlet: Outlet = HERE,
+    ) -> None:
         """Prepare to label.
 
         Args:
@@ -113,7 +122,9 @@ class Labeller:
             slices: of the corpus.
             stage: whose output the labels are.
             advance: called with numbers of texts done.
+            outlet: where the shards go.
         """
+        self.outlet = outlet
         self.reader, self.slices, self.advance = reader, slices, advance
         self.folder, self.scratch = stage.building, stage.scratch
         self.explained = 1.0
@@ -189,14 +200,14 @@ class Labeller:
             "prompts": vars(self.reader.prompts),
             **{name: facts.get(name, 0) for name in ("roles", "cut", "tokens")},
         }
-        labels.write_index(self.folder, dimension, counts, index)
+        labels.write_index(self.folder, dimension, counts, index, self.outlet)
         return index
 
     def _label_split(self, split: str, projection: Projection | None) -> int:
         number = 0
 
         def is_made(index: int, _: int) -> bool:
-            return self._shard(split, index).exists()
+            return self.outlet.has(self._shard(split, index))
 
         for index, rows, reading in prefetch(self._readings(split, is_made)):
             number = index + 1
@@ -211,6 +222,7 @@ class Labeller:
             labels.write_shard(
                 self._shard(split, index), reading.texts, reduced, reading.roles, facts
             )
+            self.outlet.send(self._shard(split, index))
         return number
 
     def _readings(
@@ -229,9 +241,11 @@ class Labeller:
 
 
 def verify(folder: Path) -> None:
-    """Read every shard back.
+    """Read every shard back; of those that were sent away only look at their sizes.
 
     Raises:
         UserError: one does not read as it was written.
     """
-    labels.open_labels(folder).verify()
+    labelled = labels.open_labels(folder)
+    if labelled.place == folder:
+        labelled.verify()

@@ -15,7 +15,7 @@ from small_modernbert.runs import redaction, storage
 from small_modernbert.runs.errors import UserError
 
 # Constants that take a URL, of whichever script; all others want what is on disk, or a hub id.
-TAKERS = ("OFFLINE_TEXT", "CORPUS", "LABELS")
+TAKERS = ("OFFLINE_TEXT", "CORPUS", "LABELS", "OUTPUT_URL")
 # Where the last bytes of a file, or its last change, show in what a file system says of it.
 MARKS = ("ETag", "etag", "blob_id", "md5Hash", "checksum", "LastModified", "mtime", "created")
 STORAGE = "pip install -r requirements-storage.txt"
@@ -72,10 +72,29 @@ def find(url: str, what: str, cure: str) -> list[Path]:
     Raises:
         UserError: nothing is there, it may not be read, or nothing that is installed reads it.
     """
+    place = open_url(url, what)
+    with explained(f"{what}: {url}"):
+        if is_remote(place) and any(sign in url for sign in "*["):
+            names = sorted(place.fs.glob(place.path))
+            if names:
+                return [reopen(place.fs.unstrip_protocol(name)) for name in names]
+        if place.exists():
+            return [place]
+    raise UserError(f"{what}: {url} is not there; {cure}")
+
+
+def open_url(url: str, what: str) -> Path:
+    """Return the place that a URL names, whether or not anything is there.
+
+    Raises:
+        UserError: it is none, or nothing that is installed reads it.
+    """
     import fsspec
     from upath import UPath
 
     protocol = url.partition("://")[0].lower()
+    if not is_url(url):
+        raise UserError(f"{what}: {url} is no URL; give one with a scheme: s3://bucket/{url}")
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
@@ -86,15 +105,7 @@ def find(url: str, what: str, cure: str) -> list[Path]:
         ) from None
     with explained(f"{what}: {url}"):
         place = UPath(url)
-        if protocol in ("file", "local"):
-            place = Path(place.path)
-        elif any(sign in url for sign in "*["):
-            names = sorted(place.fs.glob(place.path))
-            if names:
-                return [UPath(place.fs.unstrip_protocol(name)) for name in names]
-        if place.exists():
-            return [place]
-    raise UserError(f"{what}: {url} is not there; {cure}")
+    return Path(place.path) if protocol in ("file", "local") else place
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import pytest
 from miniature import make_wordpiece_tokenizer
 from script_runner import load_script
 
-from small_modernbert.data import file_rows, labels
+from small_modernbert.data import file_rows, labels, outlets
 from small_modernbert.data.corpus import open_corpus
 from small_modernbert.runs import places, references, settings
 from small_modernbert.runs.errors import UserError
@@ -142,3 +142,48 @@ def test_a_changed_byte_elsewhere_is_found(
     memory.pipe(path, bytes(content))
     with pytest.raises(UserError, match=f"{URL}/train/shard-00001.parquet is damaged: its sha256"):
         labels.open_labels(places.reopen(label_url)).verify()
+
+
+def test_shards_that_were_sent_away_are_read_from_there(
+    memory: fsspec.AbstractFileSystem, tmp_path: Path
+) -> None:
+    """The folder of the stage has the index alone, and opens as if it had the shards."""
+    outlet = outlets.open_outlet("memory://bucket/sent/", "labels.json", False)
+    folder = tmp_path / "final"
+    for number in range(2):
+        path = labels.shard_path(folder, "train", number)
+        labels.write_shard(path, [f"text {number}"], np.full((1, 4), number), facts={"tokens": 3})
+        outlet.send(path)
+        assert outlet.has(path)
+        assert not path.exists()
+    paths = [labels.shard_path(folder, "train", number) for number in range(2)]
+    assert labels.add_facts(paths) == {"tokens": 6}
+    labels.write_index(folder, 4, {"train": 2}, outlet=outlet)
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["labels.json"]
+    for place in (folder, places.reopen("memory://bucket/sent")):
+        opened = labels.open_labels(place)
+        assert list(opened.texts("train")) == ["text 0", "text 1"]
+    memory.rm("/bucket/sent/train/shard-00001.parquet")
+    with pytest.raises(UserError, match="memory://bucket/sent/train/shard-00001.parquet is not th"):
+        labels.open_labels(folder)
+
+
+@pytest.mark.parametrize(
+    ("url", "resumed", "why"),
+    [
+        ("memory://bucket/labels", False, "holds finished shards .* another --output-url"),
+        ("memory://bucket/labels", True, ""),
+        ("memory://bucket/other", False, ""),
+        ("file:///tmp/labels", False, "is on this disk"),
+        ("labels", False, "is no URL"),
+    ],
+)
+def test_finished_shards_elsewhere_are_never_overwritten(
+    label_url: str, url: str, resumed: bool, why: str
+) -> None:
+    """Only the run that was killed between its index and its end may write them again."""
+    if not why:
+        assert outlets.open_outlet(url, "labels.json", resumed).url == url
+        return
+    with pytest.raises(UserError, match=f"OUTPUT_URL: .*{why}"):
+        outlets.open_outlet(url, "labels.json", resumed)

@@ -1,17 +1,21 @@
 """Promises of teacher_labels.py: the same shards whatever happens on the way, prompts, lengths."""
 
+import json
 import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from miniature import make_corpus
 from sentence_transformers import SentenceTransformer
 
 from small_modernbert.data import labels
+from small_modernbert.data.outlets import Outlet, open_outlet
+from small_modernbert.data.shards import HERE
 from small_modernbert.labelling import lengths, teacher_labels
 from small_modernbert.labelling.teacher_labels import Labeller, Slices
 from small_modernbert.labelling.teacher_reading import Reader
@@ -21,6 +25,7 @@ from small_modernbert.models.teachers import load_teacher
 from small_modernbert.runs import stages, storage
 from small_modernbert.runs.errors import UserError
 
+PROJECTION = "projection.safetensors"
 WIDTH = 16  # of the labels; the teacher is 48 wide
 Files = dict[str, bytes]
 
@@ -49,10 +54,11 @@ def label(
 ) -> Callable[[str], tuple[Files, dict[str, Any]]]:
     """Return a function that labels the corpus: files by name, and the facts."""
 
-    def run(variant: str) -> tuple[Files, dict[str, Any]]:
+    def run(variant: str, outlet: Outlet = HERE) -> tuple[Files, dict[str, Any]]:
         with open_stage(VARIANT=variant) as stage:
-            labeller = Labeller(reader, slices, stage, lambda rows: None)
+            labeller = Labeller(reader, slices, stage, lambda rows: None, outlet)
             facts = labeller.label(labeller.fit(WIDTH, 20), "digest")
+            teacher_labels.verify(stage.building)
             paths = storage.list_files(stage.building)
             files = {str(path.relative_to(stage.building)): path.read_bytes() for path in paths}
             return files, facts
@@ -125,6 +131,45 @@ def test_no_text_is_encoded_twice(
     monkeypatch.setattr(Reader, "encode", watch)
     label("whole")
     assert len(encoded) == 60
+
+
+def test_shards_that_are_sent_away_are_those_that_stay(
+    label: Callable[..., Any],
+    memory: fsspec.AbstractFileSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A killed run goes on at the first shard that is not there; nobody who reads sees a change."""
+    whole, _ = label("whole")
+    outlet = open_outlet("memory://bucket/labels", "labels.json", False)
+    send, sent = Outlet.send, []
+
+    def fail(self: Outlet, path: Path) -> None:
+        sent.append(path.name)
+        if len(sent) == 5:
+            raise OSError(28, "No space left on device")
+        send(self, path)
+
+    monkeypatch.setattr(Outlet, "send", fail)
+    with pytest.raises(UserError, match="the disk is full"):
+        label("sent", outlet)
+    outlet = open_outlet("memory://bucket/labels", "labels.json", True)
+    encoded: list[int] = []
+    encode = Reader.encode
+
+    def watch(self: Reader, reading: Any, *rest: Any) -> np.ndarray:  # noqa: ANN401
+        encoded.append(len(reading.texts))
+        return encode(self, reading, *rest)
+
+    monkeypatch.setattr(Reader, "encode", watch)
+    kept, _ = label("sent", outlet)
+    assert encoded == [8, 2, 8, 2]  # four were sent; the fifth stays as it was written
+    assert [name for name in kept if "shard" in name] == []
+    there = {name.removeprefix("/bucket/labels/"): memory.cat(name) for name in memory.find("/")}
+    assert there == {name: data for name, data in whole.items() if name != PROJECTION}
+    index = json.loads(kept.pop("labels.json"))
+    assert index.pop("url") == "memory://bucket/labels"
+    assert index == json.loads(whole["labels.json"])
 
 
 def test_space_is_asked_for_labels_and_sample(slices: Slices) -> None:

@@ -39,7 +39,8 @@ def test_a_url_that_is_not_taken_is_refused_by_name(
     """It is neither a hub id nor a folder: the message has the flag and what to do instead."""
     said = refusal(script, flags, capsys)
     assert named in said
-    assert "only --offline-text, --corpus, --labels take a URL; fetch it to a folder" in said
+    takers = "--offline-text, --corpus, --labels, --output-url"
+    assert f"only {takers} take a URL; fetch it to a folder" in said
 
 
 @pytest.mark.parametrize(
