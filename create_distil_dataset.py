@@ -18,9 +18,13 @@ names for them, and keep them in the reduced teacher.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from small_modernbert.runs import references, settings, stages
+
+if TYPE_CHECKING:
+    from small_modernbert.data.executors import Executor
+    from small_modernbert.data.outlets import Outlet
 
 # Inputs
 CORPUS: str = "mlm/create_dataset"  # a stage of this recipe, a folder or a URL
@@ -40,6 +44,12 @@ ROWS_PER_SHARD: int = 2_048  # what a kill can cost, and the window that is sort
 TOKENS_PER_BATCH: int = 0  # tokens per forward pass; 0 = as many as suit the device
 PRECISION: Literal["auto", "fp32", "bf16"] = "auto"  # half where it is fast and faithful
 
+# Run
+EXECUTOR: Literal["plain", "local", "slurm", "ray"] = "plain"  # the others are datatrove's
+WORKERS: int = 0  # of an executor: tasks at once; 0 = one for each GPU or processor
+SLURM: list[str] = []  # options of sbatch: partition=gpu time=08:00:00 gpus=1 and any other
+TASK_SHARDS: int = 64  # label shards that an executor's task makes
+
 # Output
 OUTPUT_URL: str = ""  # shards go there (s3://bucket/labels), one by one; empty = they stay
 RECIPE: str = "small_v2"  # runs/<recipe>/create_distil_dataset
@@ -49,6 +59,10 @@ OVERWRITE: bool = False  # redo a finished stage
 
 def main() -> None:
     """Encode the sample, fit and save the projection, then label every shard."""
+    from small_modernbert.data import executors
+
+    executor = executors.Executor(EXECUTOR, WORKERS, tuple(SLURM))
+    executor.check()
     inputs = find_inputs()
     width, student_tokens = (DIMENSION, None) if DIMENSION else read_student()
     inputs["width"] = f"{width} dimensions"
@@ -61,15 +75,23 @@ def main() -> None:
         from small_modernbert.models import precision, prompts, teachers
         from small_modernbert.runs import machine, report, storage
 
-        machine.keep_freed()
         outlet = outlets.open_outlet(OUTPUT_URL, "labels.json", stage.resumed)
+        made_by_tasks = None
+        if EXECUTOR != "plain":
+            made_by_tasks = run_tasks(executor, stage, inputs, width, outlet)
+            if made_by_tasks is None:
+                return
+        machine.keep_freed()
         teacher = teachers.load_teacher(inputs["teacher"], TEACHER_REVISION or None)
         named = prompts.prompts_of(teacher, QUERY_PROMPT, DOCUMENT_PROMPT)
         reader = Reader(teacher, named, max_tokens=MAX_TOKENS)
         slices = teacher_labels.Slices.of(inputs["corpus"], ROWS_PER_SHARD)
         dtype = precision.settle(stage, PRECISION, teacher.device, training=False)
         stage.record.facts |= reader.prepare(dtype, slices.first(), TOKENS_PER_BATCH)
-        stage.record.dtype = reader.engine.precision
+        if made_by_tasks is None:
+            stage.record.dtype = reader.engine.precision
+        else:
+            stage.record.facts |= made_by_tasks
         # Better now than after hours of labelling; the texts come on top.
         kept = 0 if OUTPUT_URL else width
         storage.check_space(stage.building, slices.space(reader.dimension, kept, PCA_TEXTS))
@@ -90,6 +112,38 @@ def main() -> None:
             f"second moment kept, {stage.record.tokens_per_second:,} tokens/s",
             verify=teacher_labels.verify,
         )
+
+
+def run_tasks(
+    executor: Executor,
+    stage: stages.Stage,
+    inputs: dict[str, Path | str],
+    width: int,
+    outlet: Outlet,
+) -> dict[str, Any] | None:
+    """Have an executor make the projection and the shards; None while its jobs are under way.
+
+    What is left for this process to do is little: it finds them made.
+    """
+    from small_modernbert.labelling import label_tasks
+
+    plan = label_tasks.Plan(
+        inputs["corpus"],
+        inputs["teacher"],
+        TEACHER_REVISION,
+        QUERY_PROMPT,
+        DOCUMENT_PROMPT,
+        MAX_TOKENS,
+        ROWS_PER_SHARD,
+        width,
+        PCA_TEXTS,
+        PRECISION,
+        TOKENS_PER_BATCH,
+        outlet,
+        stage.scratch / "labels",
+        stage.scratch,
+    )
+    return label_tasks.run(executor, stage, plan, TASK_SHARDS)
 
 
 def find_inputs() -> dict[str, Path | str]:

@@ -7,8 +7,10 @@ for every task of its array.
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import dill
 import pytest
 
 SCRIPTS = {
@@ -47,19 +49,36 @@ def run_queue(queue: Path, leave_out: tuple[int, ...] = ()) -> list[int]:
         leave_out: numbers of tasks that no node takes, as if it had died.
     """
     codes = []
-    for job in sorted(queue.glob("*.job"), key=lambda path: int(path.stem)):
-        script = job.read_text()
-        # What adds up datatrove's own statistics makes nothing of ours.
-        last = -1 if "merge_stats" in script else int(re.search(r"--array=0-(\d+)", script)[1])
-        for number in range(last + 1):
-            if number in leave_out:
-                continue
-            task = {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_NODELIST": "localhost"}
-            offset = re.search(r"RUN_OFFSET=\d+", job.with_suffix(".arguments").read_text())[0]
-            task |= dict([offset.split("=")])
-            done = subprocess.run(
-                ["bash", str(job)], env={**os.environ, **task}, capture_output=True, text=True
-            )
-            codes.append(done.returncode)
+    for job, tasks in _jobs(queue):
+        for task in tasks:
+            if int(task["SLURM_ARRAY_TASK_ID"]) not in leave_out:
+                done = subprocess.run(
+                    ["bash", job], env={**os.environ, **task}, capture_output=True
+                )
+                codes.append(done.returncode)
         job.rename(job.with_suffix(".done"))
     return codes
+
+
+def run_queue_here(queue: Path) -> None:
+    """Run all jobs in this process, as a node would but for the loading of libraries."""
+    for job, tasks in _jobs(queue):
+        for task in tasks:
+            pickled = re.search(r"launch_pickled_pipeline (\S+)", job.read_text())[1]
+            with pytest.MonkeyPatch.context() as patch, open(pickled, "rb") as stream:
+                for name, value in task.items():
+                    patch.setenv(name, value)
+                dill.load(stream).run()
+        job.rename(job.with_suffix(".done"))
+
+
+def _jobs(queue: Path) -> Iterator[tuple[Path, list[dict[str, str]]]]:
+    """Yield each job's script, and the variables of the tasks of its array."""
+    for job in sorted(queue.glob("*.job"), key=lambda path: int(path.stem)):
+        script, arguments = job.read_text(), job.with_suffix(".arguments").read_text()
+        # What adds up datatrove's own statistics makes nothing of ours.
+        last = -1 if "merge_stats" in script else int(re.search(r"--array=0-(\d+)", script)[1])
+        offset = re.search(r"RUN_OFFSET=(\d+)|$", arguments)[1] or "0"
+        shared = {"SLURM_NODELIST": "localhost", "RUN_OFFSET": offset}
+        numbers = range(last + 1)
+        yield job, [{**shared, "SLURM_ARRAY_TASK_ID": str(number)} for number in numbers]

@@ -26,7 +26,6 @@ class PrepareParts(PipelineStep):
     """Clean, cut, filter by evaluation texts and fingerprint: task i has part i of the sources."""
 
     type, name = "small-modernbert", "prepare parts of sources"
-    needs_gpu = False
 
     def __init__(
         self, folder: Path, preparations: list[Preparation], part_rows: int, seed: int

@@ -113,11 +113,13 @@ class Array:
         name: of the array.
         step: a datatrove PipelineStep, whose `rank` is the task's number.
         tasks: how many.
+        on_gpu: whether a task wants one, where there is one.
     """
 
     name: str
     step: Any
     tasks: int
+    on_gpu: bool = False
 
     def missing(self, folder: Path) -> list[int]:
         """Return the numbers of the tasks that are not done."""
@@ -137,7 +139,7 @@ def _run_here(executor: Executor, folder: Path, array: Array) -> None:
     """
     from datatrove.executor import LocalPipelineExecutor
 
-    processes = min(executor.processes or workers.processors(), array.tasks)
+    processes = min(executor.processes or _places(array), array.tasks)
     pipeline = LocalPipelineExecutor([array.step], array.tasks, processes, str(folder / array.name))
     missing = array.missing(folder)
     task = _Task(pipeline)
@@ -151,6 +153,16 @@ def _run_here(executor: Executor, folder: Path, array: Array) -> None:
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+
+
+def _places(array: Array) -> int:
+    """Return how many tasks this machine takes at once: one for each GPU, or each processor."""
+    if array.on_gpu:
+        import torch
+
+        if devices := torch.cuda.device_count():
+            return devices
+    return workers.processors()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +196,7 @@ def _run_on_ray(executor: Executor, folder: Path, array: Array) -> None:
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
-    with_gpu = array.step.needs_gpu and ray.cluster_resources().get("GPU", 0) >= 1
+    with_gpu = array.on_gpu and ray.cluster_resources().get("GPU", 0) >= 1
     RayPipelineExecutor(
         [array.step],
         array.tasks,

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from small_modernbert.data import labels
 from small_modernbert.data.corpus import Corpus, open_corpus
@@ -26,8 +26,8 @@ from small_modernbert.labelling.teacher_reading import Reader, Reading
 from small_modernbert.models.projection import Projection, directions_of_moment, project
 from small_modernbert.models.prompts import Role
 from small_modernbert.models.vectors import normalise, open_vectors, write_vectors
+from small_modernbert.runs import storage
 from small_modernbert.runs.errors import UserError
-from small_modernbert.runs.stages import Stage
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -75,11 +75,17 @@ class Slices:
         """All texts."""
         return sum(self.counts.values())
 
-    def read(self, split: str) -> Iterator[tuple[list[str], list[Role]]]:
-        """Yield the texts of each slice, and their roles."""
+    def read(self, split: str, first: int = 0) -> Iterator[tuple[list[str], list[Role]]]:
+        """Yield the texts of each slice from `first` on, and their roles."""
         texts: list[str] = []
         roles: list[Role] = []
-        for batch in self.corpus.batches(split, ("text", "role")):
+        sizes, number, passed = self.corpus.shard_rows(split), 0, first * self.rows
+        while number < len(sizes) and passed >= sizes[number]:
+            number, passed = number + 1, passed - sizes[number]
+        shards = range(number, len(sizes))
+        for batch in self.corpus.batches(split, ("text", "role"), numbers=shards):
+            rows = batch.num_rows
+            batch, passed = batch.slice(min(passed, rows)), max(0, passed - rows)
             texts += batch.column(0).to_pylist()
             roles += batch.column(1).to_pylist()
             while len(texts) >= self.rows:
@@ -87,6 +93,10 @@ class Slices:
                 texts, roles = texts[self.rows :], roles[self.rows :]
         if texts:
             yield texts, roles
+
+    def number(self, split: str) -> int:
+        """Return how many slices a split has."""
+        return -(-self.counts[split] // self.rows)
 
     def first(self) -> tuple[list[str], list[Role]]:
         """Return the first slice of the training texts."""
@@ -97,6 +107,18 @@ class Slices:
         train = self.counts["train"]
         sample = min(train, -(-(pca_texts or train) // self.rows) * self.rows)
         return 2 * width * self.texts + (4 * dimension * sample if width != dimension else 0)
+
+
+class Folders(Protocol):
+    """Where a labeller writes: a stage, say.
+
+    Attributes:
+        building: for the labels and the projection.
+        scratch: for the vectors of the projection's sample.
+    """
+
+    building: Path
+    scratch: Path
 
 
 class Labeller:
@@ -111,7 +133,7 @@ class Labeller:
         self,
         reader: Reader,
         slices: Slices,
-        stage: Stage,
+        folders: Folders,
         advance: Advance,
         outlet: Outlet = HERE,
     ) -> None:
@@ -120,17 +142,19 @@ class Labeller:
         Args:
             reader: the teacher, ready to encode.
             slices: of the corpus.
-            stage: whose output the labels are.
+            folders: where to write.
             advance: called with numbers of texts done.
             outlet: where the shards go.
         """
         self.outlet = outlet
         self.reader, self.slices, self.advance = reader, slices, advance
-        self.folder, self.scratch = stage.building, stage.scratch
+        self.folder, self.scratch = folders.building, folders.scratch
         self.explained = 1.0
 
     def fit(self, width: int, texts: int) -> Projection | None:
         """Fit the projection on the first `texts` training texts (0 = all), and save it.
+
+        One that is saved is taken up.
 
         Returns:
             The projection; None where the teacher is as wide as the labels.
@@ -147,6 +171,11 @@ class Labeller:
                 f"the student is {width} wide, its teacher {dimension}: choose a narrower student "
                 "(--hidden-size of build_and_save_small_modernbert.py) or a wider teacher"
             )
+        saved = self.folder / "projection.safetensors"
+        if saved.exists():
+            projection = Projection(**load_file(saved))
+            self.explained = float(projection.explained.sum())
+            return projection
         moment, mean, seen = np.zeros((dimension, dimension)), np.zeros(dimension), 0
         for vectors in self._sample(texts):
             moment += vectors.T.astype(np.float64) @ vectors
@@ -161,7 +190,8 @@ class Labeller:
             *(dimension, width, f"{seen:,}", 100 * self.explained),
         )
         parts = {name: part.contiguous() for name, part in vars(projection).items()}
-        save_file(parts, self.folder / "projection.safetensors")
+        with storage.replacing(saved) as beside:
+            save_file(parts, beside)
         return projection
 
     def _sample(self, texts: int) -> Iterator[np.ndarray]:
@@ -189,7 +219,9 @@ class Labeller:
         Returns:
             Facts: `tokens` read, texts that were `cut`, texts by `roles`.
         """
-        counts = {split: self._label_split(split, projection) for split in labels.SPLITS}
+        counts = {split: self.slices.number(split) for split in labels.SPLITS}
+        for split, slices in counts.items():
+            self.label_slices(split, 0, slices, projection)
         facts = labels.add_facts(
             self._shard(split, index) for split in counts for index in range(counts[split])
         )
@@ -203,14 +235,23 @@ class Labeller:
         labels.write_index(self.folder, dimension, counts, index, self.outlet)
         return index
 
-    def _label_split(self, split: str, projection: Projection | None) -> int:
-        number = 0
+    def label_slices(
+        self, split: str, first: int, last: int, projection: Projection | None
+    ) -> None:
+        """Write the missing shards of some slices.
+
+        Args:
+            split: of the corpus.
+            first: number of the first slice.
+            last: number of the slice behind the last one.
+            projection: from `fit`.
+        """
 
         def is_made(index: int, _: int) -> bool:
             return self.outlet.has(self._shard(split, index))
 
-        for index, rows, reading in prefetch(self._readings(split, is_made)):
-            number = index + 1
+        readings = self._readings(split, is_made, first)
+        for index, rows, reading in prefetch(islice(readings, last - first)):
             if reading is None:
                 self.advance(rows)
                 continue
@@ -223,13 +264,12 @@ class Labeller:
                 self._shard(split, index), reading.texts, reduced, reading.roles, facts
             )
             self.outlet.send(self._shard(split, index))
-        return number
 
     def _readings(
-        self, split: str, is_made: Callable[[int, int], bool]
+        self, split: str, is_made: Callable[[int, int], bool], first: int = 0
     ) -> Iterator[tuple[int, int, Reading | None]]:
         """Yield number, texts and reading of each slice; no reading of what is made already."""
-        for index, (texts, roles) in enumerate(self.slices.read(split)):
+        for index, (texts, roles) in enumerate(self.slices.read(split, first), first):
             made = is_made(index, len(texts))
             yield index, len(texts), None if made else self.reader.read(texts, roles)
 

@@ -32,6 +32,7 @@ HOUSEKEEPING = frozenset(
         "EXECUTOR",
         "SLURM",
         "TASK_ROWS",
+        "TASK_SHARDS",
         "VECTORS",
         "REPORT_TO",
         "PUSH",
