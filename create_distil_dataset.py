@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from small_modernbert.runs import references, settings, stages
+from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
     from small_modernbert.data.executors import Executor
@@ -39,6 +40,7 @@ DIMENSION: int = 0  # width of the labels; 0 = the student's
 
 # Labelling
 MAX_TOKENS: int = 0  # texts are cut to so many of the teacher's tokens; 0 = left whole, cut counted
+SPAN_SHARE: float = 0.0  # of the training texts, cut to a drawn span of theirs: 6 to 42 words
 PCA_TEXTS: int = 20_000  # texts that the projection is fitted on, from the shuffled corpus; 0 = all
 ROWS_PER_SHARD: int = 2_048  # what a kill can cost, and the window that is sorted by length
 TOKENS_PER_BATCH: int = 0  # tokens per forward pass; 0 = as many as suit the device
@@ -85,7 +87,7 @@ def main() -> None:
         teacher = teachers.load_teacher(inputs["teacher"], TEACHER_REVISION or None)
         named = prompts.prompts_of(teacher, QUERY_PROMPT, DOCUMENT_PROMPT)
         reader = Reader(teacher, named, max_tokens=MAX_TOKENS)
-        slices = teacher_labels.Slices.of(inputs["corpus"], ROWS_PER_SHARD)
+        slices = teacher_labels.Slices.of(inputs["corpus"], ROWS_PER_SHARD, SPAN_SHARE)
         dtype = precision.settle(stage, PRECISION, teacher.device, training=False)
         stage.record.facts |= reader.prepare(dtype, slices.first(), TOKENS_PER_BATCH)
         if made_by_tasks is None:
@@ -134,6 +136,7 @@ def run_tasks(
         QUERY_PROMPT,
         DOCUMENT_PROMPT,
         MAX_TOKENS,
+        SPAN_SHARE,
         ROWS_PER_SHARD,
         width,
         PCA_TEXTS,
@@ -148,6 +151,8 @@ def run_tasks(
 
 def find_inputs() -> dict[str, Path | str]:
     """Resolve every reference before anything is loaded."""
+    if not 0.0 <= SPAN_SHARE <= 1.0:
+        raise UserError(f"--span-share {SPAN_SHARE} is not in [0, 1]")
     return {
         "corpus": references.need(CORPUS, RECIPE, "corpus", "run: python mlm/create_dataset.py"),
         "teacher": references.locate(TEACHER, RECIPE) or TEACHER,

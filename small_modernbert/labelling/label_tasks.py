@@ -35,6 +35,7 @@ class Plan:
         query_prompt: where the teacher names none.
         document_prompt: likewise.
         max_tokens: see `Reader`.
+        span_share: see `Slices`.
         shard_rows: texts of a slice, and so of a shard.
         width: of the labels.
         pca_texts: that the projection is fitted on; 0 for all.
@@ -51,6 +52,7 @@ class Plan:
     query_prompt: str
     document_prompt: str
     max_tokens: int
+    span_share: float
     shard_rows: int
     width: int
     pca_texts: int
@@ -63,7 +65,7 @@ class Plan:
     @property
     def slices(self) -> Slices:
         """The corpus in slices."""
-        return Slices.of(self.corpus, self.shard_rows)
+        return Slices.of(self.corpus, self.shard_rows, self.span_share)
 
     @property
     def settled(self) -> Path:

@@ -22,6 +22,7 @@ from small_modernbert.data import labels
 from small_modernbert.data.corpus import Corpus, open_corpus
 from small_modernbert.data.outlets import Outlet
 from small_modernbert.data.shards import HERE
+from small_modernbert.labelling.spans import draw_span
 from small_modernbert.labelling.teacher_reading import Reader, Reading
 from small_modernbert.models.projection import Projection, directions_of_moment, project
 from small_modernbert.models.prompts import Role
@@ -55,15 +56,17 @@ class Slices:
     Attributes:
         corpus: that is cut.
         rows: texts of a slice.
+        span_share: of the training texts that are read as a span of theirs, see `spans`.
     """
 
     corpus: Corpus
     rows: int
+    span_share: float = 0.0
 
     @classmethod
-    def of(cls, corpus: Path, rows: int) -> "Slices":
+    def of(cls, corpus: Path, rows: int, span_share: float = 0.0) -> "Slices":
         """Cut a corpus into slices of `rows` texts."""
-        return cls(open_corpus(corpus), rows)
+        return cls(open_corpus(corpus), rows, span_share)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -86,13 +89,18 @@ class Slices:
         for batch in self.corpus.batches(split, ("text", "role"), numbers=shards):
             rows = batch.num_rows
             batch, passed = batch.slice(min(passed, rows)), max(0, passed - rows)
-            texts += batch.column(0).to_pylist()
+            texts += self._drawn(split, batch.column(0).to_pylist())
             roles += batch.column(1).to_pylist()
             while len(texts) >= self.rows:
                 yield texts[: self.rows], roles[: self.rows]
                 texts, roles = texts[self.rows :], roles[self.rows :]
         if texts:
             yield texts, roles
+
+    def _drawn(self, split: str, texts: list[str]) -> list[str]:
+        if split != "train" or not self.span_share:
+            return texts
+        return [draw_span(text, self.span_share) for text in texts]
 
     def number(self, split: str) -> int:
         """Return how many slices a split has."""

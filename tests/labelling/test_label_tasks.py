@@ -87,7 +87,7 @@ def test_tasks_may_come_in_any_order_and_twice(
     digests = []
     for size, seed in ((1, 1), (3, 2), (100, 3)):
         folder = tmp_path / str(seed)
-        own = (corpus, teacher_folder, "", "", "", 0, 8, WIDTH, 20, "fp32", 0, shards.HERE)
+        own = (corpus, teacher_folder, "", "", "", 0, 0.5, 8, WIDTH, 20, "fp32", 0, shards.HERE)
         plan = label_tasks.Plan(*own, folder / "labels", folder)
         assert list(label_tasks.FitProjection(plan).run()) == []
         step = label_tasks.LabelSlices(plan, size)
