@@ -46,15 +46,20 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def script(texts: Path, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Script:
+def fixed(texts: Path, tokenizer: Path) -> list[str]:
+    """The flags that all runs share."""
+    flags = ["--sources", "offline", "--offline-text", str(texts), "--tokenizer", str(tokenizer)]
+    return [*flags, "--max-tokens", "64", "--held-out-rows", "20", "--shard-rows", "90"]
+
+
+@pytest.fixture(scope="module")
+def script(fixed: list[str], tmp_path_factory: pytest.TempPathFactory) -> Script:
     """A function that runs mlm/create_dataset.py with flags and returns its folder."""
     runs = tmp_path_factory.mktemp("runs")
 
     def run(recipe: str, *flags: str) -> Path:
         module = importlib.reload(importlib.import_module("mlm.create_dataset"))
-        fixed = ["--recipe", recipe, "--sources", "offline", "--offline-text", str(texts)]
-        fixed += ["--tokenizer", str(tokenizer), "--max-tokens", "64", "--held-out-rows", "20"]
-        settings.override(vars(module), [*fixed, "--shard-rows", "90", *flags])
+        settings.override(vars(module), ["--recipe", recipe, *fixed, *flags])
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RUNS", str(runs))
             module.main()
@@ -191,6 +196,16 @@ def test_slurm_runs_what_was_submitted(
     assert "1 of 2 of corpus; the others failed" in capsys.readouterr().out
     assert fake_slurm.run_queue(queue) == [0]
     assert digest(script("slurm", *flags)) == digest(script("two", *flags[-3:]))
+
+
+def test_ray_makes_the_plain_corpus(fixed: list[str], plain: Path, tmp_path: Path) -> None:
+    """A Ray of two processors on this machine, where ray is installed: the same bytes."""
+    pytest.importorskip("ray", reason="optional: pip install ray==2.60.0")
+    flags = ["--recipe", "ray", *fixed, "--executor", "ray", "--workers", "2", "--task-rows", "150"]
+    command = ["mlm/create_dataset.py", *flags]
+    script_runner.run_process(command, environment={"RUNS": str(tmp_path)}).check()
+    stage = tmp_path / "ray" / "mlm" / "create_dataset"
+    assert storage.digest_folder(stage / "final") == storage.digest_folder(plain / "final")
 
 
 @pytest.mark.parametrize(
