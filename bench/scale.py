@@ -25,6 +25,7 @@ import measure
 from rank_trials import (
     CORPUS,
     LABELS,
+    RECIPE,
     Place,
     Trial,
     largest_difference,
@@ -99,6 +100,7 @@ def main() -> None:
         tell(killed_rank(place))
         tell(killed_labelling(place))
         tell(equal_on_workers(place))
+        tell(labels_by_workers(place))
         if not QUICK:
             tell(rate_of_workers(place))
             tell(timed(place, seconds))
@@ -154,7 +156,7 @@ def killed_rank(place: Place) -> Iterator[Check]:
 
 def killed_labelling(place: Place) -> Iterator[Check]:
     """Kill a labelling worker amid its shards, and start it again: the same shards."""
-    wanted = shard_digests(place.folder / "inputs/scale" / LABELS / "final")
+    wanted = shard_digests(place.folder / "inputs" / RECIPE / LABELS / "final")
     trial = Trial(place, "labels-killed", LABELS).start()
     trial.kill(lambda: any(trial.stage.glob("final.partial/train/shard-00001.parquet")))
     left = len(shard_digests(trial.stage / "final.partial"))
@@ -182,6 +184,19 @@ def equal_on_workers(place: Place) -> Iterator[Check]:
         numbers = ", ".join(map(str, WORKERS))
         what = f"corpus by {numbers} workers, --executor {executor}"
         yield Check(what, figure if same else str(digests), same)
+
+
+def labels_by_workers(place: Place) -> Iterator[Check]:
+    """Label by tasks of one shard each, on several numbers of processes: the same shards."""
+    wanted = shard_digests(place.folder / "inputs" / RECIPE / LABELS / "final")
+    others = []
+    for workers in WORKERS:
+        more = ["--executor", "local", "--workers", str(workers), "--task-shards", "1"]
+        trial = Trial(place, f"labels-{workers}", LABELS, more).run()
+        others += [workers] if shard_digests(trial.final) != wanted else []
+    numbers = ", ".join(map(str, WORKERS))
+    figure = f"other shards by {others}" if others else f"{len(wanted)} shards, byte for byte"
+    yield Check(f"labels by {numbers} workers, --executor local, and by none", figure, not others)
 
 
 def write_rows(place: Place, rows: int) -> Path:

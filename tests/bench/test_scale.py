@@ -91,7 +91,7 @@ def test_what_is_not_held_ends_with_one(
     monkeypatch.setenv("RUNS", str(tmp_path))
     monkeypatch.setattr(scale.Place, "prepare", lambda self: None)
     answers = {"equal_on_ranks": held, "killed_rank": True, "killed_labelling": None}
-    for name, answer in (answers | {"equal_on_workers": True}).items():
+    for name, answer in (answers | {"equal_on_workers": True, "labels_by_workers": True}).items():
         monkeypatch.setattr(scale, name, stub(name, answer))
     monkeypatch.setattr(scale, "QUICK", True)
     if held:
@@ -103,7 +103,7 @@ def test_what_is_not_held_ends_with_one(
     said = capsys.readouterr().out
     assert ("NOT HELD" in said) is not held and "killed_labelling: looked at · told" in said
     stored = storage.read_json(tmp_path / "bench/scale.json", "")
-    assert [check["held"] for check in stored["checks"]] == [held, True, None, True]
+    assert [check["held"] for check in stored["checks"]] == [held, True, None, True, True]
 
 
 def test_a_batch_is_told_by_its_texts() -> None:
