@@ -237,25 +237,6 @@ def straggler_table() -> list[list[object]]:
     return rows
 
 
-def labelling_table(shard_seconds: float, begin: float) -> list[list[object]]:
-    """Return rows of what deaths cost labelling with shards of some seconds, and of 32 times that.
-
-    The end, when some workers have no shard left to take, is not counted as a death's cost.
-    """
-    rows = []
-    for name, place in PLACES.items():
-        for workers in RANKS:
-            cells = []
-            for seconds in (shard_seconds, 32 * shard_seconds):
-                each = {"shard_seconds": seconds, "begin": begin, "dealt": False}
-                shards = workers * SHARDS_PER_WORKER
-                calm = labelling_growth(workers, shards, 0.0, **each)
-                deadly = labelling_growth(workers, shards, 0.0, hours_to_death=place.hours, **each)
-                cells.append(f"{deadly / calm - 1:.2%}")
-            rows.append([name, workers, *cells])
-    return rows
-
-
 def main() -> None:
     """Print the tables, for steps and starts as docs/SCALE.md has them."""
     import scale_model

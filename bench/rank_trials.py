@@ -179,6 +179,20 @@ class Trial:
         if rank is None:
             self.process.wait()
 
+    def restart(self, steps: int, kept: int) -> float:
+        """Kill the leader after so many steps; return the seconds until the run makes steps again.
+
+        Args:
+            steps: that are made when it dies.
+            kept: of them that a checkpoint holds; lines of the others are forgotten.
+        """
+        self.kill(self.has_made(steps), rank=0)
+        begun = time.monotonic()
+        for moment in (lambda: len(self.steps()) <= kept, self.has_made(kept + 1)):
+            while not moment() and self.process.poll() is None:
+                time.sleep(0.01)
+        return time.monotonic() - begun - self.steps()[kept]["seconds"]
+
     def process_of(self, rank: int) -> int:
         """Return the process id of one of its ranks."""
         for child in psutil.Process(self.process.pid).children(recursive=True):

@@ -11,6 +11,7 @@ times that, which the first must predict. The rest is held against runs of `make
 is simulated by bench/failures.py.
 """
 
+import math
 import statistics
 import time
 import tracemalloc
@@ -31,7 +32,7 @@ from small_modernbert.runs.references import ROOT
 TEXTS: list[int] = [10**6, 10**8, 10**9, 10**10]  # sizes told
 TRIAL_TEXTS: int = 100_000  # that coordinators are measured on; then four times as many
 
-TRIALS: int = 5  # their median counts: other work on a machine makes single ones longer
+TRIALS: int = 5  # of which the shortest counts
 
 # A text, as in `make run`: half are short, half are passages. There lengths are 78.9 tokens in the
 # mean, and 132 if each token counts once, which is what attention sees.
@@ -52,7 +53,7 @@ SHARES = {  # of that rate, in useful operations
 GPU_RATE: float = 989e12  # an H100's dense bf16 operations a second, by its data sheet
 GPU_SHARES = {"labels": 0.35, "pre-training": 0.35, "distillation": 0.35}  # of it, useful ones
 GPU_SOURCE: str = (  # of these shares
-    "No GPU was run: an H100 is taken to do 35% of its data sheet's dense bf16 rate in useful "
+    "No GPU was run: an H100 is taken to do 35% of its data sheet's dense bf16 rate in useful\n"
     "operations; trainers of encoders this small report 20 to 50%."
 )
 
@@ -62,6 +63,7 @@ MASKED: float = 0.3  # share of the tokens predicted in pre-training
 BATCH_TOKENS = {"pre-training": 16 * 1_024, "distillation": 64 * TOKENS_PER_TEXT}  # of a rank
 CORPUS_SHARD_ROWS: int = 100_000
 ROWS_PER_SHARD: int = 2_048  # of labels
+TASK_SHARDS: int = 64  # of them that a worker labels in a task
 MANIFEST_BYTES: int = 170  # of labels.json for a shard, and of corpus.json
 WINDOW_ROWS: int = 4_000_000  # texts at hand at once in training; two windows are planned
 MEASURE_BYTES: int = 5  # of each streamed text: its length
@@ -98,6 +100,9 @@ PASSES = {  # planned window by window, each for a stage
     "a pass of distillation, planned": "distillation",
     "a pass of pre-training, packed": "pre-training",
 }
+
+
+SORTING = ("exact duplicates", "near duplicates")  # seconds a text grow as the logarithm
 
 
 class Cost(NamedTuple):
@@ -162,14 +167,33 @@ def memory_bytes(name: str, each: Cost, texts: int) -> float:
     return each.bytes * (min(texts, 2 * WINDOW_ROWS) if name in PASSES else texts)
 
 
-def coordinators(texts: int) -> dict[str, Cost]:
-    """Measure what each coordinator takes for so many texts of log-normal lengths."""
+def coordinators(*sizes: int) -> list[dict[str, Cost]]:
+    """Measure what each coordinator takes for some numbers of texts of log-normal lengths.
+
+    The sizes take turns, and the shortest seconds of each count: other work only adds to them.
+    """
+    works = [works_on(texts) for texts in sizes]
+    measured: list[dict[str, Cost]] = [{} for _ in sizes]
+    for name in works[0]:
+        seconds: list[list[float]] = [[] for _ in sizes]
+        for _ in range(TRIALS):
+            for work, taken in zip(works, seconds, strict=True):
+                begun = time.process_time()
+                work[name]()
+                taken.append(time.process_time() - begun)
+        for texts, work, taken, costs in zip(sizes, works, seconds, measured, strict=True):
+            costs[name] = Cost(peak_bytes(work[name]) / texts, min(taken) / texts)
+    return measured
+
+
+def works_on(texts: int) -> dict[str, Callable[[], object]]:
+    """Return what the coordinators do with so many texts."""
     random = np.random.default_rng(0)
     lengths = np.clip(np.exp(random.normal(4.1, 0.7, texts)), 3, 512).astype(np.int64)
     keys = random.integers(0, 2**63, texts).astype(np.uint64)
     minhash = duplicates.MinHash(64, 0.8, 0)
     nothing = np.zeros((0, 64), dtype=np.uint16)
-    works: dict[str, Callable[[], object]] = {
+    return {
         "exact duplicates": lambda: duplicates.exact_duplicates(keys),
         "near duplicates": lambda: duplicates.near_duplicates(
             minhash, np.ones(texts, dtype=bool), lambda band: keys, lambda rows: nothing
@@ -181,22 +205,21 @@ def coordinators(texts: int) -> dict[str, Cost]:
             lengths, 1_024, seed=0, epoch=0
         ),
     }
-    return {name: cost(work, texts) for name, work in works.items()}
 
 
-def cost(work: Callable[[], object], texts: int) -> Cost:
-    """Measure the processor time, then the peak of what Python and numpy allocate."""
-    seconds = []
-    for _ in range(TRIALS):
-        begun = time.process_time()
-        work()
-        seconds.append(time.process_time() - begun)
-    # Last: the first call imports what stays, 1 MiB in numpy's sorting of pairs.
+def peak_bytes(work: Callable[[], object]) -> float:
+    """Return the most that Python and numpy allocate; not in a first call, which imports, too."""
     tracemalloc.start()
     work()
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return Cost(most / texts, statistics.median(seconds) / texts)
+    return most
+
+
+def seconds_at(name: str, cost: Cost, measured_at: int, texts: int) -> float:
+    """Return the seconds a text that a coordinator takes where there are so many."""
+    growth = math.log(texts) / math.log(measured_at) if name in SORTING else 1.0
+    return cost.seconds * growth
 
 
 def limits(costs: dict[str, Cost]) -> list[tuple[str, float, str]]:
@@ -207,7 +230,7 @@ def limits(costs: dict[str, Cost]) -> list[tuple[str, float, str]]:
         ("label shards in one folder", FILES * ROWS_PER_SHARD,
          "fewer, larger shards: --rows-per-shard 65536"),
         ("corpus and labels on one disk", DISK_TB * 1e12 / per_text,
-         "several corpora, each labelled on a disk of its own and distilled from by URL, in turn"),
+         "create_distil_dataset.py --output-url, and --labels by URL"),
         ("near duplicates: memory", memory / costs["near duplicates"].bytes,
          "divide the bands' hashes by their first bits (not built)"),
         ("exact duplicates: memory", memory / costs["exact duplicates"].bytes,
@@ -232,7 +255,8 @@ def checks(few: dict[str, Cost], many: dict[str, Cost]) -> list[list[object]]:
 
     for name, each in few.items():
         add(f"{name}: bytes a text at 4 x", each.bytes, many[name].bytes)
-        add(f"{name}: µs a text at 4 x", 1e6 * each.seconds, 1e6 * many[name].seconds)
+        seconds = seconds_at(name, each, TRIAL_TEXTS, 4 * TRIAL_TEXTS)
+        add(f"{name}: µs a text at 4 x", 1e6 * seconds, 1e6 * many[name].seconds)
     rate = CPU_RATE * SHARES["labels"] / operations(MINILM)
     texts, median = statistics.median(RUNS["texts"]), statistics.median
     tokens = texts * TOKENS_PER_TEXT
@@ -278,7 +302,12 @@ def size_rows(costs: dict[str, Cost]) -> list[list[object]]:
             for name, each in costs.items()
         ),
         *(
-            row(f"{name}: hours", lambda texts, each=each: texts * each.seconds / 3600)
+            row(
+                f"{name}: hours",
+                lambda texts, name=name, each=each: (
+                    texts * seconds_at(name, each, 4 * TRIAL_TEXTS, texts) / 3600
+                ),
+            )
             for name, each in costs.items()
         ),
     ]
@@ -298,7 +327,11 @@ def failures_section() -> str:
     shares, best = failures.training_tables(times)
     pauses = [f"every {pause:,} s" for pause in failures.PAUSES]
     shard = ROWS_PER_SHARD * TOKENS_PER_TEXT * seconds["labels"]
-    lost = failures.labelling_table(shard, BEGIN_SECONDS)
+    # A worker on a machine that is taken away daily, for some days.
+    each = {"shard_seconds": TASK_SHARDS * shard, "begin": BEGIN_SECONDS, "dealt": False}
+    tasks = round(10 * 24 * 3600 / each["shard_seconds"])
+    hours = failures.PLACES["machines taken away daily"].hours
+    lost = failures.labelling_growth(1, tasks, 0.0, hours_to_death=hours, **each) - 1
     where = ["failures", "ranks", "hours between"]
     return FAILURES.format(
         goodput_table=report.table([*where, *pauses, "at the best"], shares),
@@ -309,10 +342,7 @@ def failures_section() -> str:
             ["workers", "one slower by", "training", "labels dealt out", "labels taken in turn"],
             failures.straggler_table(),
         ),
-        labelling_table=report.table(
-            ["failures", "workers", f"{ROWS_PER_SHARD:,} texts", f"{32 * ROWS_PER_SHARD:,} texts"],
-            lost,
-        ),
+        lost=lost,
         spread="; ".join(
             f"{failures.step_growth(ranks, 0.0) - 1:.0%} at {ranks}" for ranks in failures.RANKS
         ),
@@ -320,7 +350,8 @@ def failures_section() -> str:
         checkpoint_gb=measured["checkpoint_bytes"] / 1e9,
         saving=saving,
         default_pauses=" and ".join(
-            f"{500 * step:.1f} s of {stage}" for stage, step in steps.items()
+            f"{500 * step:.1f} s of {stage} ({500 * step / (500 * step + saving):.0%} of the time)"
+            for stage, step in steps.items()
         ),
         shard=shard,
         SPREAD=failures.SPREAD,
@@ -331,7 +362,7 @@ def failures_section() -> str:
 
 def main() -> None:
     """Measure the coordinators, work out the sizes, simulate what fails, write the page."""
-    few, many = coordinators(TRIAL_TEXTS), coordinators(4 * TRIAL_TEXTS)
+    few, many = coordinators(TRIAL_TEXTS, 4 * TRIAL_TEXTS)
     head = ["", *(f"10^{len(str(texts)) - 1}" for texts in TEXTS)]
     broken = [[what, f"{texts:.2g}", cure] for what, texts, cure in limits(many)]
     measured = read_measured()
@@ -360,7 +391,7 @@ and tiny runs (`bench/scale.py`); do not edit. Constants stand in the scripts, w
 text has {TOKENS_PER_TEXT} tokens, as in `make run`; all but planning grows in proportion to that.
 {GPU_SOURCE}
 Stages: labels by gte-modernbert-base, small-v2 pre-trained in {EPOCHS[pre-training]} passes and
-distilled in {EPOCHS[distillation]}.
+distilled in {EPOCHS[distillation]}. What sorts grows a little faster than the texts.
 
 {sizes_table}
 
@@ -383,14 +414,15 @@ Not modelled: reading from object storage, the network of many machines.
 
 The first rows predict 4 x {TRIAL_TEXTS:,} texts from {TRIAL_TEXTS:,}; those of `make run` come from
 the shares that docs/BENCHMARKS.md has, and are held against the median of four runs; the last ones
-are simulated, and measured on two gloo ranks whose steps mostly wait.
+are simulated, and measured on two gloo ranks whose steps mostly wait. Seconds of starts are those
+of the run itself.
 
 {checks_table}
 
 ## One and the same run
 
-`make scale` on {measured[machine][name]}, {measured[machine][cores]} cores, {measured[minutes]}
-minutes, {measured[machine][date]}.
+`make scale` on {measured[machine][name]}, {measured[machine][cores]} cores:
+{measured[minutes]} minutes, {measured[machine][date]}.
 
 {looked_table}
 
@@ -402,19 +434,21 @@ loop.py 299 and 327, other work on it included.
 FAILURES = """## Failures and slow ranks
 
 Simulated with measured seconds where there are any: a checkpoint of small-v2 has
-{checkpoint_gb:.2f} GB and takes {saving:.1f} s on this machine, while all ranks wait. A start is
+{checkpoint_gb:.2f} GB and took {saving:.1f} s on this machine, while all ranks wait. A start is
 assumed to take {BEGIN_SECONDS:g} s, a death to be noticed after {DETECT_SECONDS:g} s. Llama 3's
 report (arXiv 2407.21783) tells of 419 unexpected interruptions in 54 days of 16,384 GPUs, one in
 {llama:,.0f} hours of a GPU; machines of eight that are taken away once a day are assumed. What was
-made since the last checkpoint is lost, as with NCCL (over gloo the last whole step is saved,
-unless it is the first rank that dies).
+made since the last checkpoint is lost, as with NCCL (over gloo the last whole step is saved, unless
+it is the first rank that dies).
 
 Share of the time in which training makes steps that count, by seconds between checkpoints:
 
 {goodput_table}
 
-A recipe's 500 steps are {default_pauses} on such GPUs: set --checkpoint-every by this table, to
-some thousands. The best pause, simulated and by formula (Young 1974; Daly 2006):
+A recipe's checkpoints come every 500 steps, which is right for a CPU. On such GPUs that is
+{default_pauses}:
+give --checkpoint-every so many steps that some minutes lie between two. The best pause, simulated
+and by formula (Young 1974; Daly 2006):
 
 {best_table}
 
@@ -427,10 +461,8 @@ too; shards that each worker takes when it is free do not ({SHARDS_PER_WORKER} s
 Where all are alike but for an assumed {SPREAD:.0%} from step to step, ranks wait all the same:
 {spread} ranks.
 
-What deaths add to labelling, by the size of its shards ({shard:.1f} s of a GPU for
-{ROWS_PER_SHARD:,} texts): a worker loses the shard it is at, and nobody else notices.
-
-{labelling_table}
+A worker that labels loses the task it is at, {TASK_SHARDS} shards of {shard:.1f} s of a GPU each,
+and nobody else notices: on a machine that is taken away daily that and the starts add {lost:.2%}.
 """
 
 if __name__ == "__main__":

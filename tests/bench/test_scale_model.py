@@ -15,7 +15,7 @@ scale_model = importlib.import_module("scale_model")
 
 def test_what_breaks_first_is_told_first() -> None:
     """Limits are in the order of the data's growth; at half the memory a text, twice the texts."""
-    costs = scale_model.coordinators(2_000)
+    (costs,) = scale_model.coordinators(2_000)
     told = scale_model.limits(costs)
     texts = [number for _, number, _ in told]
     assert texts == sorted(texts) and texts[0] > 1e6
