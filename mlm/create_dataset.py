@@ -58,6 +58,7 @@ TASK_ROWS: int = 100_000  # of a Parquet file; what an executor's task takes
 
 # Output
 SHARD_ROWS: int = 100_000  # what is held in memory at once while the shards are written
+OUTPUT_URL: str = ""  # shards go there (s3://bucket/corpus), one by one; empty = they stay
 RECIPE: str = "small_v2"  # folder below runs/
 VARIANT: str = ""  # a folder of its own for a run with other settings
 OVERWRITE: bool = False  # redo a finished run
@@ -81,8 +82,15 @@ def main() -> None:
     with stages.Stage(globals(), inputs=inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.data import corpus, corpus_building, corpus_selection, duplicates
+        from small_modernbert.data import (
+            corpus,
+            corpus_building,
+            corpus_selection,
+            duplicates,
+            outlets,
+        )
 
+        outlet = outlets.open_outlet(OUTPUT_URL, "corpus.json", stage.resumed)
         near = duplicates.MinHash(NUM_PERMUTATIONS, NEAR_THRESHOLD, SEED)
         minhash = near if DEDUPLICATE_NEAR else None
         leaks = write_leaks(stage.scratch / "leaks.json", sources, inputs.get("retrieval"))
@@ -109,17 +117,18 @@ def main() -> None:
             SHARD_ROWS,
             stage.building,
             stage.scratch / "scatter",
+            outlet,
         )
         write_card(stage.building, sources, counts)
         total = corpus_selection.total(counts)
         corpus.write_index(
-            stage.building, shards, counts, total["tokens"], MAX_TOKENS, tokenizer_file
+            stage.building, shards, counts, total["tokens"], MAX_TOKENS, tokenizer_file, outlet
         )
         stage.record.rows = counts
         stage.record.facts["kept_apart_from"] = LEAK_SETS if leaks else []
         stage.finish(
             f"{total['read']:,} texts → {total['kept']:,} of {total['tokens']:,} tokens",
-            verify=lambda folder: corpus.open_corpus(folder).verify(),
+            verify=lambda folder: corpus.open_corpus(folder).verify_made(),
         )
 
 

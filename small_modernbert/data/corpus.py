@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from small_modernbert.data import shards
+from small_modernbert.data import outlets, shards
 from small_modernbert.runs import storage
 
 SPLITS = ("train", "held_out")
@@ -59,6 +59,7 @@ def write_index(
     tokens: int,
     max_tokens: int,
     tokenizer_file: Path,
+    outlet: outlets.Outlet = shards.HERE,
 ) -> None:
     """Write corpus.json, which makes a corpus complete.
 
@@ -69,6 +70,7 @@ def write_index(
         tokens: of all the texts.
         max_tokens: of a text.
         tokenizer_file: the tokenizer.json that counted them.
+        outlet: where the shards have gone.
     """
     facts = {
         "tokens": tokens,
@@ -76,4 +78,4 @@ def write_index(
         "tokenizer_digest": storage.sha256_file(tokenizer_file),
         "sources": sources,
     }
-    shards.write_index(folder, LAYOUT, counts, facts)
+    shards.write_index(folder, LAYOUT, counts, facts, outlet)

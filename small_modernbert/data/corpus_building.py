@@ -29,6 +29,7 @@ from small_modernbert.data.cleaning import Cleaning, Reason, clean
 from small_modernbert.data.duplicates import MinHash, word_ids
 from small_modernbert.data.keys import text_key
 from small_modernbert.data.leaks import LeakFilter, read_filter
+from small_modernbert.data.outlets import Outlet
 from small_modernbert.runs import report, storage
 
 # Rows in memory before they are handed to the files of their shards.
@@ -293,6 +294,7 @@ def write_shards(
     shard_rows: int,
     folder: Path,
     scratch: Path,
+    outlet: Outlet = shards.HERE,
 ) -> dict[str, int]:
     """Write the kept rows in their order to `folder`; return the number of shards by split.
 
@@ -306,6 +308,7 @@ def write_shards(
         shard_rows: rows of a training shard.
         folder: of the corpus.
         scratch: a folder to use and to remove.
+        outlet: where the shards go.
     """
     kept = int((places >= 0).sum())
     begins = {
@@ -324,6 +327,7 @@ def write_shards(
         report.progress(paths, description="write shards", unit=" shards")
     ):
         _sort_shard(scratch / str(number), path)
+        outlet.send(path)
     storage.remove(scratch)
     return {split: len(starts) for split, starts in begins.items()}
 

@@ -294,6 +294,4 @@ def verify(folder: Path) -> None:
     Raises:
         UserError: one does not read as it was written.
     """
-    labelled = labels.open_labels(folder)
-    if labelled.place == folder:
-        labelled.verify()
+    labels.open_labels(folder).verify_made()

@@ -47,24 +47,30 @@ def write_texts(folder: Path) -> None:
     (folder / "deep" / "d.txt").write_text("\n".join(texts[90:]), encoding="utf-8")
 
 
-def make_corpus(place: str, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+def make_corpus(
+    place: str, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch, *more: str
+) -> Path:
     """Make a corpus of the texts of a place; return its folder."""
     monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
     tokenizer = make_wordpiece_tokenizer(tmp_path / "tokenizer", WORDS)
     flags = ["--recipe", recipe, "--sources", "offline", "--offline-text", place]
     flags += ["--tokenizer", str(tokenizer), "--held-out-rows", "10", "--shard-rows", "40"]
-    settings.run(load_script("mlm/create_dataset").__dict__, flags)
+    settings.run(load_script("mlm/create_dataset").__dict__, [*flags, *more])
     return tmp_path / "runs" / recipe / "mlm" / "create_dataset" / "final"
 
 
 def test_a_corpus_of_texts_elsewhere_is_that_of_the_same_texts_here(
     memory: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every kind of file, the same rows with the same sources; run.json knows what was read."""
+    """Every kind of file, the same rows and sources, sent elsewhere too; run.json knows of it."""
     write_texts(tmp_path / "mine")
     memory.put(str(tmp_path / "mine"), "/bucket/", recursive=True)
     here = make_corpus(str(tmp_path / "mine"), tmp_path, "here", monkeypatch)
-    there = make_corpus("memory://bucket/mine", tmp_path, "there", monkeypatch)
+    url = ["--output-url", "memory://bucket/corpus"]
+    there = make_corpus("memory://bucket/mine", tmp_path, "there", monkeypatch, *url)
+    assert not list(there.rglob("shard-*"))
+    sent = open_corpus(places.reopen(url[1]))
+    assert list(sent.texts("train")) == list(open_corpus(there).texts("train"))
     assert open_corpus(here).index["shards"] == open_corpus(there).index["shards"]
     record = json.loads((there.parent / "run.json").read_text())
     read = record["inputs"]["source offline"]
