@@ -15,7 +15,7 @@ from test_readme import FENCE, INLINE, check_script
 from small_modernbert.data import retrieval_sets, sources
 from small_modernbert.data.labels import Labels
 from small_modernbert.models import encoders, loading
-from small_modernbert.runs import dashboards, hub, references, settings
+from small_modernbert.runs import dashboards, hub, places, references, settings
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.references import ROOT
 from small_modernbert.runs.stages import Stage
@@ -164,6 +164,7 @@ PROVOCATIONS: dict[str, Callable[[World], object]] = {
     "The hub is out of reach": provoke_silence,
     "The hub wants you to accept terms": provoke_gate,
     "A name that means nothing": lambda _: encoders.fetch("no/such/folder"),
+    "A URL where a folder is wanted": lambda _: places.refuse_urls({"TEACHER": "https://hub/a/b"}),
     "A column is missing": provoke_missing_column,
     "Most rows are no use": lambda _: sources.check_lost("mine.csv", 10, {"no words": 9}, 0.5),
     "Judgements that answer nothing": provoke_judgements,
@@ -184,9 +185,9 @@ PROVOCATIONS: dict[str, Callable[[World], object]] = {
 
 
 def test_every_error_of_the_page_is_provoked() -> None:
-    """Twenty of them, and none that is only told."""
+    """Twenty-one of them, and none that is only told."""
     assert list(sections()) == list(PROVOCATIONS)
-    assert len(PROVOCATIONS) == 20
+    assert len(PROVOCATIONS) == 21
 
 
 @pytest.mark.parametrize("title", PROVOCATIONS)
