@@ -60,7 +60,7 @@ stage mlm/init_model_mlm.py --init layers --layers 0 4 5 \
 # 5  It learns the rest from the teacher's vectors; the checkpoint that is best on your held-out
 #    documents and on SQuAD is kept. [5]
 stage distil_modernbert.py --student mlm/init_model_mlm --learning-rate 1e-3 --objective cosine \
-  --optimizer adamw --rows-per-batch 32 --decay 0.5 --epochs 1 --held-out-rows 100 \
+  --freeze-embeddings --optimizer adamw --rows-per-batch 32 --decay 0.95 --epochs 1 --held-out-rows 100 \
   --evaluate-every 200 --checkpoint-every 100 --select-by "retrieval_ndcg@10" \
   --retrieval-folder "$own/retrieval" --validation-sets mine-validation squad
 

@@ -63,17 +63,18 @@ stage create_distil_dataset.py --teacher "$teacher" --pca-texts "$pca"
 stage mlm/init_model_mlm.py --variant layers --init layers --layers 0 4 5 \
   --donor create_distil_dataset/reduced_teacher --ffn-units 1280
 
-# 5  ... and learns the rest from the teacher's vectors, one pass. [6]
-distil=(--objective cosine --optimizer adamw --rows-per-batch 32 --decay 0.5 --epochs 1
+# 5  ... and learns the rest from the teacher's vectors, one pass; its table stays the teacher's. [5]
+distil=(--objective cosine --optimizer adamw --rows-per-batch 32 --decay 0.95 --epochs 1
   --held-out-rows 500 --evaluate-every "$evaluate" --checkpoint-every "$checkpoint"
   --select-by "retrieval_ndcg@10" "${evaluation[@]}")
-stage distil_modernbert.py --student mlm/init_model_mlm@layers --learning-rate 1e-3 "${distil[@]}"
+stage distil_modernbert.py --student mlm/init_model_mlm@layers --learning-rate 1e-3 \
+  --freeze-embeddings "${distil[@]}"
 
 # 6  Two layers are four times as fast as the teacher, and learn in half the steps. [1.5]
 stage mlm/init_model_mlm.py --variant fast --init layers --layers 0 5 \
   --donor create_distil_dataset/reduced_teacher --ffn-units 512
 stage distil_modernbert.py --variant fast --student mlm/init_model_mlm@fast --learning-rate 1e-3 \
-  "${distil[@]}" --max-steps "$fast" --evaluate-every 0
+  --freeze-embeddings "${distil[@]}" --max-steps "$fast" --evaluate-every 0
 
 # 7  The small ModernBERT starts as a static model of the teacher. [0.4]
 #    Without the linear map: it makes a better static model, but not a better start (docs/LOG.md).
