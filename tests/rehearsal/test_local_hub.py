@@ -78,6 +78,21 @@ def test_a_model_and_rows_arrive(hub: LocalHub, ask: Callable[[str], str]) -> No
     assert not any("pytorch_model.bin" in request for request in hub.requests)
 
 
+@pytest.mark.allow_hosts(["127.0.0.1"])
+def test_files_of_a_repository_are_read_by_url(ask: Callable[[str], str]) -> None:
+    """hf:// names the files of a data set, with wildcards; each is known by the hub's own mark."""
+    module = "__import__('small_modernbert.{}', fromlist=['module'])".format
+    places, rows, lineage = map(module, ("runs.places", "data.file_rows", "runs.lineage"))
+    cell = f"next({rows}.read_rows(path, {{'query': 'text'}}, ''))['query'][0]"
+    found = f"{places}.find('hf://datasets/o/data/*/*.parquet', 'X', '')"
+    files = eval(ask(f"[(str(path), {cell}, {lineage}.digest_input(path)) for path in {found}]"))
+    url = "hf://datasets/o/data/{}/train-0.parquet".format
+    assert [file[:2] for file in files] == [
+        (url(name), f"{name} 0") for name in ("other", "triplet")
+    ]
+    assert files[0][2] != files[1][2]
+
+
 def change(hub: LocalHub, kind: str, fault: str, value: object) -> None:
     """Let something go wrong with a repository."""
     setattr(repository(hub, kind).faults, fault, value)
