@@ -294,9 +294,13 @@ def digest_rows(rows: ShardFolder) -> str:
 
 
 def _place_of(folder: Path, index: Mapping[str, Any]) -> Path:
-    # Shards that an `Outlet` has sent away.
     url = index.get("url")
-    return places.open_url(str(url), str(folder)) if url else folder
+    if not url:
+        return folder
+    place = places.open_url(str(url), f"{folder}, its shards")  # an `Outlet` has sent them there
+    if not places.is_remote(place):  # an index may come from anywhere, and must not lead about here
+        raise UserError(f"{folder}: its index says that its shards are at {url}, on this disk")
+    return place
 
 
 def _check_entry(path: Path, name: str, entry: object, rows: dict[str, int], cure: str) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -172,6 +173,15 @@ def test_shards_that_were_sent_away_are_read_from_there(
     memory.rm("/bucket/sent/train/shard-00001.parquet")
     with pytest.raises(UserError, match="memory://bucket/sent/train/shard-00001.parquet is not th"):
         labels.open_labels(folder)
+
+
+@pytest.mark.parametrize("url", ["file:///etc", "/etc", "../other", 5, {"a": 1}])
+def test_an_index_leads_nowhere_else_on_this_disk(label_url: str, tmp_path: Path, url: Any) -> None:  # noqa: ANN401  JSON
+    """Shards are beside their index, or at a URL that is no file of this machine."""
+    index = json.loads((tmp_path / "labels" / "labels.json").read_text())
+    (tmp_path / "labels" / "labels.json").write_text(json.dumps({**index, "url": url}))
+    with pytest.raises(UserError, match="its shards.*(on this disk|is no URL)"):
+        labels.open_labels(tmp_path / "labels")
 
 
 @pytest.mark.parametrize(
