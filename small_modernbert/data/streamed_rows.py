@@ -27,6 +27,7 @@ from small_modernbert.runs.stages import Stage
 
 # Of every row: its tokens, and whether its text is longer.
 MEASURE = np.dtype([("tokens", "<i4"), ("cut", "?")])
+CLOSE_SECONDS = 60  # a shard may be on its way over the network
 logger = logging.getLogger(__name__)
 Shards = tuple[int, ...]
 
@@ -145,6 +146,8 @@ class StreamedRows:
         self.vectors = _Vectors(self)
         self._held: dict[Shards, _AtHand] = {}
         self._coming: dict[Shards, Future[_AtHand]] = {}
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
         # By shard, its first row among those that are at hand with it.
         self._places: dict[int, tuple[Shards, int]] = {}
         if not processes.rank():
@@ -168,6 +171,7 @@ class StreamedRows:
         Raises:
             UserError: a shard cannot be read, or the disk has no room.
         """
+        self._stop.clear()
         for shards in self._held.keys() - set(windows):
             folder = self._held.pop(shards).folder
             for number in shards:
@@ -186,8 +190,14 @@ class StreamedRows:
         if following and following not in self._held and following not in self._coming:
             self._coming = {following: self._start(following)}
 
+    def close(self) -> None:
+        """Stop fetching ahead: nothing may be written where the stage tidies up."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(CLOSE_SECONDS)
+
     def _start(self, shards: Shards) -> Future[_AtHand]:
-        """Make a window in a thread that the end of the process does not wait for."""
+        """Make a window in a thread; the end of the process does not wait for it."""
         future: Future[_AtHand] = Future()
 
         def work() -> None:
@@ -196,7 +206,8 @@ class StreamedRows:
             except BaseException as error:  # whoever waits for the window gets it
                 future.set_exception(error)
 
-        threading.Thread(target=work, daemon=True).start()
+        self._thread = threading.Thread(target=work, daemon=True)
+        self._thread.start()
         return future
 
     def _make(self, shards: Shards) -> _AtHand:
@@ -216,11 +227,17 @@ class StreamedRows:
                 width = reading.folder.index["dimension"] if reading.vectors else 0
                 storage.check_space(folder, 4 * tokens + 2 * width * rows)
             texts = _texts(reading, shards, vectors if reading.vectors else None)
+            texts = itertools.takewhile(self._goes_on, texts)
             stored = token_store.store(texts, reading.tokenizer, folder / "tokens", key)
         if not reading.vectors:
             return _AtHand(stored, None, folder)
         mapped = np.memmap(vectors, dtype=np.float16, mode="r").reshape(rows, -1)
         return _AtHand(stored, mapped, folder)
+
+    def _goes_on(self, _: str) -> bool:
+        if self._stop.is_set():
+            raise InterruptedError("what was fetched ahead is not wanted any more")
+        return True
 
     def _find(self, row: int) -> tuple[_AtHand, int]:
         shard = int(np.searchsorted(self.starts, row, side="right")) - 1

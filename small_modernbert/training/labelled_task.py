@@ -59,7 +59,7 @@ class LabelledTask:
                 batches = plan_batches(tokens.lengths[rows], **rules, epoch=epoch, window=window)
                 return [rows[batch] for batch in batches]
 
-            self.epoch = Windows(tokens, seed, plan).epoch
+            self.epoch, self.close = Windows(tokens, seed, plan).epoch, tokens.close
         else:
             lengths = tokens.lengths.reshape(-1, self.texts_per_row).sum(axis=1)
             self.epoch = batches_by_epoch(lengths, **rules)

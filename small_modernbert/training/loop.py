@@ -42,7 +42,10 @@ logger = logging.getLogger(__name__)
 
 
 class Task(Objective, Protocol):
-    """What a stage trains: its objective and batches, and its held-out measure."""
+    """What a stage trains: its objective and batches, and its held-out measure.
+
+    One that fetches ahead has a `close()`, which is called when the last step is made.
+    """
 
     def epoch(self, epoch: int) -> Sequence[Any]:
         """Return the batches of one epoch; equal arguments give equal batches."""
@@ -285,9 +288,10 @@ class _Run:
         return stored, state.getvalue()
 
     def close(self) -> None:
-        """Let go of the other processes."""
+        """Let go of the other processes, and of what the task fetches ahead."""
         if "gradients" in vars(self):
             self.gradients.close()
+        getattr(self.task, "close", lambda: None)()
 
     def to_the_end(self) -> None:
         """Make the steps that are left, with the evaluations and checkpoints between them."""

@@ -55,7 +55,7 @@ class MaskedTask:
         attention.use_packed_attention(model)
         if isinstance(train, StreamedRows):
             pack_window = functools.partial(self._pack, train, weights=weights)
-            self.epoch = Windows(train, seed, pack_window).epoch
+            self.epoch, self.close = Windows(train, seed, pack_window).epoch, train.close
         else:
             every = np.arange(len(train))
             self.epoch = functools.lru_cache(maxsize=2)(

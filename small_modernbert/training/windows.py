@@ -52,7 +52,15 @@ class Windows:
                 shards, and it must be a pure function.
         """
         self.rows, self.seed, self.plan = rows, seed, plan
-        self.epoch = lru_cache(maxsize=2)(lambda epoch: Pass(self, epoch))
+        self.passes = 0  # that were asked for: a run asks for all of its before the first step
+        self.epoch = lru_cache(maxsize=2)(self._pass)
+        self.cut = lru_cache(maxsize=2)(
+            lambda epoch: cut_windows(rows.sizes, rows.window_rows, seed, epoch)
+        )
+
+    def _pass(self, epoch: int) -> "Pass":
+        self.passes = max(self.passes, epoch + 1)
+        return Pass(self, epoch)
 
 
 class Pass(Sequence[Any]):
@@ -61,7 +69,7 @@ class Pass(Sequence[Any]):
     def __init__(self, windows: Windows, epoch: int) -> None:
         """Plan every window once, to know how many batches there are."""
         self._rows = rows = windows.rows
-        self._windows = cut_windows(rows.sizes, rows.window_rows, windows.seed, epoch)
+        self._all, self._epoch, self._windows = windows, epoch, windows.cut(epoch)
         self._plan = lru_cache(maxsize=2)(
             lambda number: windows.plan(rows.rows_of(self._windows[number]), epoch, number)
         )
@@ -95,7 +103,13 @@ class Pass(Sequence[Any]):
             taken += part
             begin += len(part)
         if numbers:
-            following = self._windows[numbers[-1] + 1 : numbers[-1] + 2]
             held = [self._windows[number] for number in numbers]
-            self._rows.hold(held, following[0] if following else None)
+            self._rows.hold(held, self._following(numbers[-1]))
         return taken
+
+    def _following(self, number: int) -> Shards | None:
+        """Return the window after one of this pass; None after the last of the last pass."""
+        if number + 1 < len(self._windows):
+            return self._windows[number + 1]
+        more = self._epoch + 1 < self._all.passes
+        return self._all.cut(self._epoch + 1)[0] if more else None

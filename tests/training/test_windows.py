@@ -1,7 +1,9 @@
 """Promises of windows.py and streamed_rows.py: any order of kills, the batches of the one run."""
 
 import hashlib
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import fsspec
@@ -186,6 +188,46 @@ def test_little_of_the_data_lies_on_this_disk(
     assert sum(path.is_dir() for path in (tmp_path / "windows").iterdir()) == 1
 
 
+def test_the_next_pass_is_fetched_while_the_last_window_is_trained_on(
+    make_student: Callable[..., ModernBertModel], stream: Callable[..., StreamedRows]
+) -> None:
+    """A run has asked for all of its passes by then; behind the last one there is nothing."""
+    rows = stream()
+    task = distil(make_student(), rows, rows.vectors)
+    passes = [task.epoch(number) for number in range(2)]
+    for number, batches in enumerate(passes):
+        _ = batches[len(batches) - 1]
+        following = cut_windows(rows.sizes, WINDOW, 7, 1)[:1] if number == 0 else []
+        assert list(rows._coming) == following
+        rows._coming.clear()
+
+
+def test_what_is_fetched_ahead_ends_with_the_run(
+    stream: Callable[..., StreamedRows], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After `close` nothing is written, so that the stage can tidy up; it can begin again."""
+    rows, begun = stream(), threading.Event()
+    encode = token_store.encode
+
+    def slow(texts: Iterable[str], *given: object) -> Iterator[object]:
+        for text in texts:
+            begun.set()
+            yield from encode([text], *given)
+            time.sleep(0.02)
+
+    monkeypatch.setattr(token_store, "encode", slow)
+    rows.hold([(0,)], (1, 2, 3, 4, 5))
+    begun.clear()
+    assert begun.wait(10)
+    rows.close()
+    assert not rows._thread.is_alive()
+    assert not list((tmp_path / "windows").rglob("tokens.json"))[1:]
+    monkeypatch.undo()
+    rows._coming.clear()
+    rows.hold([(3,)], None)
+    assert len(rows[3 * SHARD]) == rows.lengths[3 * SHARD]
+
+
 def test_a_step_may_reach_over_windows(
     make_student: Callable[..., ModernBertModel], stream: Callable[..., StreamedRows]
 ) -> None:
@@ -234,7 +276,8 @@ def run(task: DistillationTask | MaskedTask, stage: Stage, stop_after: int = 0) 
     optimizer = loop.make_optimizer(
         "stable_adamw", task.model, learning_rate=2e-3, weight_decay=0.01
     )
-    plan = loop.Plan(epochs=2, learning_rate=2e-3, accumulate=2, checkpoint_every=CHECKPOINT)
+    every = CHECKPOINT if stop_after else 0
+    plan = loop.Plan(epochs=2, learning_rate=2e-3, accumulate=2, checkpoint_every=every)
     loss, seen = task.loss, []
 
     def watched(batch: object) -> tuple[torch.Tensor, int]:
