@@ -271,7 +271,10 @@ def _submit(executor: Executor, folder: Path, arrays: list[Array]) -> list[str]:
         try:
             before.run()
         except (OSError, subprocess.CalledProcessError) as error:
-            raise UserError(f"sbatch took no job ({error}); is this a login node?") from None
+            raise UserError(
+                f"sbatch took no job ({error}); run it on a machine that has sbatch, with other "
+                "options of --slurm if it said why, or with --executor local"
+            ) from None
         jobs.append(str(before.job_id))
     return jobs
 

@@ -82,7 +82,8 @@ def find_files(*places: Path, cure: str) -> list[DataFile]:
     Raises:
         UserError: a place is not there, or holds no file of a kind that is read.
     """
-    below = places[0] if len(places) == 1 and places[0].is_dir() else _shared_folder(places)
+    alone = len(places) == 1 and places[0].is_dir()
+    below = places[0].absolute() if alone else _shared_folder(places)
     files = []
     for place in places:
         if place.is_dir():
@@ -302,7 +303,7 @@ def _is_data(path: Path, place: Path) -> bool:
 def _name(path: Path, below: Path) -> str:
     stem = path.name[: -len(".gz")] if path.name.lower().endswith(".gz") else path.name
     stem = _SHARD.sub("", Path(stem).stem)
-    inside = path.relative_to(below).parts[:-1] if _lies_in(below, path) else ()
+    inside = path.absolute().relative_to(below).parts[:-1] if _lies_in(below, path) else ()
     return "/".join((*inside, stem))
 
 

@@ -301,3 +301,15 @@ def test_the_file_is_the_source_where_no_row_says_it(
     assert corpus(first, second) == rows
     assert corpus(tmp_path) == rows
     assert len(corpus(tmp_path, cap=3)) == 3
+
+
+def test_places_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path gives the files the names that its whole path gives them."""
+    (tmp_path / "notes" / "deep").mkdir(parents=True)
+    for name in ("notes/a.txt", "notes/deep/b.txt"):
+        (tmp_path / name).write_text("a text\n")
+    monkeypatch.chdir(tmp_path)
+    for places in (["notes"], ["notes/a.txt"], ["notes/a.txt", "notes/deep"]):
+        relative = file_rows.find_files(*map(Path, places), cure="")
+        whole = file_rows.find_files(*(tmp_path / place for place in places), cure="")
+        assert [file.name for file in relative] == [file.name for file in whole]
