@@ -282,6 +282,8 @@ def _number(cell: object, where: str, cure: str) -> float | None:
 
 def _shards_of(place: Path) -> list[Path]:
     """Return the shards that an index of ours names; none where there is no such index."""
+    if not any(place.glob("*/shard-*.parquet")):
+        return []  # a .json may be data, of any size
     for path in sorted(place.glob("*.json")):
         try:
             index = json.loads(path.read_text(encoding="utf-8"))

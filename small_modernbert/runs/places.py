@@ -19,6 +19,7 @@ TAKERS = ("OFFLINE_TEXT", "CORPUS", "LABELS", "OUTPUT_URL")
 # Where the last bytes of a file, or its last change, show in what a file system says of it.
 MARKS = ("ETag", "etag", "blob_id", "md5Hash", "checksum", "LastModified", "mtime", "created")
 STORAGE = "pip install -r requirements-storage.txt"
+_SHARD = re.compile(r"/shard-\d+\.parquet$")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S")
 
 
@@ -165,11 +166,11 @@ def fingerprint(place: Path) -> str:
     """
     with explained(str(place)):
         listed = place.fs.find(place.path, detail=True)
-        for name in sorted(listed):
-            if name.endswith(".json") and "/" not in name.removeprefix(f"{place.path}/"):
-                text = place.fs.cat_file(name)
-                if b'"shards"' in text:
-                    return storage.digest_json({Path(name).name: text.decode()})
+        beside = [name for name in sorted(listed) if Path(name).parent == Path(place.path)]
+        # Without shards a .json may be data, of any size.
+        for name in beside if any(map(_SHARD.search, listed)) else []:
+            if name.endswith(".json") and b'"shards"' in (text := place.fs.cat_file(name)):
+                return storage.digest_json({Path(name).name: text.decode()})
         facts = {}
         for name, entry in listed.items():
             marks = [str(entry[mark]) for mark in MARKS if entry.get(mark)][:1]

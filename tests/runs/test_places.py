@@ -90,6 +90,16 @@ def test_a_place_is_known_again_until_it_changes(memory: fsspec.AbstractFileSyst
     assert lineage.digest_input(one) != lineage.digest_input(two)
 
 
+def test_raw_files_are_not_read_to_be_known(
+    memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bucket of .json data may hold terabytes."""
+    memory.pipe("/texts/a.json", b'[{"text": "a", "shards": 1}]')
+    memory.pipe("/texts/b.parquet", b"x")
+    monkeypatch.setattr(type(memory), "cat_file", None)
+    assert places.fingerprint(places.reopen("memory://texts"))
+
+
 def test_what_a_library_of_a_storage_raises_is_one_line(
     memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
