@@ -99,8 +99,8 @@ class Executor:
                 run(self, folder, array)
             if missing := array.missing(folder):
                 raise UserError(
-                    f"{len(missing):,} of {array.tasks:,} tasks of {array.name} failed, the first "
-                    f"one is told of in {array.log(folder, missing[0])}; run the same command again"
+                    f"{len(missing):,} of {array.tasks:,} tasks of {array.name} failed; the first "
+                    f"one's log: {array.tell(folder, missing[0])}; run the same command again"
                 )
         return True
 
@@ -127,9 +127,11 @@ class Array:
         done = {path.name for path in marks.iterdir()} if marks.is_dir() else set()
         return [number for number in range(self.tasks) if f"{number:05d}" not in done]
 
-    def log(self, folder: Path, number: int) -> Path:
-        """Return where a task's log lies."""
-        return folder / self.name / "logs" / f"task_{number:05d}.log"
+    def tell(self, folder: Path, number: int) -> str:
+        """Return how a task ended: where its log lies, and the last line of it."""
+        log = folder / self.name / "logs" / f"task_{number:05d}.log"
+        lines = log.read_text(encoding="utf-8").strip().splitlines() if log.exists() else []
+        return f"{log}" + (f" ({lines[-1][:400]})" if lines else " (none is there)")
 
 
 def _run_here(executor: Executor, folder: Path, array: Array) -> None:
@@ -229,8 +231,8 @@ def _run_on_slurm(executor: Executor, folder: Path, arrays: tuple[Array, ...]) -
         name, missing = next(iter(left.items()))
         array = next(array for array in arrays if array.name == name)
         logger.warning(
-            "tasks done: %s; the others failed, see %s, and are submitted again",
-            *(told, array.log(folder, missing[0])),
+            "tasks done: %s; the others failed and are submitted again; the first one's log: %s",
+            *(told, array.tell(folder, missing[0])),
         )
     jobs = _submit(executor, folder, [array for array in arrays if array.name in left])
     storage.write_json(submitted, jobs)

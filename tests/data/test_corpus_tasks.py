@@ -208,6 +208,15 @@ def test_ray_makes_the_plain_corpus(fixed: list[str], plain: Path, tmp_path: Pat
     assert storage.digest_folder(stage / "final") == storage.digest_folder(plain / "final")
 
 
+def test_what_a_task_refuses_the_command_refuses(script: Script, tmp_path: Path) -> None:
+    """A file that a task cannot read ends the run with the message that the plain path gives."""
+    damaged = tmp_path / "latin.txt"
+    damaged.write_bytes("ein Café an der Straße".encode("latin1"))
+    flags = ["--offline-text", str(damaged), "--executor", "local", "--workers", "1"]
+    with pytest.raises(UserError, match="latin.txt cannot be read: it is no UTF-8"):
+        script("damaged", *flags)
+
+
 @pytest.mark.parametrize(
     ("flags", "absent", "said"),
     [
