@@ -299,7 +299,9 @@ def _place_of(folder: Path, index: Mapping[str, Any]) -> Path:
         return folder
     place = places.open_url(str(url), f"{folder}, its shards")  # an `Outlet` has sent them there
     if not places.is_remote(place):  # an index may come from anywhere, and must not lead about here
-        raise UserError(f"{folder}: its index says that its shards are at {url}, on this disk")
+        raise UserError(
+            f"{folder}: its index says that its shards are at {url}, on this disk; give that folder"
+        )
     return place
 
 

@@ -56,9 +56,9 @@ def refuse_urls(namespace: Mapping[str, Any]) -> None:
                 flag = name.lower().replace("_", "-")
                 takers = ", ".join(f"--{taker.lower().replace('_', '-')}" for taker in TAKERS)
                 raise UserError(
-                    f"--{flag} {reference}: only {takers} take a URL; fetch it to a folder (aws s3 "
-                    f"cp --recursive, gcloud storage cp -r, hf download) and give --{flag} that "
-                    "folder; a model of the hub is owner/name"
+                    f"--{flag} {reference}: only {takers} take a URL; fetch it (aws s3 "
+                    f"sync, gcloud storage cp -r, hf download), then give --{flag} its folder; "
+                    "a model of the hub is owner/name"
                 )
 
 
@@ -99,7 +99,9 @@ def open_url(url: str, what: str) -> Path:
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
-        raise UserError(f"{what}: {url} needs what is not installed ({error}); {STORAGE}") from None
+        raise UserError(
+            f"{what}: {url} needs what is not installed ({error}); run: {STORAGE}"
+        ) from None
     except ValueError:
         raise UserError(
             f"{what}: {url}: there is no {protocol}://; give s3://, gs://, hf:// or https://"
