@@ -40,7 +40,7 @@ def test_a_url_that_is_not_taken_is_refused_by_name(
     said = refusal(script, flags, capsys)
     assert named in said
     takers = "--offline-text, --corpus, --labels, --output-url"
-    assert f"only {takers} take a URL; fetch it to a folder" in said
+    assert f"only {takers} take a URL; fetch it" in said
 
 
 @pytest.mark.parametrize(
