@@ -153,6 +153,8 @@ def find_inputs() -> dict[str, Path | str]:
     """Resolve every reference before anything is loaded."""
     if not 0.0 <= SPAN_SHARE <= 1.0:
         raise UserError(f"--span-share {SPAN_SHARE} is not in [0, 1]")
+    if TASK_SHARDS < 1:
+        raise UserError(f"--task-shards {TASK_SHARDS} is too small; give at least 1")
     return {
         "corpus": references.need(CORPUS, RECIPE, "corpus", "run: python mlm/create_dataset.py"),
         "teacher": references.locate(TEACHER, RECIPE) or TEACHER,

@@ -100,6 +100,12 @@ def test_tasks_may_come_in_any_order_and_twice(
     assert len([*plan.building.rglob("shard-*.parquet")]) == 7 + 2
 
 
+def test_tasks_of_no_shard_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever asks for tasks without work is told the least number."""
+    said = script_runner.refusal("create_distil_dataset", ["--task-shards", "0"], capsys)
+    assert "--task-shards 0 is too small; give at least 1" in said
+
+
 def test_slurm_labels_behind_the_projection(
     script: Callable[..., Path],
     tmp_path: Path,
