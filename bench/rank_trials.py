@@ -24,7 +24,7 @@ from small_modernbert.runs import references, storage
 
 RECIPE = "scale"
 CORPUS, LABELS = "mlm/create_dataset", "create_distil_dataset"
-PATIENCE = 240.0  # seconds that a trial may take
+PATIENCE = 600.0  # seconds that a trial may take
 FLAGS = {
     "distil_modernbert": ["--rows-per-batch", "16", "--select-by", "", "--validation-sets"],
     "mlm/pre_train": ["--sequence-tokens", "128", "--sequences-per-batch", "4"],

@@ -415,7 +415,8 @@ Not modelled: reading from object storage, the network of many machines.
 The first rows predict 4 x {TRIAL_TEXTS:,} texts from {TRIAL_TEXTS:,}; those of `make run` come from
 the shares that docs/BENCHMARKS.md has, and are held against the median of four runs; the last ones
 are simulated, and measured on two gloo ranks whose steps mostly wait. Seconds of starts are those
-of the run itself.
+of the run itself. What sorts (duplicates) gets dearer than n log n says where a processor's caches
+no longer hold it, the more the busier the machine is: its hours are some fifth too few.
 
 {checks_table}
 
