@@ -42,6 +42,7 @@ def test_page_holds_predictions_beside_measurements(
     storage.write_json(tmp_path / "docs/scale.json", measured)
     monkeypatch.setattr(scale_model, "ROOT", tmp_path)
     monkeypatch.setattr(scale_model, "TRIAL_TEXTS", 500)
+    monkeypatch.setattr(scale_model, "TASK_SHARDS", 5_000)
     monkeypatch.setattr(scale_model.failures, "DEATHS", 40)
     monkeypatch.setattr(scale_model.failures, "RANKS", [8])
     scale_model.main()
