@@ -31,7 +31,9 @@ SMALLER = {
         *("--max-tokens", "128"),
     ],
     "create_distil_dataset.py": ["--rows-per-shard", "128"],
-    "distil_modernbert.py": ["--checkpoint-every", "4", "--precision", "fp32"],
+    "distil_modernbert.py": [
+        *("--checkpoint-every", "4", "--rows-per-batch", "32", "--precision", "fp32"),
+    ],
     # The teacher of the miniature has two layers.
     "mlm/init_model_mlm.py": ["--layers", "0", "1", "--ffn-units", "40"],
     "mlm/pre_train.py": [
