@@ -7,7 +7,8 @@ Writes: docs/scale.json, and docs/SCALE.md from it; with --quick runs/bench/scal
     python bench/scale.py --quick
 
 Tiny models, real processes: torchrun with gloo, SIGKILL. Exits with 1 where what should be equal
-is not; what took how long is told, and held against the simulation of bench/failures.py.
+is not; seconds are told, and held against the simulation of bench/failures.py, but a busy machine
+fails nothing.
 """
 
 import statistics
@@ -70,11 +71,13 @@ class Check(NamedTuple):
         what: in a few words.
         figure: what was measured.
         held: whether it is as it should be; None where nothing is promised.
+        timed: whether other work on the machine could have changed that.
     """
 
     what: str
     figure: str
     held: bool | None
+    timed: bool = False
 
 
 def main() -> None:
@@ -117,7 +120,7 @@ def main() -> None:
         import scale_model
 
         scale_model.main()
-    if any(check.held is False for check in checks):
+    if any(check.held is False and not check.timed for check in checks):
         sys.exit(1)
 
 
@@ -227,7 +230,8 @@ def rate_of_workers(place: Place) -> Iterator[Check]:
     single, both = (statistics.median(each) for each in rates.values())
     growth = statistics.median(map(lambda a, b: a / b, rates[1], rates[2]))
     figure = f"{single:,.0f} and {both:,.0f} rows a processor second: {growth:.2f} x the cost"
-    yield Check("corpus by 1 and 2 workers, each one's rate", figure, growth <= 1 + RATE_NOISE)
+    held = growth <= 1 + RATE_NOISE
+    yield Check("corpus by 1 and 2 workers, each one's rate", figure, held, timed=True)
 
 
 def timed(place: Place, seconds: list[list[Any]]) -> Iterator[Check]:
@@ -247,7 +251,7 @@ def timed(place: Place, seconds: list[list[Any]]) -> Iterator[Check]:
         seconds.append([what, simulated, measured])
         ratio = simulated / measured
         figure = f"{simulated:.1f} s simulated, {measured:.1f} s measured: {ratio:.2f}"
-        return Check(what, figure, abs(ratio - 1) <= 0.15)
+        return Check(what, figure, abs(ratio - 1) <= 0.15, timed=True)
 
     base = trial("timed", 0.0)
     times = base.times(base.wait())

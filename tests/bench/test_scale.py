@@ -80,11 +80,15 @@ def test_other_batches_or_weights_are_seen(
 def test_what_is_not_held_ends_with_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], held: bool
 ) -> None:
-    """All is tried, told and written, and then the exit code says whether all was equal."""
+    """All is tried, told and written, and then the exit code says whether all was equal.
+
+    What is slow on a busy machine is told, too, and fails nothing.
+    """
 
     def stub(name: str, answer: bool | None) -> Any:  # noqa: ANN401  a function of the script
         def look(place: Any) -> Iterator[Any]:  # noqa: ANN401  a Place
             yield scale.Check(name, "looked at", answer)
+            yield scale.Check(f"{name}, seconds", "slow", False, timed=True)
 
         return look
 
@@ -101,9 +105,12 @@ def test_what_is_not_held_ends_with_one(
             scale.main()
         assert ended.value.code == 1
     said = capsys.readouterr().out
-    assert ("NOT HELD" in said) is not held and "killed_labelling: looked at · told" in said
+    assert (
+        "equal_on_ranks: looked at · NOT HELD" in said
+    ) is not held and "killed_labelling: looked at · told" in said
     stored = storage.read_json(tmp_path / "bench/scale.json", "")
-    assert [check["held"] for check in stored["checks"]] == [held, True, None, True, True]
+    kept = [check["held"] for check in stored["checks"] if not check["timed"]]
+    assert kept == [held, True, None, True, True]
 
 
 def test_a_batch_is_told_by_its_texts() -> None:
