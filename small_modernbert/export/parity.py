@@ -119,7 +119,7 @@ def table(folder: Path, parity: dict[str, Parity], speeds: Mapping[str, float]) 
         size = sum((folder / name).stat().st_size for name in _files(folder, form))
         cosines = (f"{figures.mean_cosine:.6f}", f"{figures.min_cosine:.6f}")
         row = [form, f"{size / 1e6:.1f}", *cosines, f"{figures.max_error:.1e}"]
-        rows.append(row + [f"{speeds[form]:,.0f}"] * bool(speeds))
+        rows.append([*row, f"{speeds[form]:,.0f}"] if speeds else row)
     names = ["form", "MB", "mean cosine", "least cosine", "largest error"]
     return report.table(names + ["texts/s"] * bool(speeds), rows)
 

@@ -674,3 +674,13 @@ def test_smaller_vectors_are_measured_where_sets_are_named(
     script.RETRIEVAL, script.DIMENSIONS = ["sciq"], [16]
     assert script.measure_compact(exported) == "| a table |"
     assert asked == [True, ["sciq"], [16]]
+
+
+@pytest.mark.parametrize("speeds", [{}, {"model.safetensors": 12.0}])
+def test_forms_are_told_with_their_speed_or_without(
+    tmp_path: Path, speeds: dict[str, float]
+) -> None:
+    """--speed-texts 0 measures no speed: the table of forms then has no such column."""
+    (tmp_path / "model.safetensors").write_bytes(bytes(2_000_000))
+    told = parity.table(tmp_path, {"model.safetensors": parity.Parity(1.0, 1.0, 0.0)}, speeds)
+    assert "| 2.0 " in told and ("texts/s" in told) is bool(speeds)
