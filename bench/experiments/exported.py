@@ -46,22 +46,23 @@ def bring_published(folder: Path, teacher: Path) -> None:
     offline_assets.verify_file(path, MEMBER_SHA256)
     shutil.copy(teacher / "tokenizer.json", folder)
     shape = {"hidden_size": 384, "num_hidden_layers": 3, "intermediate_size": 1_536}
-    describe(folder, BertConfig(**shape), MEMBER_OUTPUT, MEMBER_TOKENS)
+    describe(folder, MEMBER_OUTPUT, MEMBER_TOKENS, *count_weights(BertConfig(**shape)))
 
 
-def take_export(export: Path, file: str, folder: Path) -> None:
-    """Write the row of one file of an exported student."""
-    from transformers import AutoConfig
+def take_export(export: Path, file: str, folder: Path, student: Path) -> None:
+    """Write the row of one file of an exported student, which has as many weights as it."""
+    from small_modernbert.models import encoders
 
     folder.mkdir(parents=True)
     shutil.copy(export / file, folder / "model.onnx")
     shutil.copy(export / "tokenizer.json", folder)
+    own = encoders.load_encoder(student)
     read = storage.read_json(export / "export.json", "run: python export_model.py")
-    describe(folder, AutoConfig.from_pretrained(export), 0, read["max_tokens"])
+    describe(folder, 0, read["max_tokens"], own.parameters, own.parameters_without_embeddings)
 
 
-def describe(folder: Path, config: object, output: int, max_tokens: int) -> None:
-    """Say what a row is: its weights are counted on a model of that shape, without a pooler."""
+def count_weights(config: object) -> tuple[int, int]:
+    """Return the weights of a BERT, without a pooler: all, and without embeddings."""
     import torch
     from transformers import AutoModel
 
@@ -69,7 +70,12 @@ def describe(folder: Path, config: object, output: int, max_tokens: int) -> None
         model = AutoModel.from_config(config)
     named = {name: each.numel() for name, each in model.named_parameters() if "pooler" not in name}
     layers = sum(number for name, number in named.items() if "_embeddings" not in name)
-    row = {"output": output, "max_tokens": max_tokens, "parameters": sum(named.values())}
+    return sum(named.values()), layers
+
+
+def describe(folder: Path, output: int, max_tokens: int, parameters: int, layers: int) -> None:
+    """Say which output of a row's graph has the vectors, what it reads, and how large it is."""
+    row = {"output": output, "max_tokens": max_tokens, "parameters": parameters}
     storage.write_json(folder / ROW, row | {"parameters_without_embeddings": layers})
 
 

@@ -73,7 +73,8 @@ def take_int8(work: Work) -> dict[str, float]:
     """Take the int8 ONNX file that export_model.py makes of our student."""
     flags = {"student": str(work.student), "openvino": False, "speed_texts": 0, "threads": 1}
     export = inputs.run_stage("export_model", "experiments", variant="int8", **flags)
-    exported.take_export(export / "final", "onnx/model_quantized.onnx", work.output)
+    file = "onnx/model_quantized.onnx"
+    exported.take_export(export / "final", file, work.output, work.student)
     return {}
 
 

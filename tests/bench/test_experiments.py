@@ -146,11 +146,10 @@ def test_a_graph_is_a_row_like_any_model(tmp_path: Path, teacher_folder: Path) -
     (tmp_path / "onnx").mkdir()
     path = tmp_path / "onnx/model.onnx"
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
-    for name in ("tokenizer.json", "config.json"):
-        (tmp_path / name).write_bytes((teacher_folder / name).read_bytes())
+    (tmp_path / "tokenizer.json").write_bytes((teacher_folder / "tokenizer.json").read_bytes())
     (tmp_path / "export.json").write_text('{"max_tokens": 4}')
     folder = tmp_path / "row"
-    exported.take_export(tmp_path, "onnx/model.onnx", folder)
+    exported.take_export(tmp_path, "onnx/model.onnx", folder, teacher_folder)
     stored = json.loads((folder / exported.ROW).read_text())
     (folder / exported.ROW).write_text(json.dumps(stored | {"output": 1}))
     encoder = exported.load_encoder(folder)
