@@ -51,10 +51,11 @@ SHARES = {  # of that rate, in useful operations
 
 # A GPU
 GPU_RATE: float = 989e12  # an H100's dense bf16 operations a second, by its data sheet
-GPU_SHARES = {"labels": 0.35, "pre-training": 0.35, "distillation": 0.35}  # of it, useful ones
+GPU_SHARES = {"labels": 0.20, "pre-training": 0.08, "distillation": 0.08}  # of it, useful ones
 GPU_SOURCE: str = (  # of these shares
-    "No GPU was run: an H100 is taken to do 35% of its data sheet's dense bf16 rate in useful\n"
-    "operations; trainers of encoders this small report 20 to 50%."
+    "Training: 10% of the 799 TFLOP/s that an H200 reached (docs/GPU.md; 65,000 tokens a step, of\n"
+    "1,024 a text). Labels: 20% of the data sheet's rate is assumed for a teacher twice as wide,\n"
+    "which was not run."
 )
 
 # The full recipe
