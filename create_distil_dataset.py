@@ -72,10 +72,6 @@ def main() -> None:
         if stage.finished:
             return
         from small_modernbert.data import outlets
-        from small_modernbert.labelling import lengths, teacher_labels
-        from small_modernbert.labelling.teacher_reading import Reader
-        from small_modernbert.models import precision, prompts, teachers
-        from small_modernbert.runs import machine, report, storage
 
         outlet = outlets.open_outlet(OUTPUT_URL, "labels.json", stage.resumed)
         made_by_tasks = None
@@ -83,37 +79,62 @@ def main() -> None:
             made_by_tasks = run_tasks(executor, stage, inputs, width, outlet)
             if made_by_tasks is None:
                 return
-        machine.keep_freed()
-        teacher = teachers.load_teacher(inputs["teacher"], TEACHER_REVISION or None)
-        named = prompts.prompts_of(teacher, QUERY_PROMPT, DOCUMENT_PROMPT)
-        reader = Reader(teacher, named, max_tokens=MAX_TOKENS)
-        slices = teacher_labels.Slices.of(inputs["corpus"], ROWS_PER_SHARD, SPAN_SHARE)
-        dtype = precision.settle(stage, PRECISION, teacher.device, training=False)
-        stage.record.facts |= reader.prepare(dtype, slices.first(), TOKENS_PER_BATCH)
-        if made_by_tasks is None:
-            stage.record.dtype = reader.engine.precision
-        else:
-            stage.record.facts |= made_by_tasks
-        # Better now than after hours of labelling; the texts come on top.
-        kept = 0 if OUTPUT_URL else width
-        storage.check_space(stage.building, slices.space(reader.dimension, kept, PCA_TEXTS))
-        with report.progress(description="labelling", total=slices.texts, unit="texts") as bar:
-            labeller = teacher_labels.Labeller(reader, slices, stage, bar.update, outlet)
-            projection = labeller.fit(width, PCA_TEXTS)
-            reduced = teachers.reduce_teacher(teacher, projection, named)
-            teachers.save_teacher(reduced, stage.building / "reduced_teacher")
-            digest = stage.record.inputs["teacher"]["digest"]
-            facts = labeller.label(projection, digest)
-        stage.record.rows = slices.counts
-        told = lengths.compare(reader, slices, facts["cut"], student_tokens)
-        stage.record.facts["lengths"] = told
-        stage.record.metrics = {"explained": labeller.explained}
-        stage.record.tokens_per_second = round(facts["tokens"] / max(stage.seconds, 1e-9))
-        stage.finish(
-            f"{slices.texts:,} labels of width {width}, {labeller.explained:.1%} of the teacher's "
-            f"second moment kept, {stage.record.tokens_per_second:,} tokens/s",
-            verify=teacher_labels.verify,
-        )
+        label(stage, inputs, width, student_tokens, outlet, made_by_tasks)
+
+
+def label(
+    stage: stages.Stage,
+    inputs: dict[str, Path | str],
+    width: int,
+    student_tokens: int | None,
+    outlet: Outlet,
+    made_by_tasks: dict[str, Any] | None,
+) -> None:
+    """Label what no task has, save the reduced teacher, and close the stage.
+
+    Args:
+        stage: that this is.
+        inputs: from `find_inputs`.
+        width: of the labels.
+        student_tokens: that the student reads, where it is known.
+        outlet: where the shards go.
+        made_by_tasks: what an executor's tasks settled on; None where there were none.
+    """
+    from small_modernbert.labelling import lengths, teacher_labels
+    from small_modernbert.labelling.teacher_reading import Reader
+    from small_modernbert.models import precision, prompts, teachers
+    from small_modernbert.runs import machine, report, storage
+
+    machine.keep_freed()
+    record = stage.record
+    teacher = teachers.load_teacher(inputs["teacher"], TEACHER_REVISION or None)
+    named = prompts.prompts_of(teacher, QUERY_PROMPT, DOCUMENT_PROMPT)
+    reader = Reader(teacher, named, max_tokens=MAX_TOKENS)
+    slices = teacher_labels.Slices.of(inputs["corpus"], ROWS_PER_SHARD, SPAN_SHARE)
+    dtype = precision.settle(stage, PRECISION, teacher.device, training=False)
+    record.facts |= reader.prepare(dtype, slices.first(), TOKENS_PER_BATCH)
+    if made_by_tasks is None:
+        record.dtype = reader.engine.precision
+    else:
+        record.facts |= made_by_tasks
+    # Better now than after hours of labelling; the texts come on top.
+    kept = 0 if OUTPUT_URL else width
+    storage.check_space(stage.building, slices.space(reader.dimension, kept, PCA_TEXTS))
+    with report.progress(description="labelling", total=slices.texts, unit="texts") as bar:
+        labeller = teacher_labels.Labeller(reader, slices, stage, bar.update, outlet)
+        projection = labeller.fit(width, PCA_TEXTS)
+        reduced = teachers.reduce_teacher(teacher, projection, named)
+        teachers.save_teacher(reduced, stage.building / "reduced_teacher")
+        facts = labeller.label(projection, record.inputs["teacher"]["digest"])
+    record.rows = slices.counts
+    record.facts["lengths"] = lengths.compare(reader, slices, facts["cut"], student_tokens)
+    record.metrics = {"explained": labeller.explained}
+    record.tokens_per_second = round(facts["tokens"] / max(stage.seconds, 1e-9))
+    stage.finish(
+        f"{slices.texts:,} labels of width {width}, {labeller.explained:.1%} of the teacher's "
+        f"second moment kept, {record.tokens_per_second:,} tokens/s",
+        verify=teacher_labels.verify,
+    )
 
 
 def run_tasks(

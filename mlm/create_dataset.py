@@ -21,6 +21,7 @@ from small_modernbert.runs.errors import UserError
 if TYPE_CHECKING:
     from small_modernbert.data.corpus_building import Preparation, Spill
     from small_modernbert.data.executors import Executor
+    from small_modernbert.data.outlets import Outlet
     from small_modernbert.data.sources import TextSource
 
 # Inputs
@@ -82,13 +83,7 @@ def main() -> None:
     with stages.Stage(globals(), inputs=inputs) as stage:
         if stage.finished:
             return
-        from small_modernbert.data import (
-            corpus,
-            corpus_building,
-            corpus_selection,
-            duplicates,
-            outlets,
-        )
+        from small_modernbert.data import corpus_building, duplicates, outlets
 
         outlet = outlets.open_outlet(OUTPUT_URL, "corpus.json", stage.resumed)
         near = duplicates.MinHash(NUM_PERMUTATIONS, NEAR_THRESHOLD, SEED)
@@ -102,34 +97,47 @@ def main() -> None:
             for source in sources
         ]
         spills = spill_sources(preparations, stage.scratch, executor)
-        if spills is None:
-            return
-        choice = corpus_selection.choose(
-            spills, minhash, MAX_TEXTS, PASSAGE_TOKENS, PASSAGE_SHARE, SEED
-        )
-        counts = corpus_selection.tabulate(spills, choice, HELD_OUT_ROWS)
-        check_enough(counts)
-        storage.remove(stage.building)
-        shards = corpus_building.write_shards(
-            spills,
-            choice.place,
-            HELD_OUT_ROWS,
-            SHARD_ROWS,
-            stage.building,
-            stage.scratch / "scatter",
-            outlet,
-        )
-        write_card(stage.building, sources, counts)
-        total = corpus_selection.total(counts)
-        corpus.write_index(
-            stage.building, shards, counts, total["tokens"], MAX_TOKENS, tokenizer_file, outlet
-        )
-        stage.record.rows = counts
-        stage.record.facts["kept_apart_from"] = LEAK_SETS if leaks else []
-        stage.finish(
-            f"{total['read']:,} texts → {total['kept']:,} of {total['tokens']:,} tokens",
-            verify=lambda folder: corpus.open_corpus(folder).verify_made(),
-        )
+        if spills is not None:
+            stage.record.facts["kept_apart_from"] = LEAK_SETS if leaks else []
+            write_corpus(stage, preparations, spills, outlet)
+
+
+def write_corpus(
+    stage: stages.Stage,
+    preparations: "list[Preparation]",
+    spills: "list[Spill]",
+    outlet: "Outlet",
+) -> None:
+    """Choose among the rows of all sources, write them and the card, and close the stage."""
+    from small_modernbert.data import corpus, corpus_building, corpus_selection
+
+    sources = [preparation.source for preparation in preparations]
+    minhash, tokenizer_file = preparations[0].minhash, preparations[0].tokenizer_file
+    choice = corpus_selection.choose(
+        spills, minhash, MAX_TEXTS, PASSAGE_TOKENS, PASSAGE_SHARE, SEED
+    )
+    counts = corpus_selection.tabulate(spills, choice, HELD_OUT_ROWS)
+    check_enough(counts)
+    storage.remove(stage.building)
+    shards = corpus_building.write_shards(
+        spills,
+        choice.place,
+        HELD_OUT_ROWS,
+        SHARD_ROWS,
+        stage.building,
+        stage.scratch / "scatter",
+        outlet,
+    )
+    write_card(stage.building, sources, counts)
+    total = corpus_selection.total(counts)
+    corpus.write_index(
+        stage.building, shards, counts, total["tokens"], MAX_TOKENS, tokenizer_file, outlet
+    )
+    stage.record.rows = counts
+    stage.finish(
+        f"{total['read']:,} texts → {total['kept']:,} of {total['tokens']:,} tokens",
+        verify=lambda folder: corpus.open_corpus(folder).verify_made(),
+    )
 
 
 def check_settings() -> None:
