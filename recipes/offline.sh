@@ -56,7 +56,7 @@ stage mlm/create_dataset.py --cleaning web --sources offline --offline-text "$as
   --passage-share 0.7
 
 # 3  The teacher's vectors, projected 384 -> 256; of three passages in four, of a span alone: at equal
-#    tokens more texts, and queries are short (docs/LOG.md). [3.5]
+#    tokens more texts, and queries are short (docs/LOG.md). [3.2]
 stage create_distil_dataset.py --teacher "$teacher" --pca-texts "$pca" --span-share 0.75
 
 # 4  The best student starts as half of the teacher: its layers 0, 4 and 5, five units out of six,
@@ -64,7 +64,7 @@ stage create_distil_dataset.py --teacher "$teacher" --pca-texts "$pca" --span-sh
 stage mlm/init_model_mlm.py --variant layers --init layers --layers 0 4 5 \
   --donor create_distil_dataset/reduced_teacher --ffn-units 1280
 
-# 5  ... and learns the rest from the teacher's vectors, one pass; its table stays the teacher's. [5]
+# 5  ... and learns the rest from the teacher's vectors, one pass; its table stays the teacher's. [4.8]
 distil=(--objective cosine --optimizer adamw --rows-per-batch 52 --decay 0.95 --epochs 1
   --held-out-rows 500 --evaluate-every "$evaluate" --checkpoint-every "$checkpoint"
   --select-by "retrieval_ndcg@10" "${evaluation[@]}")
@@ -81,7 +81,7 @@ stage distil_modernbert.py --variant fast --student mlm/init_model_mlm@fast --le
 #    Without the linear map: it makes a better static model, but not a better start (docs/LOG.md).
 stage mlm/init_model_mlm.py --variant static --init static --map-epochs 0
 stage distil_modernbert.py --variant modernbert --student mlm/init_model_mlm@static \
-  --learning-rate 2e-3 "${distil[@]}"  # [4.5]
+  --learning-rate 2e-3 "${distil[@]}"  # [3.5]
 
 # 8  Cosines that track graded similarity; keeps the distilled model where retrieval would suffer. [0.5]
 stage sts_fine_tuning.py --pairs mined --objective cosine --mine-pairs "$pairs" --mine-words 40 \
