@@ -9,7 +9,9 @@ from typing import Any
 
 Flags = dict[str, Any]
 
-# As recipes/offline.sh has them; no evaluations on the way, the last weights are kept.
+# As recipes/offline.sh had them when the rows were made; since then its decay is 0.95, its batches
+# are 52 texts and copied tables stay frozen (docs/LOG.md, 2026-11-26). No evaluations on the way,
+# the last weights are kept.
 DISTIL: Flags = {
     "objective": "cosine",
     "optimizer": "adamw",
