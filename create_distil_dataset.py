@@ -115,11 +115,11 @@ def label(
     record.facts |= reader.prepare(dtype, slices.first(), TOKENS_PER_BATCH)
     if made_by_tasks is None:
         record.dtype = reader.engine.precision
+        # Better now than after hours of labelling; the texts come on top.
+        kept = 0 if OUTPUT_URL else width
+        storage.check_space(stage.building, slices.space(reader.dimension, kept, PCA_TEXTS))
     else:
         record.facts |= made_by_tasks
-    # Better now than after hours of labelling; the texts come on top.
-    kept = 0 if OUTPUT_URL else width
-    storage.check_space(stage.building, slices.space(reader.dimension, kept, PCA_TEXTS))
     with report.progress(description="labelling", total=slices.texts, unit="texts") as bar:
         labeller = teacher_labels.Labeller(reader, slices, stage, bar.update, outlet)
         projection = labeller.fit(width, PCA_TEXTS)

@@ -389,7 +389,7 @@ PAGE = """# Scale
 
 Written by `make scale`, from arithmetic (`bench/scale_model.py`), simulation (`bench/failures.py`)
 and tiny runs (`bench/scale.py`); do not edit. Constants stand in the scripts, with their sources. A
-text has {TOKENS_PER_TEXT} tokens, as in `make run`; all but planning grows in proportion to that.
+text has {TOKENS_PER_TEXT} tokens, as in `make run` before spans; all but planning grows with that.
 {GPU_SOURCE}
 Stages: labels by gte-modernbert-base, small-v2 pre-trained in {EPOCHS[pre-training]} passes and
 distilled in {EPOCHS[distillation]}. What sorts grows a little faster than the texts.

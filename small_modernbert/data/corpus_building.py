@@ -12,7 +12,7 @@ while the shards are. Disk: beside the texts, 2 × permutations + 8 × bands byt
 import dataclasses
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from itertools import compress
 from pathlib import Path
@@ -251,8 +251,7 @@ def write_part(
 
     def prepared() -> Iterator[pa.RecordBatch]:
         for rows, batch, counted in workers.ordered_map(executor, preparation, batches):
-            for label, counter in counted.items():
-                counts.setdefault(label, Counter()).update(counter)
+            _add_counts(counts, counted)
             if batch.num_rows:
                 yield batch
             advance(rows)
@@ -267,11 +266,15 @@ def join_parts(folder: Path, preparation: Preparation, parts: int) -> Spill:
     if not (folder / SPILL.index).exists():
         counts: dict[str, Counter[str]] = {}
         for number in range(parts):
-            counted = storage.read_json(_counts_path(folder, number), "run the same command again")
-            for label, counter in counted.items():
-                counts.setdefault(label, Counter()).update(counter)
+            path = _counts_path(folder, number)
+            _add_counts(counts, storage.read_json(path, "run the same command again"))
         shards.write_index(folder, SPILL, {"rows": parts}, {"counts": counts})
     return open_spill(folder, preparation.schema)
+
+
+def _add_counts(counts: dict[str, Counter[str]], more: Mapping[str, Mapping[str, int]]) -> None:
+    for label, counter in more.items():
+        counts.setdefault(label, Counter()).update(counter)
 
 
 def _counts_path(folder: Path, number: int) -> Path:

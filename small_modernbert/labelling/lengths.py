@@ -20,6 +20,9 @@ def compare(
 ) -> dict[str, int | None]:
     """Say what each reads of a text at most, and how many texts they cut.
 
+    The corpus has counted its texts whole: where spans are drawn, fewer are longer than the student
+    reads than is told here, and none more.
+
     Args:
         reader: the teacher's.
         slices: of the corpus.

@@ -66,6 +66,19 @@ def label(
     return run
 
 
+def watch_encode(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of texts of every call of `Reader.encode` from here on."""
+    encoded: list[int] = []
+    encode = Reader.encode
+
+    def watch(self: Reader, reading: Any, *rest: Any) -> np.ndarray:  # noqa: ANN401
+        encoded.append(len(reading.texts))
+        return encode(self, reading, *rest)
+
+    monkeypatch.setattr(Reader, "encode", watch)
+    return encoded
+
+
 def test_labels_are_the_projected_vectors_in_order(
     slices: Slices, reader: Reader, open_stage: Callable[..., stages.Stage], texts: list[str]
 ) -> None:
@@ -104,14 +117,7 @@ def test_a_killed_run_ends_in_the_same_files(
     with pytest.raises(UserError, match="the disk is full"):
         label("broken")
     monkeypatch.setattr(labels, "write_shard", write)
-    encoded: list[int] = []
-    encode = Reader.encode
-
-    def watch(self: Reader, reading: Any, *rest: Any) -> np.ndarray:  # noqa: ANN401
-        encoded.append(len(reading.texts))
-        return encode(self, reading, *rest)
-
-    monkeypatch.setattr(Reader, "encode", watch)
+    encoded = watch_encode(monkeypatch)
     assert label("broken") == whole
     # Of nine slices the sample's three are kept, and the fourth was written.
     assert encoded == [8, 8, 2, 8, 2]
@@ -121,16 +127,9 @@ def test_no_text_is_encoded_twice(
     label: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the projection was fitted on is taken up when its shards are written."""
-    encoded: list[str] = []
-    encode = Reader.encode
-
-    def watch(self: Reader, reading: Any, *rest: Any) -> np.ndarray:  # noqa: ANN401
-        encoded.extend(reading.texts)
-        return encode(self, reading, *rest)
-
-    monkeypatch.setattr(Reader, "encode", watch)
+    encoded = watch_encode(monkeypatch)
     label("whole")
-    assert len(encoded) == 60
+    assert sum(encoded) == 60
 
 
 def test_shards_that_are_sent_away_are_those_that_stay(
@@ -154,14 +153,7 @@ def test_shards_that_are_sent_away_are_those_that_stay(
     with pytest.raises(UserError, match="the disk is full"):
         label("sent", outlet)
     outlet = open_outlet("memory://bucket/labels", "labels.json", True)
-    encoded: list[int] = []
-    encode = Reader.encode
-
-    def watch(self: Reader, reading: Any, *rest: Any) -> np.ndarray:  # noqa: ANN401
-        encoded.append(len(reading.texts))
-        return encode(self, reading, *rest)
-
-    monkeypatch.setattr(Reader, "encode", watch)
+    encoded = watch_encode(monkeypatch)
     kept, _ = label("sent", outlet)
     assert encoded == [8, 2, 8, 2]  # four were sent; the fifth stays as it was written
     assert [name for name in kept if "shard" in name] == []
