@@ -17,6 +17,8 @@ import exported
 import inputs
 import numpy as np
 
+from small_modernbert.runs.errors import UserError
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -34,6 +36,7 @@ class Work:
         teacher: folder of the whole teacher, 384 wide.
         reduced: folder of the teacher with the PCA layer that made the labels.
         student: folder of the student that `make run` made.
+        saved: label -> folder of other students of ours.
         twin: folder of the static model that its ModernBERT starts as.
         start: folder of the model to train, where one was made before.
         output: folder to write the model to.
@@ -47,6 +50,7 @@ class Work:
     teacher: Path
     reduced: Path
     student: Path
+    saved: dict[str, Path]
     twin: Path
     start: Path | None
     output: Path
@@ -60,6 +64,14 @@ def take(work: Work, model: str) -> dict[str, float]:
     work.output.symlink_to(
         {"teacher": work.teacher, "student": work.student, "twin": work.twin}[model]
     )
+    return {}
+
+
+def take_saved(work: Work, label: str) -> dict[str, float]:
+    """Train nothing: another student of ours, by its label."""
+    if label not in work.saved:
+        raise UserError(f"SAVED names no {label!r}: --saved {label}=runs/.../distil_modernbert")
+    work.output.symlink_to(work.saved[label])
     return {}
 
 

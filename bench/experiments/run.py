@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 # Inputs
 OFFLINE: str = "runs/offline"  # of `make run`: labels, corpus, blank student, the saved student
+SAVED: list[str] = []  # label=folder of other students: now, afternoon (rows that take them)
 ASSETS: str = "assets"  # of get_offline_assets.py
 
 # Rows
@@ -66,7 +67,7 @@ def main() -> None:
     if unknown := set(ONLY) - {row.name for row in rows.ROWS}:
         raise UserError(f"ONLY: no such row: {', '.join(sorted(unknown))}; rows.py has them")
     os.environ["OMP_NUM_THREADS"] = str(THREADS)  # read by torch in the processes of the rows
-    constants = {name: globals()[name] for name in ("OFFLINE", "ASSETS", "BUDGET")}
+    constants = {name: globals()[name] for name in ("OFFLINE", "SAVED", "ASSETS", "BUDGET")}
     constants |= {"SELECTION_DOCUMENTS": SELECTION_DOCUMENTS}
     constants |= {"REPORTED_DOCUMENTS": REPORTED_DOCUMENTS}
     for row in [] if TABLES_ONLY else chosen:
@@ -213,6 +214,10 @@ def peer_work(row: rows.Row, start: str | None, output: Path, step_seconds: floa
         teacher=(references.ROOT / ASSETS / "models/all-MiniLM-L6-v2").resolve(),
         reduced=stored.folder / "reduced_teacher",
         student=references.ROOT / OFFLINE / "distil_modernbert/final",
+        saved={
+            label: references.ROOT / folder
+            for label, _, folder in (entry.partition("=") for entry in SAVED)
+        },
         twin=references.ROOT / OFFLINE / "mlm/init_model_mlm@static/final/static_twin",
         start=Path(start) if start else None,
         output=output,

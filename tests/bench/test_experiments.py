@@ -48,7 +48,7 @@ def test_every_row_names_constants_of_its_scripts() -> None:
 
 def test_a_finished_row_is_run_again_only_with_other_flags(tmp_path: Path) -> None:
     """The last line of a name counts; another flag, or another budget, makes the row due again."""
-    row = rows.ROWS[-1]
+    row = next(row for row in reversed(rows.ROWS) if not row.peer)
     path = tmp_path / "experiments.jsonl"
     path.write_text("".join(json.dumps(line(row, ndcg)) + "\n" for ndcg in (0.1, 0.2)))
     record = run.read_record(path)
