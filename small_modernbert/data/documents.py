@@ -2,7 +2,7 @@
 
     .md .markdown                headings by # or by a line below; the title of front matter
     .txt .text .rst              headings by a line below them; a mailbox where it is one
-    .eml .mbox, a maildir        a message a document, its subject the title; quotes left out
+    .eml .mbox, a maildir        a message a document, its subject the title, see `mail`
     .html .htm .docx .pdf        through markitdown, which requirements-documents.txt installs
     .jsonl .json .csv .tsv .parquet ...   a row a document: `text`, and `title` where it is there
 
@@ -10,22 +10,26 @@ Everything else is counted, and left alone.
 """
 
 import dataclasses
-import email.policy
+import functools
 import importlib.util
+import io
 import logging
-import mailbox
 import random
 import re
 import shlex
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from email.message import EmailMessage
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from small_modernbert.data import file_rows
+from small_modernbert.data import file_rows, mail
 from small_modernbert.data.asset_writing import clean_text
 from small_modernbert.data.row_formats import ending_of, open_text
 from small_modernbert.runs.errors import UserError
+
+if TYPE_CHECKING:
+    from markitdown import MarkItDown
 
 CONVERTED = (".html", ".htm", ".docx", ".pdf")
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".pq")
@@ -45,16 +49,6 @@ _MARKS = re.compile(
     r"|(?<!\w)#{1,3}(?=\S)|\{#[^}]*\}|<[^>]+>|[¶]"
 )
 _ESCAPED = re.compile(r"\\([\\`*_{}\[\]()#+\-.!|<>~])")
-_ENVELOPE = re.compile(r"From .+\n(?:[A-Za-z-]+:.*\n)")
-_HEADER = re.compile(r"[A-Za-z][A-Za-z-]*:[ \t]?\S")
-_QUOTED = re.compile(r"[ \t]*[>|]")
-# "On Tue, 3 Aug 2010, Ann wrote:", which may be two lines long, above what it quotes.
-_ATTRIBUTION = re.compile(
-    r"^(?!\s*>)(?:.{1,100}\n(?!\s*>))?.{0,100}\b(?:wrote|writes|schrieb|écrit|escribió)\b.{0,60}:"
-    r"[ \t]*\n\s*(?=>)",
-    re.MULTILINE,
-)
-_SIGNATURE = re.compile(r"\n-- ?\n")
 _MAGIC = {".pdf": b"%PDF", ".docx": b"PK\x03\x04"}
 _NO_FORMAT = re.compile(r"\.(pdf|docx)$", re.IGNORECASE)
 logger = logging.getLogger(__name__)
@@ -81,11 +75,13 @@ class Document:
         name: its path below the folder, with the row or message where a file holds several.
         title: its first heading, or its subject; empty where it has none.
         sections: in order; at least one, each with text.
+        thread: the same for messages that answer each other; empty for what is no message.
     """
 
     name: str
     title: str
     sections: tuple[Section, ...]
+    thread: str = ""
 
 
 def list_files(folder: Path, most: int, seed: int, counts: Counter[str]) -> list[Path]:
@@ -108,7 +104,7 @@ def list_files(folder: Path, most: int, seed: int, counts: Counter[str]) -> list
         ending = ending_of(path)
         if ending in CONVERTED and not can_convert():
             converted[ending] += 1
-        elif ending in (*CONVERTED, *_READERS, *TABLES) or _is_message(path):
+        elif ending in (*CONVERTED, *_READERS, *TABLES) or mail.is_message(path):
             files.append(path)
         else:
             counts["files of other kinds"] += 1
@@ -137,18 +133,18 @@ def read_documents(file: Path, folder: Path, counts: Counter[str]) -> Iterator[D
     try:
         if ending_of(file) in TABLES:
             read = _rows(file, name)
-        elif file.stat().st_size > LARGEST_BYTES and not _is_mailbox(file):
+        elif file.stat().st_size > LARGEST_BYTES and not mail.is_mailbox(file):
             raise UserError(f"it has more than {LARGEST_BYTES >> 20} MiB; divide it")
         else:
-            other = _mail if _is_message(file) else _converted
-            read = iter(_READERS.get(ending_of(file), other)(file, name))
+            other = _mail if mail.is_message(file) else _converted
+            read = iter(_READERS.get(ending_of(file), other)(file, name, counts))
         for document in read:
             sections = tuple(section for section in document.sections if section.text.strip())
             if sections:
                 yield dataclasses.replace(document, sections=sections)
             else:
                 counts["documents without text"] += 1
-    except (UserError, OSError, ValueError, LookupError) as error:
+    except (UserError, OSError, ValueError, LookupError, EOFError, zlib.error) as error:
         counts["files that could not be read"] += 1
         logger.warning("left out: %s: %s", file, error)
 
@@ -223,61 +219,30 @@ def _read(file: Path) -> str:
         raise UserError(f"it is no UTF-8 ({error}); {cure}") from None
 
 
-def _text(file: Path, name: str) -> Iterator[Document]:
-    if _is_mailbox(file):
-        yield from _mailbox(file, name)
+def _text(file: Path, name: str, counts: Counter[str]) -> Iterator[Document]:
+    if mail.is_mailbox(file):
+        yield from _mailbox(file, name, counts)
     else:
         yield parse_markdown(_read(file), name)
 
 
-def _is_mailbox(file: Path) -> bool:
-    if file.name.lower().endswith(".gz"):
-        return False
-    with file.open("rb") as stream:
-        return _ENVELOPE.match(stream.read(2_000).decode("latin-1")) is not None
+def _mail(file: Path, name: str, counts: Counter[str]) -> Iterator[Document]:
+    for number, message in enumerate(_reader(counts).read_file(file), 1):
+        yield _of_message(message, name if number == 1 else f"{name}#{number}")
 
 
-def _is_message(file: Path) -> bool:
-    """Say whether a file is a message of a maildir, where they have no endings."""
-    if file.parent.name not in ("cur", "new"):
-        return False
-    with file.open("rb") as stream:
-        return _HEADER.match(stream.read(200).decode("latin-1")) is not None
+def _mailbox(file: Path, name: str, counts: Counter[str]) -> Iterator[Document]:
+    for number, message in enumerate(_reader(counts).read_mailbox(file), 1):
+        yield _of_message(message, f"{name}#{number}")
 
 
-def _mailbox(file: Path, name: str) -> Iterator[Document]:
-    def parse(stream: object) -> EmailMessage:
-        return email.message_from_binary_file(stream, policy=email.policy.default)  # type: ignore[arg-type]
-
-    for number, message in enumerate(mailbox.mbox(file, factory=parse, create=False), 1):  # type: ignore[arg-type]
-        yield _message(message, f"{name}#{number}")
+def _reader(counts: Counter[str]) -> mail.Reader:
+    return mail.Reader(counts, _html_text if can_convert() else None)
 
 
-def _mail(file: Path, name: str) -> Iterator[Document]:
-    with file.open("rb") as stream:
-        yield _message(email.message_from_binary_file(stream, policy=email.policy.default), name)
-
-
-def _message(message: EmailMessage, name: str) -> Document:
-    part = message.get_body(("plain",))
-    try:
-        text = part.get_content() if part is not None else ""
-    except (LookupError, ValueError):  # a character set that nobody knows
-        text = part.get_payload(decode=True).decode("utf-8", "replace")
-    # What others wrote stands in their own messages; below "--" is the signature.
-    body = _SIGNATURE.split(text.replace("\r\n", "\n"), maxsplit=1)[0]
-    body = _ATTRIBUTION.sub("\n", body)
-    kept = [line for line in body.split("\n") if not _QUOTED.match(line)]
-    subject = re.sub(r"^((re|aw|fwd?|wg):\s*|\[[^\]]*\]\s*)+", "", _subject(message), flags=re.I)
-    title = " ".join(clean_text(subject).split())
-    return Document(name, title, (Section(title, clean_text("\n".join(kept))),))
-
-
-def _subject(message: EmailMessage) -> str:
-    try:
-        return str(message["subject"] or "")
-    except (LookupError, ValueError, TypeError, AttributeError):
-        return ""  # a header that the email package cannot parse
+def _of_message(message: mail.Message, name: str) -> Document:
+    section = Section(message.subject, message.text)
+    return Document(name, message.subject, (section,), thread=message.thread)
 
 
 def _rows(file: Path, name: str) -> Iterator[Document]:
@@ -292,9 +257,7 @@ def _rows(file: Path, name: str) -> Iterator[Document]:
             yield Document(f"{name}#{row}", heading, (Section(heading, body),))
 
 
-def _converted(file: Path, name: str) -> Iterator[Document]:
-    from markitdown import MarkItDown, MarkItDownException
-
+def _converted(file: Path, name: str, counts: Counter[str]) -> Iterator[Document]:
     # markitdown goes by what it guesses a file to be: a broken PDF would come back as its bytes.
     magic = _MAGIC.get(ending_of(file), b"")
     with file.open("rb") as stream:
@@ -302,20 +265,40 @@ def _converted(file: Path, name: str) -> Iterator[Document]:
             raise UserError(
                 f"it is no {ending_of(file)} file; save it again, or rename it to what it is"
             )
-    try:
-        text = MarkItDown(enable_plugins=False).convert_local(str(file)).text_content
-    except MarkItDownException as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"markitdown cannot read it ({reason}); save it as text") from None
-    # Where a link leads is not on the page that a reader sees.
-    document = parse_markdown(clean_text(_LINK.sub(r"\1", text)), name)
+    document = parse_markdown(clean_text(_convert(file)), name)
     if _NO_FORMAT.search(name) and not any(section.heading for section in document.sections):
         # A page of a PDF says nothing of its headings.
         document = dataclasses.replace(document, title=plain_text(Path(name).stem))
     yield document
 
 
-_READERS: dict[str, Callable[[Path, str], Iterator[Document]]] = {
+def _html_text(html: str) -> str:
+    return _convert(io.BytesIO(html.encode("utf-8", "replace")))
+
+
+def _convert(source: Path | io.BytesIO) -> str:
+    from markitdown import MarkItDownException, StreamInfo
+
+    try:
+        if isinstance(source, Path):
+            text = _converter().convert_local(str(source)).text_content
+        else:
+            page = StreamInfo(extension=".html", charset="utf-8")
+            text = _converter().convert_stream(source, stream_info=page).text_content
+    except MarkItDownException as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"markitdown cannot read it ({reason}); save it as text") from None
+    return _LINK.sub(r"\1", text)  # where a link leads is not on the page that a reader sees
+
+
+@functools.cache
+def _converter() -> "MarkItDown":
+    from markitdown import MarkItDown
+
+    return MarkItDown(enable_plugins=False)
+
+
+_READERS: dict[str, Callable[[Path, str, Counter[str]], Iterator[Document]]] = {
     ".md": _text,
     ".markdown": _text,
     ".txt": _text,

@@ -100,7 +100,8 @@ def divide(
     """Keep a share of the documents apart, those first that queries of the user name.
 
     Of few documents more than the share, up to a half: a figure by a handful of queries is none.
-    Two documents with the same words stay together: a copy of a held-out one never trains.
+    Two documents with the same words stay together, and so do messages that answer each other: a
+    copy of a held-out one never trains, nor do its answers.
 
     Args:
         documents: all of them.
@@ -113,35 +114,38 @@ def divide(
     Raises:
         UserError: fewer than three distinct documents cannot be divided.
     """
-    groups: dict[int, list[str]] = {}
+    groups: dict[int | str, list[str]] = {}
     for document in documents:
         words = " ".join(section.text for section in document.sections)
-        groups.setdefault(words_key(words), []).append(document.name)
+        groups.setdefault(document.thread or words_key(words), []).append(document.name)
     if len(groups) < 3:
         raise UserError(
-            f"{len(groups)} distinct documents cannot be divided into some to train on and some "
-            "to measure on; name a folder of three at least (a hundred for a figure that says "
-            "something): --documents"
+            f"{len(groups)} distinct documents (of mail: threads) cannot be divided into some to "
+            "train on and some to measure on; name a folder of three at least (a hundred for a "
+            "figure that says something): --documents"
         )
     order = list(groups.values())
     random.Random(seed).shuffle(order)
     named = {query.document for query in queries}
-    order.sort(key=lambda names: named.isdisjoint(names))
-    least = max(2, min(ENOUGH_DOCUMENTS, len(order) // 2))
-    held_out = min(max(least, round(share * len(order))), len(order) - 1)
-    training, parts, sizes = order[held_out:], ([], []), [0, 0]
-    for number, names in enumerate(order[:held_out]):
-        side = number % 2
-        if sizes[side] < most:
-            parts[side].append(names)
-            sizes[side] += sum(pieces[name] for name in names)
-        else:
-            training.append(names)
-
-    def flat(some: list[list[str]]) -> list[str]:
-        return sorted(name for names in some for name in names)
-
-    return Parts(training=flat(training), validation=flat(parts[1]), reported=flat(parts[0]))
+    # A thread that is a tenth of all would be a set by itself: it trains.
+    long = max(1, len(documents) // 10)
+    order.sort(key=lambda names: (named.isdisjoint(names), len(names) > long))
+    least = max(2, min(ENOUGH_DOCUMENTS, len(documents) // 2))
+    held_out = max(least, round(share * len(documents)))
+    # Where threads or copies make groups of documents few, some must be left to train on.
+    groups_at_most = min(max(2 * len(order) // 3, round(share * len(order))), len(order) - 1)
+    training: list[str] = []
+    parts: tuple[list[str], list[str]] = ([], [])
+    sizes, held = [0, 0], 0
+    for number, names in enumerate(order):
+        side = int(len(parts[1]) < len(parts[0]))  # threads differ in length
+        if number >= groups_at_most or held >= held_out or sizes[side] >= most:
+            training += names
+            continue
+        held += len(names)
+        parts[side].extend(names)
+        sizes[side] += sum(pieces[name] for name in names)
+    return Parts(sorted(training), validation=sorted(parts[1]), reported=sorted(parts[0]))
 
 
 def common_shares(texts: Iterable[str], reference: Iterable[str]) -> tuple[float, float]:
@@ -186,8 +190,9 @@ def make_set(
     kind = NAMED if asked else MADE
     if not asked:
         asked = _by_headings(chosen, common)
-        # A first sentence is taken out of its passage, so it is asked where no heading could be.
-        answered = {row for rows in asked.values() for row in rows}
+        # A first sentence is taken out of its passage, so it is asked where no heading could be, or
+        # where the heading is that of all answers to a message.
+        answered = {row for rows in asked.values() for row in rows if not chosen[row].thread}
         for row, passage in enumerate(chosen):
             query, following = passages.first_sentence(passage.text)
             if query and row not in answered and query not in asked:

@@ -44,6 +44,7 @@ class Passage:
         heading: of its section; empty where there is none.
         text: without its heading.
         first: whether it begins its section.
+        thread: the document's.
     """
 
     document: str
@@ -51,6 +52,7 @@ class Passage:
     heading: str
     text: str
     first: bool
+    thread: str = ""
 
     @property
     def titled(self) -> str:
@@ -89,10 +91,12 @@ def cut_document(document: Document, chunker: Chunker) -> list[Passage]:
             continue
         waiting = ""
         pieces = [piece for piece, _ in chunker.chunk([text])[0]]
-        for place, piece in enumerate(pieces):
-            passages.append(
-                Passage(document.name, document.title, section.heading, piece, place == 0)
+        passages += [
+            Passage(
+                document.name, document.title, section.heading, piece, place == 0, document.thread
             )
+            for place, piece in enumerate(pieces)
+        ]
     return passages
 
 
@@ -122,8 +126,11 @@ def unwrap(text: str) -> str:
 
 
 def common_headings(passages: Iterable[Passage]) -> set[str]:
-    """Return the headings that stand in so many documents that they name none."""
-    pairs = {(passage.heading.casefold(), passage.document) for passage in passages}
+    """Return the headings that stand in so many documents that they name none.
+
+    Messages that answer each other count as one: they are about the same.
+    """
+    pairs = {(each.heading.casefold(), each.thread or each.document) for each in passages}
     counts = Counter(heading for heading, _ in pairs)
     return {heading for heading, number in counts.items() if number > COMMON_HEADING}
 

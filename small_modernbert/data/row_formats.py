@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from small_modernbert.runs import places
 
@@ -48,7 +48,7 @@ def open_text(path: Path, newline: str | None = None) -> TextIO:
     Raises:
         ValueError: it is full of zeros, as UTF-16 without a byte order mark is.
     """
-    with _opened(path, "rb") as stream:
+    with open_bytes(path) as stream:
         head = stream.read(_LOOKED_AT)
     encoding = next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8-sig")
     if encoding == "utf-8-sig" and head.count(0) > len(head) / 5:
@@ -58,6 +58,11 @@ def open_text(path: Path, newline: str | None = None) -> TextIO:
             f"convert it: iconv -f UTF-16{order} -t UTF-8"
         )
     return _opened(path, "rt", encoding=encoding, newline=newline)
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """Open a file's bytes, gzipped or not."""
+    return _opened(path, "rb")
 
 
 def _opened(path: Path, mode: str, **text: str | None) -> Any:  # noqa: ANN401  bytes or text

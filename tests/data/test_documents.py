@@ -1,8 +1,7 @@
 """Folders of documents: headings, mailboxes, rows, and what is left out said."""
 
-import mailbox
+import gzip
 from collections import Counter
-from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
@@ -45,44 +44,6 @@ def test_restructured_text_and_plain_text(tmp_path: Path) -> None:
     assert document.title == "Models"
     assert [section.heading for section in document.sections] == ["Models", "Fields"]
     assert "a     b" in document.sections[1].text
-
-
-@pytest.mark.parametrize("name", ["mails.mbox", "2024-January.txt"])
-def test_a_mailbox_is_a_document_a_message(tmp_path: Path, name: str) -> None:
-    """Subjects lose their Re:, bodies lose what they quote and their signature."""
-    box = mailbox.mbox(tmp_path / name)
-    for subject, body in (
-        ("[list] Re: Größe der Datei", "> old\nIt is too large.\n-- \nMe\n"),
-        ("Second", "Another one.\n"),
-    ):
-        message = EmailMessage()
-        message["Subject"], message["From"] = subject, "a@example.org"
-        message.set_content(body)
-        box.add(mailbox.mboxMessage(message))
-    box.close()
-    (first, second), _ = read(tmp_path)
-    assert (first.title, first.sections[0].text) == ("Größe der Datei", "It is too large.")
-    assert second.name == f"{name}#2"
-
-
-def test_a_mail_without_what_it_answers(tmp_path: Path) -> None:
-    """The line that names who is quoted goes with the quote, also where it is two lines long."""
-    (tmp_path / "a.eml").write_text(
-        "Subject: Re: Bridge\n\nHello,\nOn Fri, 25 Jun 2010 22:46:38 +0100\nAnn Doe <a@b.example> "
-        "wrote:\n\n> Is it open?\n>> Who knows.\n\nIt is. Bob wrote: so.\n--\nTo unsubscribe, do.\n"
-    )
-    ((document,), _) = read(tmp_path)
-    assert document.sections[0].text.split("\n") == ["Hello,", "", "", "It is. Bob wrote: so."]
-
-
-def test_a_maildir_is_read(tmp_path: Path) -> None:
-    """Its messages have no endings; what else stands there is left alone."""
-    (tmp_path / "cur").mkdir()
-    (tmp_path / "cur" / "1258.host:2,S").write_text("Subject: Bridge\n\nIt is open.\n")
-    (tmp_path / "cur" / "a.png").write_bytes(b"\x89PNG")
-    ((document,), counts) = read(tmp_path)
-    assert (document.title, document.sections[0].text) == ("Bridge", "It is open.")
-    assert counts == {"files of other kinds": 1}
 
 
 @pytest.mark.parametrize(
@@ -147,6 +108,16 @@ def test_a_broken_pdf_costs_itself_alone(tmp_path: Path) -> None:
     read_back, counts = read(tmp_path)
     assert [document.name for document in read_back] == ["c.md"]
     assert counts == {"files that could not be read": 2}
+
+
+def test_a_cut_archive_costs_itself_alone(tmp_path: Path) -> None:
+    """A file whose gzip ends too soon is counted, as other broken ones are."""
+    whole = gzip.compress(b"# Title\n" + bytes(range(256)).hex().encode() * 99)
+    (tmp_path / "a.md.gz").write_bytes(whole[:-20])
+    (tmp_path / "b.md").write_text("# Fine\nText.\n")
+    read_back, counts = read(tmp_path)
+    assert [document.name for document in read_back] == ["b.md"]
+    assert counts == {"files that could not be read": 1}
 
 
 def test_a_sample_is_seeded_and_said(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Documents kept apart: whole, disjoint, the user's own queries first."""
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from small_modernbert.data import own_sets
 from small_modernbert.data.documents import Document, Section
 from small_modernbert.data.own_sets import UserQuery
-from small_modernbert.data.passages import Passage
+from small_modernbert.data.passages import Passage, common_headings
 from small_modernbert.runs.errors import UserError
 
 
@@ -51,6 +52,26 @@ def test_a_set_that_has_its_passages_takes_no_more_documents() -> None:
     some = [document(str(row)) for row in range(900)]
     parts = divide(some, [], 0.2, most=30)
     assert [len(parts.reported), len(parts.validation), len(parts.training)] == [30, 30, 840]
+
+
+def test_a_thread_stays_together_and_a_long_one_trains() -> None:
+    """Answers to a held-out message do not train; a set is not one thread."""
+
+    def message(number: int, thread: str) -> Document:
+        text = (Section("Re", f"Text of {number}."),)
+        return Document(str(number), "Re", text, thread)
+
+    some = [message(n, f"<{n // 3}>") for n in range(30)] + [
+        message(n, "<x>") for n in range(30, 40)
+    ]
+    parts = divide(some, [], 0.5)
+    groups = [parts.training, parts.validation, parts.reported]
+    assert sorted(name for names in groups for name in names) == sorted(d.name for d in some)
+    purpose = {name: number for number, names in enumerate(groups) for name in names}
+    assert all(purpose[str(n)] == purpose[str(n - n % 3)] for n in range(30))
+    assert {str(n) for n in range(30, 40)} <= set(parts.training)
+    assert abs(len(parts.validation) - len(parts.reported)) <= 3
+    assert len(parts.validation) + len(parts.reported) >= 18
 
 
 def test_two_documents_are_refused() -> None:
@@ -108,6 +129,22 @@ def test_a_set_asks_headings_of_all_pieces_and_first_sentences_of_the_rest() -> 
     }
     assert asked == {"How to swim": {"p0", "p1"}, "The bridge is very old indeed.": {"p2"}}
     assert made.documents[2] == LONG
+
+
+def test_a_thread_is_asked_by_its_subject_and_by_its_answers() -> None:
+    """However long it is; five documents under one heading are no thread, and none of them asks."""
+    answers = [
+        Passage(f"{n}", "Bad brakes", "Bad brakes", f"Answer {n} says to wait. {LONG}", True, "<1>")
+        for n in range(5)
+    ]
+    made, _ = own_sets.make_set("mine", answers, common_headings(answers), [], 10, 1)
+    assert made is not None
+    relevant = {
+        query: len(made.relevant[key])
+        for key, query in zip(made.query_ids, made.queries, strict=True)
+    }
+    assert relevant == {"Bad brakes": 5} | {f"Answer {n} says to wait.": 1 for n in range(5)}
+    assert common_headings([dataclasses.replace(each, thread="") for each in answers])
 
 
 def test_queries_of_the_user_make_the_set_alone() -> None:
