@@ -7,6 +7,7 @@ Writes: runs/<recipe>/benchmark_hotpotqa/final/ with results.json, results.md an
     python benchmark_hotpotqa.py
     python benchmark_hotpotqa.py --models student=distil_modernbert random=distil_modernbert@random
     python benchmark_hotpotqa.py --retrieval NanoMSMARCO --sts --teacher "" --reduced-teacher ""
+    python benchmark_hotpotqa.py --training-text create_distil_dataset
 """
 
 from pathlib import Path
@@ -16,6 +17,8 @@ from small_modernbert.runs import references, settings, stages
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from small_modernbert.data.evaluation_sets import SentencePairs
     from small_modernbert.data.retrieval_sets import RetrievalSet
     from small_modernbert.evaluation.benchmark import Benchmark
@@ -44,6 +47,7 @@ HOTPOTQA_QRELS: str = (
     "BeIR/hotpotqa-qrels@b15429e9244c8ec966985d7778427c3b1543b314"  # which documents answer them
 )
 DISTRACTORS: int = 30_000  # beside all gold documents of hotpotqa; 0 for the full corpus (hours)
+TRAINING_TEXT: str = ""  # what the student read (labels or a corpus): tells queries with a new word
 JUDGED_SET: str = ""  # say in sentences whether the student is worth it there; "" = do not
 MAX_QUERIES: int = 0  # the first of each set, over all its documents; 0 for all
 
@@ -77,6 +81,7 @@ def main() -> None:
             stage.scratch / "vectors",
             speed.draw_sample(sets, SPEED_DOCUMENTS, SPEED_QUERIES, SEED),
             references.runs_folder() / VECTORS if VECTORS else None,
+            tell_apart(sets, inputs.get("training text")),
         )
         remarks = add_rows(made, models)
         if distractors:
@@ -117,6 +122,9 @@ def find_inputs() -> tuple[dict[str, Path | str], dict[str, Path | str]]:
             models[label] = place
     inputs = {f"model {label}": reference for label, reference in models.items()}
     inputs |= references.need_evaluation(RECIPE, RETRIEVAL_FOLDER)
+    if TRAINING_TEXT:
+        cure = "run: python create_distil_dataset.py"
+        inputs["training text"] = references.need(TRAINING_TEXT, RECIPE, "TRAINING_TEXT", cure)
     for reference in STS:
         file = references.find_file(reference, "STS", references.ASSETS)
         inputs[f"pairs {reference}"] = file or reference
@@ -178,6 +186,17 @@ def load_pairs(inputs: dict[str, Path | str]) -> "list[SentencePairs]":
         evaluation_sets.load_sentence_pairs(reference, path if isinstance(path, Path) else None)
         for reference, path in given
     ]
+
+
+def tell_apart(
+    sets: "list[RetrievalSet]", training_text: Path | str | None
+) -> "dict[str, np.ndarray] | None":
+    """Say of each set which queries have a word that no training text holds; None without texts."""
+    from small_modernbert.evaluation import new_words
+
+    if not isinstance(training_text, Path):
+        return None
+    return new_words.tell_apart(sets, new_words.open_texts(training_text))
 
 
 def add_rows(made: "Benchmark", models: dict[str, Path | str]) -> list[str]:

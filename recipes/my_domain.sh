@@ -70,7 +70,8 @@ stage distil_model2vec.py --base-model-name "$teacher" --pca-dims 256
 # 7  The table, and whether it is worth it here. [1]
 stage benchmark_hotpotqa.py --teacher "$teacher" --models student=distil_modernbert \
   start=mlm/init_model_mlm --static-twin distil_model2vec \
-  --retrieval mine squad --retrieval-folder "$own/retrieval" --sts --judged-set mine
+  --retrieval mine squad --retrieval-folder "$own/retrieval" --sts --judged-set mine \
+  --training-text create_distil_dataset
 
 # 8  All of it on a page; what the stages shared is dropped, its makers would make it again. [0.4]
 python report.py --recipe "$recipe"

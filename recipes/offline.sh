@@ -90,7 +90,8 @@ stage sts_fine_tuning.py --pairs mined --objective cosine --mine-pairs "$pairs" 
 
 # 9  All of them beside the teacher, its reduction, the static twin and BM25. [2.5]
 benchmark=(--teacher "$teacher" --max-queries "$queries" --retrieval $sets
-  --retrieval-folder "$assets/retrieval" --sts "$assets/sentence_pairs/mrpc.parquet")
+  --retrieval-folder "$assets/retrieval" --sts "$assets/sentence_pairs/mrpc.parquet"
+  --training-text create_distil_dataset)
 stage benchmark_hotpotqa.py "${benchmark[@]}" \
   --models distilled=distil_modernbert fast=distil_modernbert@fast sts=sts_fine_tuning \
   modernbert=distil_modernbert@modernbert --static-twin mlm/init_model_mlm@static/static_twin

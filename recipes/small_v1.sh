@@ -39,7 +39,7 @@ case $size in
     scores=(--negatives 2 --epochs 2 --rows-per-batch 32 --learning-rate 3e-4 --evaluate-every 16
       --sts "$assets/sentence_pairs/mrpc.parquet" "${offline_select[@]}")
     pairs=("${offline_pairs[@]}" "${offline_sets[@]}")
-    table=("${offline_benchmark[@]}") ;;
+    table=("${offline_benchmark[@]}" --training-text create_distil_dataset) ;;
   *) echo "error: --size is full or small, not $size" >&2; exit 2 ;;
 esac
 

@@ -25,7 +25,7 @@ case $size in
     vectors=(--rows-per-batch 32 --epochs 2 --decay 0.5 --learning-rate 2e-3 --held-out-rows 400
       --evaluate-every 0 "${offline_select[@]}")
     pairs=("${offline_pairs[@]}" "${offline_sets[@]}")
-    table=("${offline_benchmark[@]}") ;;
+    table=("${offline_benchmark[@]}" --training-text create_distil_dataset) ;;
   *) echo "error: --size is full or small, not $size" >&2; exit 2 ;;
 esac
 

@@ -30,7 +30,7 @@ case $size in
     margins=(--negatives 2 --rows-per-batch 32 --learning-rate 2e-4 --epochs 3
       --dimensions 384 256 128 64 --evaluate-every 24
       --sts "$assets/sentence_pairs/mrpc.parquet" "${offline_select[@]}")
-    table=("${offline_benchmark[@]}") ;;
+    table=("${offline_benchmark[@]}" --training-text create_distil_dataset) ;;
   *) echo "error: --size is full or small, not $size" >&2; exit 2 ;;
 esac
 

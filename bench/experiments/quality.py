@@ -27,7 +27,7 @@ def evaluate(
     teacher: Path,
     assets: Path,
     documents: Mapping[str, int],
-    vocabulary: frozenset[str],
+    training_texts: Iterable[str],
     *,
     with_words: bool,
 ) -> dict[str, Any]:
@@ -38,38 +38,43 @@ def evaluate(
         teacher: folder of the teacher, whose pace it is compared with.
         assets: folder of get_offline_assets.py.
         documents: set -> how many of its documents are drawn.
-        vocabulary: the words of all training texts, see `vocabulary_of`.
+        training_texts: all of them; queries with a word of none are told apart.
         with_words: whether to search together with BM25, too, at each of WEIGHTS.
     """
-    from small_modernbert.evaluation import metrics, search
+    from small_modernbert.evaluation import metrics, new_words, search
     from small_modernbert.models import encoders
 
     encoder = exported.load_encoder(model)
     figures: dict[str, Any] = {"retrieval": {}, "new_words": {}, "known_words": {}}
     mixed: dict[str, dict[str, float]] = {}
-    seconds, drawn = 0.0, list[str]()
-    for name, number in documents.items():
-        questions = draw(evaluation_sets.load_retrieval_set(assets / "retrieval", name), number)
-        drawn += questions.documents
+    sets = [
+        draw(evaluation_sets.load_retrieval_set(assets / "retrieval", name), number)
+        for name, number in documents.items()
+    ]
+    has_new_word = new_words.tell_apart(sets, training_texts)
+    seconds = 0.0
+    for questions in sets:
+        name = questions.name
         begun = time.process_time()
         held = encoder.encode_documents(questions.documents)
         seconds += time.process_time() - begun
         hits = search.rank(questions, encoder.encode_queries(questions.queries), held)
         figures["retrieval"][name] = mean_ndcg(hits, questions)
-        figures["new_words"][name], figures["known_words"][name] = by_words(
-            hits, questions, vocabulary
-        )
+        scores = metrics.query_metrics(hits.rows, questions)["ndcg@10"]
+        for kind, part in new_words.split(scores, has_new_word[name]).items():
+            figures[f"{kind}_words"][name] = [round(part["ndcg@10"] or 0.0, 5), part["queries"]]
         words = search.rank_by_words(questions) if with_words else None
         for weight in WEIGHTS if words else ():
             both = search.combine(hits, words, weight)
             mixed.setdefault(str(weight), {})[name] = mean_ndcg(both, questions)
+    texts = [text for questions in sets for text in questions.documents]
     pairs = evaluation_sets.load_sentence_pairs("mrpc", assets / "sentence_pairs/mrpc.parquet")
     halves = [encoder.encode(side) for side in (pairs.first, pairs.second)]
     return figures | {
         "with_bm25": mixed,
         "mrpc": round([*metrics.pair_figures(*halves, pairs).values()][-1], 5),
         "documents_per_second": round(sum(documents.values()) / seconds, 2),
-        "pace": round(pace(encoder, encoders.load_encoder(teacher), drawn), 3),
+        "pace": round(pace(encoder, encoders.load_encoder(teacher), texts), 3),
         "parameters": encoder.parameters,
         "parameters_without_embeddings": encoder.parameters_without_embeddings,
     }
@@ -80,34 +85,6 @@ def mean_ndcg(hits: "Hits", questions: "RetrievalSet") -> float:
     from small_modernbert.evaluation import metrics
 
     return round(metrics.ranking_metrics(hits.rows, questions)["ndcg@10"], 5)
-
-
-def vocabulary_of(texts: Iterable[str]) -> frozenset[str]:
-    """Return the words of some texts, without stop words."""
-    from small_modernbert.evaluation import bm25
-
-    return frozenset().union(*bm25.words_of_texts(list(texts)))
-
-
-def by_words(
-    hits: "Hits", questions: "RetrievalSet", vocabulary: frozenset[str]
-) -> tuple[list[float], list[float]]:
-    """Tell queries with a new word, one that no training text holds, from the others.
-
-    Returns:
-        mean nDCG@10 and number of the queries with such a word of letters; likewise of the others.
-    """
-    from small_modernbert.evaluation import bm25, metrics
-
-    per_query = metrics.query_metrics(hits.rows, questions)["ndcg@10"]
-    parts: tuple[list[float], list[float]] = ([], [])
-    for figure, words in zip(per_query, bm25.words_of_texts(questions.queries), strict=True):
-        new = any(word.isalpha() and word not in vocabulary for word in words)
-        parts[0 if new else 1].append(float(figure))
-    new_words, known_words = (
-        [round(statistics.mean(part or [0.0]), 5), len(part)] for part in parts
-    )
-    return new_words, known_words
 
 
 def pace(encoder: "Encoder", teacher: "Encoder", texts: Sequence[str]) -> float:

@@ -137,7 +137,7 @@ def measure(
         references.ROOT / ASSETS / "models/all-MiniLM-L6-v2",
         references.ROOT / ASSETS,
         documents,
-        quality.vocabulary_of(open_labels().texts("train")),
+        open_labels().texts("train"),
         with_words=not row.shape,
     )
     for script in ("distil_modernbert", "mlm/pre_train"):

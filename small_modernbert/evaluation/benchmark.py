@@ -6,7 +6,7 @@ The table, the plot and the JSON are `benchmark_report`'s.
 import gc
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from small_modernbert.data.evaluation_sets import SentencePairs
 from small_modernbert.data.retrieval_sets import RetrievalSet
-from small_modernbert.evaluation import metrics, search, speed
+from small_modernbert.evaluation import metrics, new_words, search, speed
 from small_modernbert.evaluation.rankings import Hits
 from small_modernbert.models import encoders
 from small_modernbert.models.encoders import WINDOW_TEXTS, Encoder
@@ -38,6 +38,7 @@ class Row:
         reference: where it came from.
         retrieval: set -> metric -> value.
         agreement: set -> share of the teacher's first ten that are among this row's first ten.
+        by_words: set -> queries with a new word and those without, see `new_words.split`.
         pairs: set of sentence pairs -> Spearman or average precision.
         parameters: weights in the model.
         parameters_without_embeddings: those that are not in an embedding table.
@@ -52,6 +53,7 @@ class Row:
     reference: str
     retrieval: dict[str, dict[str, float]] = field(default_factory=dict)
     agreement: dict[str, float] = field(default_factory=dict)
+    by_words: dict[str, dict[str, new_words.Part]] = field(default_factory=dict)
     pairs: dict[str, float] = field(default_factory=dict)
     parameters: int | None = None
     parameters_without_embeddings: int | None = None
@@ -150,6 +152,7 @@ class Benchmark:
         folder: Path,
         sample: tuple[list[str], list[str]],
         kept: Path | None = None,
+        has_new_word: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Prepare a benchmark.
 
@@ -159,9 +162,12 @@ class Benchmark:
             folder: of this run's vectors and speeds.
             sample: documents and queries that speed is measured on, see `speed.draw_sample`.
             kept: a folder that keeps the vectors, never the speeds, beyond this run.
+            has_new_word: set -> which of its queries do, see `new_words.tell_apart`; None where
+                queries are not told apart.
         """
         self.sets, self.pairs, self.rows = list(sets), list(pairs), dict[str, Row]()
         self._folder, self._kept, self._sample = folder, kept or folder, sample
+        self._has_new_word = has_new_word or {}
         self._texts = digest_texts(sets, pairs)
         self._stores: dict[str, VectorStore] = {}
         self._hits: dict[str, dict[str, Hits]] = {}
@@ -279,6 +285,9 @@ class Benchmark:
         for each in self.sets:
             rows = hits[each.name].rows
             row.retrieval[each.name] = metrics.ranking_metrics(rows, each)
+            if each.name in self._has_new_word:
+                scores = self.query_scores(row.label, each.name)
+                row.by_words[each.name] = new_words.split(scores, self._has_new_word[each.name])
             if TEACHER in self._hits:
                 wanted = self._hits[TEACHER][each.name].rows
                 row.agreement[each.name] = metrics.ranking_agreement(rows, wanted)

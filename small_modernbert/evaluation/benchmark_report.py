@@ -1,13 +1,20 @@
 """What a benchmark shows: the table, every metric on every set, the JSON, the plot."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from small_modernbert.data.retrieval_sets import REMARKS, RetrievalSet
-from small_modernbert.evaluation import charts, metrics, speed
+from small_modernbert.evaluation import charts, metrics, new_words, speed
 from small_modernbert.evaluation.benchmark import TEACHER, Benchmark, Row
 from small_modernbert.runs import report, storage
+
+AGREEMENT = (
+    '"Teacher\'s first ten", below, is agreement: how many of the ten documents that the teacher '
+    "ranks first are among a row's own first ten, right or wrong, in the mean over the queries. It "
+    "shows how much of the teacher's ranking was copied; nDCG shows how good a ranking is."
+)
 
 
 def write(folder: Path, made: Benchmark, remarks: Sequence[str] = ()) -> None:
@@ -89,9 +96,43 @@ def markdown(made: Benchmark, where: dict[str, Any], remarks: Sequence[str] = ()
             notes.append(f"- {row.label}: the prompt of a {role} is {prompt!r}")
     if notes:
         parts.append("\n".join(notes))
+    parts += _new_words_section(rows, teacher)
+    if teacher is not None:
+        parts.append(AGREEMENT)
     for each in made.sets:
         parts += _set_section(each, rows, teacher)
     return "\n\n".join(parts) + "\n"
+
+
+def _new_words_section(rows: Sequence[Row], teacher: Row | None) -> list[str]:
+    sets = rows[0].by_words
+    if not sets:
+        return []
+    counts = (
+        f"{name}: {parts['new']['queries']:,} of "
+        f"{sum(part['queries'] for part in parts.values()):,}"
+        for name, parts in sets.items()
+    )
+    remark = (
+        "Queries with a new word, one that no training text holds, beside the others "
+        f"({'; '.join(counts)}): shares of the teacher's nDCG@10 on the same queries, the first "
+        "two over all sets."
+    )
+    chosen = [list(sets), *([name] for name in sets)]
+    prefixes = ["", *(f"{name}: " for name in sets)]
+    headers = [f"{prefix}{kind}" for prefix in prefixes for kind in new_words.KINDS]
+    lines = [
+        [
+            row.label,
+            *(
+                _percent(share)
+                for names in chosen
+                for share in share_by_words(row, teacher, names).values()
+            ),
+        ]
+        for row in rows
+    ]
+    return ["## New words", remark, report.table(["model", *headers], lines)]
 
 
 def _set_section(each: RetrievalSet, rows: Sequence[Row], teacher: Row | None) -> list[str]:
@@ -131,6 +172,8 @@ def record(row: Row, teacher: Row | None) -> dict[str, Any]:
         "quality": row.quality,
         "share_of_teacher": share_of(row, teacher),
         "shares_of_teacher": {name: share_of(row, teacher, name) for name in row.retrieval},
+        "share_by_words": share_by_words(row, teacher, list(row.by_words)),
+        "shares_by_words": {name: share_by_words(row, teacher, [name]) for name in row.by_words},
     }
 
 
@@ -143,6 +186,29 @@ def share_of(row: Row, teacher: Row | None, set_name: str | None = None) -> floa
         for each in (row, teacher)
     )
     return ours / theirs if theirs and ours is not None else None
+
+
+def share_by_words(
+    row: Row, teacher: Row | None, set_names: Sequence[str]
+) -> dict[str, float | None]:
+    """Return what a row keeps of the teacher's nDCG@10 by `new_words.KINDS` of queries.
+
+    Over several sets it is the share of the two means, as of the quality; a set without a query of
+    that kind counts for neither. None where there is no such query at all, or no teacher.
+    """
+    shares: dict[str, float | None] = {}
+    for kind in new_words.KINDS if set_names else ():
+        ours, theirs = (
+            [
+                figure
+                for name in metrics.independent_sets(set_names)
+                if (figure := each.by_words[name][kind]["ndcg@10"]) is not None
+            ]
+            for each in (row, teacher or row)
+        )
+        known = teacher is not None and any(theirs)
+        shares[kind] = statistics.mean(ours) / statistics.mean(theirs) if known else None
+    return shares
 
 
 def plot(rows: Sequence[Row], path: Path, where: dict[str, Any]) -> None:

@@ -230,9 +230,29 @@ def _quality(results: Part) -> Part | None:
             {"svg": speed, "caption": "quality against speed"},
             {"svg": size, "caption": "quality against size on disk"},
         ],
-        "tables": [{"title": "All rows", "headers": headers, "rows": lines}],
+        "tables": [{"title": "All rows", "headers": headers, "rows": lines}, *_new_words(rows)],
         "examples": [],
     }
+
+
+def _new_words(rows: Sequence[Part]) -> list[Part]:
+    """Return the table of queries with a new word; none where the texts were not given."""
+    split = [row for row in rows if row.get("share_by_words")]
+    if not split:
+        return []
+    headers = ["model", "with a new word", "others"]
+    lines = [
+        [
+            row["label"],
+            *(
+                "–" if kept is None else f"{100 * kept:.1f} %"
+                for kept in row["share_by_words"].values()
+            ),
+        ]
+        for row in split
+    ]
+    title = "Of the teacher's nDCG@10, on queries with a word that no training text holds"
+    return [{"title": title, "headers": headers, "rows": lines}]
 
 
 def _curves(stages: Sequence[StageRun]) -> Part:

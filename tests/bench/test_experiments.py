@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from small_modernbert.runs import settings
@@ -94,20 +93,6 @@ def test_only_what_is_a_row_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(run, "ONLY", ["no such row"])
     with pytest.raises(run.UserError, match="no such row"):
         run.main()
-
-
-def test_queries_with_a_word_that_no_training_text_holds_are_told_apart() -> None:
-    """A word of letters that no text has, in any case, is new; numbers and stop words never are."""
-    from small_modernbert.data.retrieval_sets import RetrievalSet
-    from small_modernbert.evaluation.rankings import Hits
-
-    queries = ["Who painted Wardenclyffe?", "who painted it in 1871", "the Tower of dogs"]
-    names = ["a", "b", "c"]
-    relevant = {name: {name: 1.0} for name in names}
-    questions = RetrievalSet("made", names, queries, names, names, relevant)
-    vocabulary = quality.vocabulary_of(["Who painted a tower?", "dogs and dogs"])
-    hits = Hits(np.array([[0], [1], [0]]), np.ones((3, 1), dtype=np.float32))
-    assert quality.by_words(hits, questions, vocabulary) == ([1.0, 1], [0.5, 2])
 
 
 def test_rows_that_can_no_longer_be_run_keep_their_figures(

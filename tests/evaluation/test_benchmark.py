@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from miniature import make_corpus
 from script_runner import load_script, refusal
 
 from small_modernbert.data.evaluation_sets import load_retrieval_set
@@ -127,7 +128,9 @@ def test_the_benchmark_end_to_end(
         return encode_to(self, path, *rest)
 
     monkeypatch.setattr(encoders.Encoder, "encode_to", counting)
-    settings.run(load_script("benchmark_hotpotqa").__dict__, flags(world))
+    texts = make_corpus(tmp_path / "texts", {"train": [" ".join(WORDS[1:])], "held_out": WORDS[:1]})
+    told = flags(world, "--training-text", str(texts))
+    settings.run(load_script("benchmark_hotpotqa").__dict__, told)
     final = tmp_path / "made" / "benchmark_hotpotqa" / "final"
     results = json.loads((final / "results.json").read_text())
     rows = {row["label"]: row for row in results["rows"]}
@@ -156,11 +159,24 @@ def test_the_benchmark_end_to_end(
     assert rows["static twin"]["quality"] == pytest.approx(rows["student"]["quality"], abs=0.02)
     assert rows["BM25"]["quality"] > 0.5
     assert (final / "results.png").stat().st_size > 1000
-    assert "## weather" in (final / "results.md").read_text()
+    # "rain" is the word that no training text holds
+    asked = load_retrieval_set(world / "retrieval", "weather").queries
+    new = sum(WORDS[0] in query.split() for query in asked)
+    for row in rows.values():
+        parts = row["by_words"]["weather"]
+        assert (parts["new"]["queries"], parts["known"]["queries"]) == (new, 20 - new)
+        whole = sum(part["queries"] * part["ndcg@10"] for part in parts.values()) / 20
+        assert whole == pytest.approx(row["quality"])
+    assert rows["teacher"]["share_by_words"] == {"new": 1, "known": 1}
+    kept = parts["new"]["ndcg@10"] / rows["teacher"]["by_words"]["weather"]["new"]["ndcg@10"]
+    assert row["share_by_words"]["new"] == row["shares_by_words"]["weather"]["new"] == kept
+    shown = (final / "results.md").read_text()
+    assert f"(weather: {new} of 20)" in shown and f"{100 * kept:.1f} %" in shown
+    assert "is agreement" in shown and "## weather" in shown
     assert not (final.parent / "scratch").exists()
     capsys.readouterr()
 
-    settings.run(load_script("benchmark_hotpotqa").__dict__, flags(world))
+    settings.run(load_script("benchmark_hotpotqa").__dict__, told)
     shown = capsys.readouterr().out
     assert "kept as it is" in shown
     assert "| reduced teacher" in shown
@@ -274,6 +290,7 @@ def test_a_labelling_stage_names_its_reduced_teacher(
         (["--sts", "assets/no.parquet"], "no.parquet is not there; run: python get_offline_assets"),
         (["--retrieval", "boolq"], "sets in this folder: weather"),
         (["--retrieval-folder", ""], "--retrieval-folder assets/retrieval"),
+        (["--training-text", "mlm/create_dataset"], "run: python mlm/create_dataset.py"),
     ],
 )
 def test_wrong_references_are_named_with_their_cure(

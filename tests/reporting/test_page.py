@@ -47,6 +47,7 @@ def run(tmp_path: Path) -> Path:
             "parameters": 10,
             "documents_per_second": speed,
             "size_bytes": 4_000_000 if speed else None,
+            "share_by_words": {"new": quality / 0.96, "known": None},
         }
         for label, quality, speed in (
             ("teacher", 0.9, 50.0),
@@ -86,6 +87,7 @@ def test_the_page_shows_what_was_written_down(run: Path) -> None:
     assert "0.2000 → 0.9000" in re.sub(r"<wbr>", "", html)
     assert "97.8 %" in html
     assert "2.4" in html
+    assert "<td>93.8 %</td><td>–</td>" in html, "of the teacher on queries with a new word"
     assert "Worth it." in html
     assert "Not finished: mlm/create_dataset." in html
     assert "<b>bold</b>" not in html
