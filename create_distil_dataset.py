@@ -73,7 +73,9 @@ def main() -> None:
             return
         from small_modernbert.data import outlets
 
-        outlet = outlets.open_outlet(OUTPUT_URL, "labels.json", stage.resumed)
+        outlet = outlets.open_outlet(
+            OUTPUT_URL, "labels.json", stage.resumed, stage.scratch / "sent"
+        )
         made_by_tasks = None
         if EXECUTOR != "plain":
             made_by_tasks = run_tasks(executor, stage, inputs, width, outlet)

@@ -85,7 +85,9 @@ def main() -> None:
             return
         from small_modernbert.data import corpus_building, duplicates, outlets
 
-        outlet = outlets.open_outlet(OUTPUT_URL, "corpus.json", stage.resumed)
+        outlet = outlets.open_outlet(
+            OUTPUT_URL, "corpus.json", stage.resumed, stage.scratch / "sent"
+        )
         near = duplicates.MinHash(NUM_PERMUTATIONS, NEAR_THRESHOLD, SEED)
         minhash = near if DEDUPLICATE_NEAR else None
         leaks = write_leaks(stage.scratch / "leaks.json", sources, inputs.get("retrieval"))
@@ -109,7 +111,7 @@ def write_corpus(
     outlet: "Outlet",
 ) -> None:
     """Choose among the rows of all sources, write them and the card, and close the stage."""
-    from small_modernbert.data import corpus, corpus_building, corpus_selection
+    from small_modernbert.data import corpus, corpus_building, corpus_selection, leaks
 
     sources = [preparation.source for preparation in preparations]
     minhash, tokenizer_file = preparations[0].minhash, preparations[0].tokenizer_file
@@ -130,8 +132,16 @@ def write_corpus(
     )
     write_card(stage.building, sources, counts)
     total = corpus_selection.total(counts)
+    evaluation_texts = preparations[0].leaks
     corpus.write_index(
-        stage.building, shards, counts, total["tokens"], MAX_TOKENS, tokenizer_file, outlet
+        stage.building,
+        shards,
+        counts,
+        total["tokens"],
+        MAX_TOKENS,
+        tokenizer_file,
+        kept_apart=leaks.short_keys(evaluation_texts) if evaluation_texts else (),
+        outlet=outlet,
     )
     stage.record.rows = counts
     stage.finish(

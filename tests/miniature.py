@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -387,8 +388,12 @@ def make_miniature_assets(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_corpus(folder: Path, splits: Mapping[str, Sequence[str]]) -> Path:
-    """Write a corpus of these texts, one shard a split; return `folder`."""
+def make_corpus(
+    folder: Path,
+    splits: Mapping[str, Sequence[str]],
+    **facts: Any,  # noqa: ANN401  JSON
+) -> Path:
+    """Write a corpus of these texts, one shard a split, and more facts; return `folder`."""
     for split, texts in splits.items():
         rows = [
             {"text": text, "source": "toy", "role": "text", "tokens": len(text.split())}
@@ -396,6 +401,6 @@ def make_corpus(folder: Path, splits: Mapping[str, Sequence[str]]) -> Path:
         ]
         table = pa.Table.from_pylist(rows, schema=corpus.SCHEMA)
         shards.write_shard(shards.shard_path(folder, split, 0), table, corpus.SCHEMA)
-    facts = {"tokens": 3 * sum(map(len, splits.values())), "max_tokens": 128, "sources": {}}
+    facts |= {"tokens": 3 * sum(map(len, splits.values())), "max_tokens": 128, "sources": {}}
     shards.write_index(folder, corpus.LAYOUT, dict.fromkeys(splits, 1), facts)
     return folder

@@ -5,13 +5,14 @@
 corpus.json                         the shards, and what became of every row that was read
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from small_modernbert.data import outlets, shards
 from small_modernbert.runs import storage
+from small_modernbert.runs.errors import UserError
 
 SPLITS = ("train", "held_out")
 LAYOUT = shards.Layout(
@@ -38,6 +39,20 @@ class Corpus(shards.ShardFolder):
         """Yield the texts of a split in order; see `batches`."""
         return self.column(split, "text")
 
+    @property
+    def kept_apart(self) -> list[int]:
+        """Keys (`keys.words_key`) of evaluation texts that no part of a text here may be.
+
+        Raises:
+            UserError: they are none.
+        """
+        keys = self.index.get("kept_apart", [])
+        if not (isinstance(keys, list) and all(type(key) is int for key in keys)):
+            raise UserError(
+                f"{self.folder}: 'kept_apart' of {LAYOUT.index} is no keys; {self.cure}"
+            )
+        return keys
+
     def sources(self, split: str = "train") -> Iterator[str]:
         """Yield the source of each text of a split, in order; see `batches`."""
         return self.column(split, "source")
@@ -59,6 +74,7 @@ def write_index(
     tokens: int,
     max_tokens: int,
     tokenizer_file: Path,
+    kept_apart: Sequence[int] = (),
     outlet: outlets.Outlet = shards.HERE,
 ) -> None:
     """Write corpus.json, which makes a corpus complete.
@@ -70,6 +86,7 @@ def write_index(
         tokens: of all the texts.
         max_tokens: of a text.
         tokenizer_file: the tokenizer.json that counted them.
+        kept_apart: see `Corpus`.
         outlet: where the shards have gone.
     """
     facts = {
@@ -77,5 +94,6 @@ def write_index(
         "max_tokens": max_tokens,
         "tokenizer_digest": storage.sha256_file(tokenizer_file),
         "sources": sources,
+        "kept_apart": list(kept_apart),
     }
     shards.write_index(folder, LAYOUT, counts, facts, outlet)

@@ -77,11 +77,11 @@ def _check(path: Path, texts: list[str], halves: np.ndarray) -> None:
         )
 
 
-def add_facts(paths: Iterable[Path]) -> dict[str, Any]:
+def add_facts(paths: Iterable[Path], outlet: outlets.Outlet = shards.HERE) -> dict[str, Any]:
     """Return the facts of some shards, numbers added up, also inside of theirs."""
     total: dict[str, Any] = {}
     for path in paths:
-        for name, value in outlets.facts_of(path, LAYOUT.cure).items():
+        for name, value in outlet.facts_of(path, LAYOUT.cure).items():
             if isinstance(value, dict):
                 parts = total.setdefault(name, {})
                 for part, number in value.items():

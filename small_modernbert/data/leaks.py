@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from small_modernbert.data.keys import tokens_of, words_of
+from small_modernbert.data.keys import tokens_of, words_key, words_of
 from small_modernbert.runs import storage
 
 NGRAM_WORDS = 13
@@ -66,6 +66,16 @@ class LeakFilter:
             if (name := self._ngrams.get(ngram)) is not None:
                 return Leak(SAME_NGRAM, name)
         return None
+
+
+def short_keys(path: Path) -> list[int]:
+    """Return `words_key` of the texts of `write_filter` that have fewer than 13 words, ascending.
+
+    Such a text may stand inside a longer training text that stays; its own words alone must not.
+    """
+    texts = storage.read_json(path, "run the same command again").values()
+    short = (text for each in texts for text in each if len(words_of(text)) < NGRAM_WORDS)
+    return sorted({words_key(text) for text in short})
 
 
 def write_filter(path: Path, texts: Mapping[str, Iterable[str]]) -> None:

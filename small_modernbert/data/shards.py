@@ -113,7 +113,7 @@ def write_index(
         for number in range(shards.get(split, 0))
     ]
     for path in paths:
-        known = outlets.describe(path, cure)
+        known = outlet.describe(path, cure)
         columns = known["columns"]
         entry = {name: known[name] for name in ("rows", "bytes", "sha256")}
         entries[path.relative_to(folder).as_posix()] = entry
@@ -124,7 +124,7 @@ def write_index(
     index = {**(facts or {}), "columns": columns, "rows": rows, "shards": entries}
     storage.write_json(folder / layout.index, index)
     if outlet.url:
-        outlet.finish(folder / layout.index, paths)
+        outlet.finish(folder / layout.index)
         storage.write_json(folder / layout.index, {"url": outlet.url, **index})
 
 

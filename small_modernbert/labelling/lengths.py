@@ -5,9 +5,9 @@ the label of the whole from its beginning. Either is no error, and neither may h
 """
 
 import logging
-from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 
 from small_modernbert.labelling.teacher_labels import Slices
 from small_modernbert.labelling.teacher_reading import Reader
@@ -20,8 +20,8 @@ def compare(
 ) -> dict[str, int | None]:
     """Say what each reads of a text at most, and how many texts they cut.
 
-    The corpus has counted its texts whole: where spans are drawn, fewer are longer than the student
-    reads than is told here, and none more.
+    The corpus' tokenizer has counted; where a span of a text is labelled, its share of the text's
+    characters is taken for its share of the tokens.
 
     Args:
         reader: the teacher's.
@@ -33,13 +33,18 @@ def compare(
         The figures, for run.json.
     """
     longest = longer = 0
-    for tokens in _token_counts(slices):
-        longest = max(longest, int(tokens.max(initial=0)))
-        longer += int((tokens > student_tokens).sum()) if student_tokens else 0
-    limit = reader.limits["text"]
+    limit = student_tokens or np.inf
+    for split in slices.counts:
+        draws = bool(slices.span_share) and split == "train"
+        for batch in slices.corpus.batches(split, ("tokens", "text") if draws else ("tokens",)):
+            tokens = batch.column("tokens").to_numpy(zero_copy_only=False)
+            longest = max(longest, int(tokens.max(initial=0)))
+            rows = np.flatnonzero(tokens > limit)
+            labelled = _shares(slices, batch.column("text").take(pa.array(rows))) if draws else 1
+            longer += int((tokens[rows] * labelled > limit).sum())
     _tell(reader, slices.texts, cut, longest, student_tokens, longer)
     return {
-        "teacher_tokens": limit,
+        "teacher_tokens": reader.limits["text"],
         "corpus_tokens": longest,
         "student_tokens": student_tokens,
         "cut_by_teacher": cut,
@@ -75,8 +80,6 @@ def _tell(
         )
 
 
-def _token_counts(slices: Slices) -> Iterator[np.ndarray]:
-    """Yield the tokens of the corpus' texts, as the corpus' tokenizer counts them."""
-    for split in slices.counts:
-        for batch in slices.corpus.batches(split, ("tokens",)):
-            yield batch.column(0).to_numpy(zero_copy_only=False)
+def _shares(slices: Slices, texts: pa.Array) -> np.ndarray:
+    """Return the share of each training text that is labelled."""
+    return np.array([len(slices.draw(text)) / len(text) for text in texts.to_pylist()])

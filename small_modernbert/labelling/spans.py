@@ -11,8 +11,9 @@ import regex
 from small_modernbert.data.keys import text_key
 
 SHORTEST, LONGEST = 6, 42  # words of a span: 8 to 55 tokens of English
-# By Unicode's rules (UAX 29), by which an ideograph is a word.
-_WORD = regex.compile(r"(?w)\b(?=\w)")
+# By Unicode's rules (UAX 29), by which an ideograph is a word, and a letter of Thai; but no word
+# begins below the consonant that it is stacked under (Burmese, Khmer).
+_WORD = regex.compile(r"(?w)\b(?=\w)(?<![\u1039\u17d2])")
 
 
 def draw_span(text: str, share: float) -> str:

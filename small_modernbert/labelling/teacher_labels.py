@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from small_modernbert.data import labels
 from small_modernbert.data.corpus import Corpus, open_corpus
+from small_modernbert.data.keys import words_key
 from small_modernbert.data.outlets import Outlet
 from small_modernbert.data.shards import HERE
 from small_modernbert.labelling.spans import draw_span
@@ -57,16 +57,22 @@ class Slices:
         corpus: that is cut.
         rows: texts of a slice.
         span_share: of the training texts that are read as a span of theirs, see `spans`.
+        apart: keys of texts that no span may be: held-out ones, and those of evaluation sets.
     """
 
     corpus: Corpus
     rows: int
     span_share: float = 0.0
+    apart: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, corpus: Path, rows: int, span_share: float = 0.0) -> "Slices":
         """Cut a corpus into slices of `rows` texts."""
-        return cls(open_corpus(corpus), rows, span_share)
+        opened = open_corpus(corpus)
+        if not span_share:
+            return cls(opened, rows)
+        held_out = map(words_key, opened.texts("held_out"))
+        return cls(opened, rows, span_share, frozenset(held_out).union(opened.kept_apart))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -100,11 +106,20 @@ class Slices:
     def _drawn(self, split: str, texts: list[str]) -> list[str]:
         if split != "train" or not self.span_share:
             return texts
-        return [draw_span(text, self.span_share) for text in texts]
+        return [self.draw(text) for text in texts]
+
+    def draw(self, text: str) -> str:
+        """Return what is read of a training text: a span of it, or all."""
+        span = draw_span(text, self.span_share)
+        return text if span is not text and words_key(span) in self.apart else span
 
     def number(self, split: str) -> int:
         """Return how many slices a split has."""
         return -(-self.counts[split] // self.rows)
+
+    def rows_of(self, split: str, number: int) -> int:
+        """Return how many texts a slice has."""
+        return min(self.rows, self.counts[split] - number * self.rows)
 
     def first(self) -> tuple[list[str], list[Role]]:
         """Return the first slice of the training texts."""
@@ -208,8 +223,9 @@ class Labeller:
         def is_kept(index: int, rows: int) -> bool:
             return open_vectors(self._kept(index), rows) is not None
 
-        number = -(-(texts or self.slices.counts["train"]) // self.slices.rows)
-        for index, rows, reading in prefetch(islice(self._readings("train", is_kept), number)):
+        every = self.slices.counts["train"]
+        number = -(-min(texts or every, every) // self.slices.rows)
+        for index, rows, reading in prefetch(self._readings("train", is_kept, 0, number)):
             if reading is None:
                 self.advance(rows)
             else:
@@ -230,14 +246,14 @@ class Labeller:
         counts = {split: self.slices.number(split) for split in labels.SPLITS}
         for split, slices in counts.items():
             self.label_slices(split, 0, slices, projection)
-        facts = labels.add_facts(
-            self._shard(split, index) for split in counts for index in range(counts[split])
-        )
+        paths = (self._shard(split, index) for split in counts for index in range(counts[split]))
+        facts = labels.add_facts(paths, self.outlet)
         dimension = self.reader.dimension if projection is None else len(projection.directions)
         index = {
             "teacher": teacher,
             "max_tokens": self.reader.limits["text"],
             "prompts": vars(self.reader.prompts),
+            "span_share": self.slices.span_share,
             **{name: facts.get(name, 0) for name in ("roles", "cut", "tokens")},
         }
         labels.write_index(self.folder, dimension, counts, index, self.outlet)
@@ -258,8 +274,7 @@ class Labeller:
         def is_made(index: int, _: int) -> bool:
             return self.outlet.has(self._shard(split, index))
 
-        readings = self._readings(split, is_made, first)
-        for index, rows, reading in prefetch(islice(readings, last - first)):
+        for index, rows, reading in prefetch(self._readings(split, is_made, first, last)):
             if reading is None:
                 self.advance(rows)
                 continue
@@ -274,12 +289,18 @@ class Labeller:
             self.outlet.send(self._shard(split, index))
 
     def _readings(
-        self, split: str, is_made: Callable[[int, int], bool], first: int = 0
+        self, split: str, is_made: Callable[[int, int], bool], first: int, last: int
     ) -> Iterator[tuple[int, int, Reading | None]]:
-        """Yield number, texts and reading of each slice; no reading of what is made already."""
-        for index, (texts, roles) in enumerate(self.slices.read(split, first), first):
-            made = is_made(index, len(texts))
-            yield index, len(texts), None if made else self.reader.read(texts, roles)
+        """Yield number, texts and reading of some slices; what is made already is not read."""
+        slices = None
+        for index in range(first, last):
+            rows = self.slices.rows_of(split, index)
+            if is_made(index, rows):
+                slices = None
+                yield index, rows, None
+                continue
+            slices = slices or self.slices.read(split, index)
+            yield index, rows, self.reader.read(*next(slices))
 
     def _shard(self, split: str, index: int) -> Path:
         return labels.shard_path(self.folder, split, index)

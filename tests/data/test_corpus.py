@@ -27,7 +27,7 @@ from small_modernbert.data.cleaning import Reason
 from small_modernbert.data.corpus import open_corpus
 from small_modernbert.data.duplicates import MinHash
 from small_modernbert.data.hub_datasets import TEXT_SOURCES, select_texts
-from small_modernbert.data.keys import text_key
+from small_modernbert.data.keys import text_key, words_key
 from small_modernbert.runs import settings, storage
 from small_modernbert.runs.errors import UserError
 
@@ -365,6 +365,9 @@ def test_texts_of_evaluation_sets_do_not_train(script: Callable[..., Path], tmp_
     assert counts["passage"][Reason.LEAK] == counts["short"][Reason.LEAK] == 1
     rows = read_rows(final, "train") + read_rows(final, "held_out")
     assert not {document, question} & {row["text"] for row in rows}
+    # Nor may a part of a longer text be one of those that are too short for 13 words.
+    short = sorted(map(words_key, (question, "Another answer altogether.")))
+    assert open_corpus(final).kept_apart == short
 
 
 def test_texts_of_evaluation_sets_do_not_train_from_the_hub(

@@ -155,7 +155,7 @@ def test_shards_that_were_sent_away_are_read_from_there(
     memory: fsspec.AbstractFileSystem, tmp_path: Path
 ) -> None:
     """The folder of the stage has the index alone, and opens as if it had the shards."""
-    outlet = outlets.open_outlet("memory://bucket/sent/", "labels.json", False)
+    outlet = outlets.open_outlet("memory://bucket/sent/", "labels.json", False, tmp_path / "notes")
     folder = tmp_path / "final"
     for number in range(2):
         path = labels.shard_path(folder, "train", number)
@@ -164,7 +164,7 @@ def test_shards_that_were_sent_away_are_read_from_there(
         assert outlet.has(path)
         assert not path.exists()
     paths = [labels.shard_path(folder, "train", number) for number in range(2)]
-    assert labels.add_facts(paths) == {"tokens": 6}
+    assert labels.add_facts(paths, outlet) == {"tokens": 6}
     labels.write_index(folder, 4, {"train": 2}, outlet=outlet)
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["labels.json"]
     for place in (folder, places.reopen("memory://bucket/sent")):
@@ -199,7 +199,7 @@ def test_finished_shards_elsewhere_are_never_overwritten(
 ) -> None:
     """Only the run that was killed between its index and its end may write them again."""
     if not why:
-        assert outlets.open_outlet(url, "labels.json", resumed).url == url
+        assert outlets.open_outlet(url, "labels.json", resumed, Path()).url == url
         return
     with pytest.raises(UserError, match=f"OUTPUT_URL: .*{why}"):
-        outlets.open_outlet(url, "labels.json", resumed)
+        outlets.open_outlet(url, "labels.json", resumed, Path())

@@ -140,7 +140,7 @@ def test_shards_that_are_sent_away_are_those_that_stay(
 ) -> None:
     """A killed run goes on at the first shard that is not there; nobody who reads sees a change."""
     whole, _ = label("whole")
-    outlet = open_outlet("memory://bucket/labels", "labels.json", False)
+    outlet = open_outlet("memory://bucket/labels", "labels.json", False, tmp_path / "notes")
     send, sent = Outlet.send, []
 
     def fail(self: Outlet, path: Path) -> None:
@@ -152,7 +152,7 @@ def test_shards_that_are_sent_away_are_those_that_stay(
     monkeypatch.setattr(Outlet, "send", fail)
     with pytest.raises(UserError, match="the disk is full"):
         label("sent", outlet)
-    outlet = open_outlet("memory://bucket/labels", "labels.json", True)
+    outlet = open_outlet("memory://bucket/labels", "labels.json", True, tmp_path / "notes")
     encoded = watch_encode(monkeypatch)
     kept, _ = label("sent", outlet)
     assert encoded == [8, 2, 8, 2]  # four were sent; the fifth stays as it was written
@@ -162,6 +162,22 @@ def test_shards_that_are_sent_away_are_those_that_stay(
     index = json.loads(kept.pop("labels.json"))
     assert index.pop("url") == "memory://bucket/labels"
     assert index == json.loads(whole["labels.json"])
+
+
+@pytest.mark.usefixtures("memory")
+@pytest.mark.parametrize("url", ["", "memory://bucket/labels"])
+def test_a_run_killed_at_its_end_reads_nothing_again(
+    label: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str
+) -> None:
+    """Shards that are there, or were sent, are neither encoded nor so much as read, to the last."""
+    outlet = open_outlet(url, "labels.json", False, tmp_path / "notes")
+    whole = label("killed", outlet)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the corpus was read again")
+
+    monkeypatch.setattr(Slices, "read", fail)
+    assert label("killed", outlet) == whole
 
 
 def test_space_is_asked_for_labels_and_sample(slices: Slices) -> None:
