@@ -81,6 +81,7 @@ class PackedEncoder:
         batch = batch.to(self.device)
         hidden = self.hidden_states(batch)
         vectors = (mean_pool if self.pooling == "mean" else cls_pool)(hidden, batch)
+        self.head.eval()  # it is no part of `model` where it has no weights; it may hold a Dropout
         return self.head({"sentence_embedding": vectors})["sentence_embedding"]
 
     def hidden_states(self, batch: PackedBatch) -> torch.Tensor:

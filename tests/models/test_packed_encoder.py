@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from sentence_transformers.sentence_transformer.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Dense, Dropout
 from torch import nn
 from transformers import BertConfig, BertModel, MPNetConfig, MPNetModel, PreTrainedModel
 
@@ -134,6 +134,18 @@ def test_head_is_trained_along(sequences: list[np.ndarray]) -> None:
     assert trained["head.0.linear.weight"].grad.abs().sum() > 0
     assert encoder.encode(sequences).shape == (len(sequences), 10)
     assert PackedEncoder(make("bert")).model.__class__ is BertModel
+
+
+@pytest.mark.parametrize("with_weights", [False, True])
+def test_dropout_of_a_head_is_off(with_weights: bool, sequences: list[np.ndarray]) -> None:
+    """A model that carries a Dropout is measured, and trained, as its own encode runs."""
+    dense = [Dense(24, 10)] if with_weights else []
+    plain = PackedEncoder(make("bert"), head=nn.Sequential(*dense))
+    dropping = PackedEncoder(plain.transformer, head=nn.Sequential(*dense, Dropout(0.5)).train())
+    np.testing.assert_array_equal(dropping.encode(sequences), plain.encode(sequences))
+    dropping.model.train()
+    batch = pack(sequences)
+    assert torch.equal(dropping.pooled(batch), plain.pooled(batch))
 
 
 def test_padded_pass_puts_tokens_back(sequences: list[np.ndarray]) -> None:
