@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 # Constants that a reader of a card wants to know, in this order.
 TOLD = (
-    *("PRESET", "INIT", "LAYERS", "FFN_UNITS", "OBJECTIVE", "MASKING", "SEQUENCE_TOKENS"),
-    *("GLOBAL_ROPE_THETA", "DIMENSIONS", "MARGINS", "EPOCHS", "MAX_STEPS"),
+    *("PRESET", "INIT", "LAYERS", "FFN_UNITS", "OBJECTIVE", "FREEZE_EMBEDDINGS", "MASKING"),
+    *("SEQUENCE_TOKENS", "GLOBAL_ROPE_THETA", "DIMENSIONS", "MARGINS", "EPOCHS", "MAX_STEPS"),
     *("ROWS_PER_BATCH", "TOKENS_PER_BATCH", "ACCUMULATE", "LEARNING_RATE", "OPTIMIZER"),
-    *("MAX_TEXTS", "MAX_TOKENS", "CLEANING", "MINE_PAIRS", "PCA_TEXTS", "SEED"),
+    *("MAX_TEXTS", "MAX_TOKENS", "CLEANING", "SPAN_SHARE", "MINE_PAIRS", "PCA_TEXTS", "SEED"),
 )
 # What a figure of a training is called by the hub: ending -> task, its name, metric.
 RESULTS = {

@@ -43,23 +43,34 @@ def is_remote(place: Path) -> bool:
 
 
 def refuse_urls(namespace: Mapping[str, Any]) -> None:
-    """Refuse a URL in a constant that takes none, before it is looked for on the disk or the hub.
+    """Refuse a URL in a constant that takes none, and one that holds a secret.
+
+    Before it is looked for on the disk or the hub, and before it is written down.
 
     Raises:
         UserError: with the flag.
     """
     for name, value in namespace.items():
-        if not name.isupper() or name in TAKERS:
-            continue
         for reference in value if isinstance(value, list) else [value]:
-            if isinstance(reference, str) and is_url(reference):
-                flag = name.lower().replace("_", "-")
-                takers = ", ".join(f"--{taker.lower().replace('_', '-')}" for taker in TAKERS)
+            if not (name.isupper() and isinstance(reference, str) and is_url(reference)):
+                continue
+            flag, shown = _flag(name), redaction.redact(reference)
+            if name not in TAKERS:
                 raise UserError(
-                    f"--{flag} {reference}: only {takers} take a URL; fetch it (aws s3 "
-                    f"sync, gcloud storage cp -r, hf download), then give --{flag} its folder; "
-                    "a model of the hub is owner/name"
+                    f"--{flag} {shown}: only {', '.join(f'--{_flag(taker)}' for taker in TAKERS)} "
+                    "take a URL; fetch it (aws s3 sync, gcloud storage cp -r, hf download), then "
+                    f"give --{flag} its folder; a model of the hub is owner/name"
                 )
+            if shown != reference:
+                raise UserError(
+                    f"--{flag} {shown}: a URL stands in run.json, and this one holds a secret; "
+                    "give that by the environment (AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS, hf "
+                    f"auth login), or fetch what it names and give --{flag} its folder"
+                )
+
+
+def _flag(constant: str) -> str:
+    return constant.lower().replace("_", "-")
 
 
 def find(url: str, what: str, cure: str) -> list[Path]:

@@ -9,10 +9,13 @@ HIDDEN = "***"
 SECRET_WORDS = frozenset({"token", "secret", "password"})
 # Shorter values are switches (HF_HUB_DISABLE_IMPLICIT_TOKEN=1), not secrets.
 LEAST_SECRET = 8
-# Tokens of the hub, and the password in https://user:password@host.
+# Tokens of the hub; the password in https://user:password@host; what signs an address for whoever
+# has it: ?X-Amz-Signature=, &sig=, ?token=.
+_SIGNED = r"([?&][\w-]*(?:signature|sig|credential|token|secret|password|key)=)(?!\*)[^&#\s\"')]+"
 _SHAPES = (
     (re.compile(r"\b(hf|api_org)_[A-Za-z0-9]{8,}"), HIDDEN),
     (re.compile(r"(://[^/\s:@]*):[^/\s@]+@"), rf"\1:{HIDDEN}@"),
+    (re.compile(_SIGNED, re.IGNORECASE), rf"\1{HIDDEN}"),
 )
 
 

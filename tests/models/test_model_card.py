@@ -74,6 +74,7 @@ def record(tmp_path: Path) -> dict:
         runs,
         "create_distil_dataset",
         {"corpus": corpus, "teacher": teacher},
+        settings={"SPAN_SHARE": 0.75, "QUERY_PROMPT": ""},
         rows={"train": 6, "held_out": 1},
         facts={"lengths": {"teacher_tokens": 32}},
     )
@@ -87,7 +88,7 @@ def record(tmp_path: Path) -> dict:
         },
         settings={
             "SEED": 7, "OBJECTIVE": "mse", "SELECT_BY": "retrieval_ndcg@10",
-            "VALIDATION_SETS": ["squad"],
+            "VALIDATION_SETS": ["squad"], "FREEZE_EMBEDDINGS": True,
         },
         rows={"train": 6},
         steps=12,
@@ -134,7 +135,9 @@ def test_text_tells_how_it_was_made(record: dict, student: Student) -> None:
     ]  # fmt: skip
     assert stages.index("mlm/create_dataset") < stages.index("create_distil_dataset")
     own = next(line for line in lines if "distil_modernbert" in line)
-    assert "3,456" in own and "OBJECTIVE mse" in own and "SEED 7" in own
+    assert "3,456" in own and "OBJECTIVE mse, FREEZE_EMBEDDINGS True" in own and "SEED 7" in own
+    labelled = next(line for line in lines if "create_distil_dataset" in line)
+    assert "SPAN_SHARE 0.75" in labelled
     for said in (
         "Texts of NanoNQ were kept out of the corpus: 4",
         "Its teacher read at most 32 tokens",

@@ -44,6 +44,24 @@ def test_a_url_that_is_not_taken_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
+    ("script", "flag", "url", "shown"),
+    [
+        ("mlm/create_dataset", "offline-text", "https://b.s3/x?a=1&X-Amz-Signature=hush", "=***"),
+        ("create_distil_dataset", "output-url", "s3://id:hush@b/labels", "s3://id:***@b/labels"),
+        ("distil_modernbert", "labels", "https://b.blob/x?sig=hush", "https://b.blob/x?sig=***"),
+    ],
+)
+def test_a_url_with_a_secret_is_refused(
+    script: str, flag: str, url: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would stand in run.json and in indexes: the environment is named in its place."""
+    said = refusal(script, [f"--{flag}", url], capsys)
+    assert f"--{flag} " in said
+    assert f"{shown}: a URL stands in run.json, and this one holds a secret; give that by" in said
+    assert "hush" not in said
+
+
+@pytest.mark.parametrize(
     ("url", "why"),
     [
         ("memory://b/none", r"CORPUS: memory://b/none is not there; make it"),

@@ -36,6 +36,8 @@ def test_text_loses_secrets_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert redaction.redact("said correct-horse 1 time") == "said *** 1 time"
     shown = redaction.redact("https://me:pass@host/x?a=1 at 10:30")
     assert shown == "https://me:***@host/x?a=1 at 10:30"
+    shown = redaction.redact("s3://b/x?X-Amz-Signature=ab%2F1&n=2 and https://h/f?sig=cd#e")
+    assert shown == "s3://b/x?X-Amz-Signature=***&n=2 and https://h/f?sig=***#e"
     plain = "hf_hub_offline, hf_models; step 12: loss 0.5 in runs/offline@x"
     assert redaction.redact(plain) == plain
 

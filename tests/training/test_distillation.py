@@ -132,6 +132,34 @@ def test_loss_is_the_objective_over_the_batch(
         assert float((mine.grad - its.grad).abs().max()) < 1e-4 * size, name
 
 
+@pytest.mark.parametrize("own_pass", [True, False])
+def test_a_frozen_table_changes_no_other_gradient(
+    make_student: Make,
+    tokens: TokenStore,
+    vectors: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    own_pass: bool,
+) -> None:
+    """It has no gradient, does not decay and has no state to resume; all else trains as ever."""
+    if not own_pass:
+        monkeypatch.setattr(forward, "supports", lambda model: False)
+    task, whole = (make_task(make_student(), tokens, vectors) for _ in range(2))
+    table = task.model.get_input_embeddings().weight.requires_grad_(False)
+    before = table.clone()
+    batch = task.epoch(0)[0]
+    for each in (task, whole):
+        each.loss(batch)[0].backward()
+    for mine, its in zip(task.model.parameters(), whole.model.parameters(), strict=True):
+        if mine is not table:
+            torch.testing.assert_close(mine.grad, its.grad, rtol=1e-6, atol=1e-8)
+    optimizer = loop.make_optimizer("adamw", task.model, learning_rate=0.1, weight_decay=0.5)
+    optimizer.step()
+    assert table.grad is None
+    assert torch.equal(table, before)
+    assert all(each is not table for group in optimizer.param_groups for each in group["params"])
+    assert len(optimizer.state) == sum(1 for _ in task.model.parameters()) - 1
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_kl_skips_a_batch_too_small_to_rank(
     make_student: Make, tokens: TokenStore, vectors: np.ndarray, rows: int
