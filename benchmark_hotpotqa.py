@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from small_modernbert.data.retrieval_sets import RetrievalSet
     from small_modernbert.evaluation.benchmark import Benchmark
 
-# Models: a stage of the recipe (distil_modernbert, distil_modernbert@random), a folder, or a hub id
-# (owner/name, owner/name@revision). `label=reference` names the row; the first is "the student".
+# Models: a stage of the recipe (distil_modernbert, distil_modernbert@random), a folder, a hub id
+# (owner/name, owner/name@revision), or a form of an export (export_model/onnx/model_quantized.onnx,
+# or its path). `label=reference` names the row; the first is "the student".
 MODELS: list[str] = ["sts_fine_tuning", "distil_modernbert"]  # rows, as label=reference
 TEACHER: str = (
     "Alibaba-NLP/gte-modernbert-base@e7f32e3c00f91d699e8c43b53106206bcc72bb22"  # "" for none
@@ -120,7 +121,7 @@ def find_inputs() -> tuple[dict[str, Path | str], dict[str, Path | str]]:
             raise UserError(f"MODELS: the label {label!r} stands twice; give one another: a=...")
         if (place := find_model(label, reference)) is not None:
             models[label] = place
-    inputs = {f"model {label}": reference for label, reference in models.items()}
+    inputs = {f"model {label}": whole_model(place) for label, place in models.items()}
     inputs |= references.need_evaluation(RECIPE, RETRIEVAL_FOLDER)
     if TRAINING_TEXT:
         cure = "run: python create_distil_dataset.py"
@@ -131,12 +132,28 @@ def find_inputs() -> tuple[dict[str, Path | str], dict[str, Path | str]]:
     return models, inputs
 
 
-def find_model(label: str, reference: str) -> Path | str | None:
-    """Return a model's folder or hub id; None for a reduced teacher that is not there.
+def whole_model(place: Path | str) -> Path | str:
+    """Return what a model's digest is taken of; of a form its export, which has its tokenizer.
 
     Raises:
-        UserError: a stage has not finished, or there is no such folder.
+        UserError: a file is no form of an export.
     """
+    from small_modernbert.models import encoders
+
+    return encoders.export_of(place) if isinstance(place, Path) and place.is_file() else place
+
+
+def find_model(label: str, reference: str) -> Path | str | None:
+    """Return a model's folder, file or hub id; None for a reduced teacher that is not there.
+
+    Raises:
+        UserError: a stage has not finished, or there is no such folder or file.
+    """
+    from small_modernbert.models import onnx_encoder
+
+    if Path(reference).suffix in onnx_encoder.ENGINES:
+        cure = "name a file that its export has, or make it: python export_model.py --overwrite"
+        return references.need_file(reference, RECIPE, label, cure)
     folder = references.locate(reference, RECIPE)
     if folder is None:
         return reference

@@ -16,7 +16,7 @@ Writes: runs/<recipe>/export_model/final/: the sentence-transformers files, onnx
     python export_model.py --recipe offline --browser-page
 
 Every form encodes texts from one token to the maximum, and is compared with the torch model. To
-search on a CPU without torch: small_modernbert/export/onnx_encoder.py. In a browser, where
+search on a CPU without torch: small_modernbert/models/onnx_encoder.py. In a browser, where
 --browser-page wrote one, while any file server has the folder: the card has the line for that.
 """
 
@@ -209,8 +209,8 @@ def time_forms(final: Path, forms: list[str], texts: list[str]) -> dict[str, flo
         return {}
     from small_modernbert.evaluation import speed
     from small_modernbert.export import onnx_export
-    from small_modernbert.export.onnx_encoder import OnnxEncoder
     from small_modernbert.models import encoders
+    from small_modernbert.models.onnx_encoder import OnnxEncoder
 
     readers = {onnx_export.TORCH: encoders.load_encoder(final).encode}
     readers |= {form: OnnxEncoder(final, form, THREADS).encode for form in forms}
@@ -227,7 +227,7 @@ def measure(
     """
     from small_modernbert.export import onnx_export
     from small_modernbert.export import parity as comparison
-    from small_modernbert.export.onnx_encoder import OnnxEncoder
+    from small_modernbert.models.onnx_encoder import OnnxEncoder
 
     wanted = comparison.torch_encoder(student, max_tokens)(probes)
     given = {onnx_export.TORCH: comparison.torch_encoder(final, max_tokens)(probes)}

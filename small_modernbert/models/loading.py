@@ -316,7 +316,9 @@ def explained(what: str, reference: Path | str) -> Iterator[None]:
 def load_error(what: str, reference: Path | str, error: Exception) -> UserError:
     """Return the one-line error for a model or tokenizer that did not load."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if isinstance(reference, Path):
+    if isinstance(reference, Path) and reference.is_file():
+        cure = "make it again: python export_model.py --overwrite"
+    elif isinstance(reference, Path):
         cure = "is it a model folder? point at a stage's final/"
     else:
         cure = "check the id, or log in; for a run without a hub: make run"

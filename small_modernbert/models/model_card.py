@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from torch import nn
 
 from small_modernbert.models import card_examples, origins
+from small_modernbert.models.architecture import count_weights
 from small_modernbert.models.origins import Origin
 from small_modernbert.runs import ancestry, report, storage
 
@@ -188,11 +188,8 @@ def evaluation(name: str, ending: str, value: float) -> EvalResult:
 
 
 def _description(student: "Student", record: Mapping[str, Any]) -> str:
-    config, body = student.body.config, student.body
-    total = sum(parameter.numel() for parameter in body.parameters())
-    total += sum(parameter.numel() for parameter in student.head.parameters())
-    tables = [module for module in body.modules() if isinstance(module, nn.Embedding)]
-    outside = total - sum(table.weight.numel() for table in tables)
+    config = student.body.config
+    total, outside = count_weights(student.body, student.head)
     heads = ", ".join(type(module).__name__ for module in student.head)
     after = f", then {heads}" if heads else ""
     unit = ", then scaled to unit length" if student.normalised else ""

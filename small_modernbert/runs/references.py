@@ -127,6 +127,18 @@ def need(reference: str, recipe: str, what: str, cure: str) -> Path:
     return folder
 
 
+def need_file(reference: str, recipe: str, what: str, cure: str) -> Path:
+    """Return the file that a path names, or a part of a stage: `export_model/onnx/model.onnx`.
+
+    Raises:
+        UserError: it is not there; the message names `what` it should be and the `cure`.
+    """
+    path = locate(reference, recipe) if split_stage(reference) else find(reference)
+    if path is None or not path.is_file():
+        raise UserError(f"{what}: {path or reference} is not there; {cure}")
+    return path
+
+
 def need_first(references: Sequence[str], recipe: str, what: str, cure: str) -> Path:
     """Like `need`, of the first reference that is there: a track may come to a script in two ways.
 

@@ -108,9 +108,12 @@ def test_rows_that_can_no_longer_be_run_keep_their_figures(
 
 
 def test_a_graph_is_a_row_like_any_model(tmp_path: Path, teacher_folder: Path) -> None:
-    """A file of onnxruntime gives its own vectors, cut as it says and whatever stands beside it."""
+    """A graph of several outputs gives the vectors of one, cut as its description says."""
     import onnx
+    import transformers
     from onnx import helper
+
+    from small_modernbert.models import encoders
 
     # Each token's number, and their sum where the mask is 1: two outputs, the second is the row's.
     whole = helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["n", "t"])
@@ -132,12 +135,12 @@ def test_a_graph_is_a_row_like_any_model(tmp_path: Path, teacher_folder: Path) -
     path = tmp_path / "onnx/model.onnx"
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
     (tmp_path / "tokenizer.json").write_bytes((teacher_folder / "tokenizer.json").read_bytes())
-    (tmp_path / "export.json").write_text('{"max_tokens": 4}')
-    folder = tmp_path / "row"
-    exported.take_export(tmp_path, "onnx/model.onnx", folder, teacher_folder)
-    stored = json.loads((folder / exported.ROW).read_text())
-    (folder / exported.ROW).write_text(json.dumps(stored | {"output": 1}))
-    encoder = exported.load_encoder(folder)
+    exported.keep_output(path, 1)
+    exported.describe(tmp_path, transformers.BertConfig(hidden_size=12), 4)
+    said = json.loads((tmp_path / "export.json").read_text())
+    (tmp_path / "export.json").write_text(json.dumps(said | {"dimensions": 1}))
+    (tmp_path / "row").symlink_to(path)
+    encoder = encoders.load_encoder((tmp_path / "row").resolve())
     short, long = encoder.encode_batch(["a", "a the and of in that is"], "")
     assert 0 < short[0] < long[0]
     # Cut at four tokens, and padded beside a longer text, nothing changes.

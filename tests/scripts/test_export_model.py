@@ -34,10 +34,11 @@ from small_modernbert.export import (
     onnx_export,
     parity,
 )
-from small_modernbert.export.onnx_encoder import OnnxEncoder, cut_by_length, pad
 from small_modernbert.initialisation import static_table
-from small_modernbert.models import card_examples, module_files, students
+from small_modernbert.models import card_examples, encoders, module_files, students
 from small_modernbert.models.loading import load_backend
+from small_modernbert.models.onnx_encoder import OnnxEncoder, cut_by_length, pad
+from small_modernbert.models.vectors import normalise
 from small_modernbert.runs import settings, storage
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.references import ROOT
@@ -216,6 +217,9 @@ def test_description_and_record(exported: Path) -> None:
     assert told["inputs"] == {name: ["batch", "tokens"] for name in ("input_ids", "attention_mask")}
     assert told["outputs"] == {"sentence_embedding": ["batch", 64]}
     assert (told["dimensions"], told["max_tokens"], told["pooling"]) == (64, MAX_TOKENS, "mean")
+    counted = encoders.load_encoder(exported)
+    assert told["parameters"] == counted.parameters
+    assert told["parameters_without_embeddings"] == counted.parameters_without_embeddings > 0
     graph = onnx.load(exported / onnx_export.GRAPH).graph
     dims = {
         value.name: [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim]
@@ -452,7 +456,7 @@ def test_encoder_needs_neither_torch_nor_transformers(exported: Path) -> None:
 import sys
 for name in ("torch", "transformers", "sentence_transformers", "onnx"):
     sys.modules[name] = None
-from small_modernbert.export.onnx_encoder import OnnxEncoder
+from small_modernbert.models.onnx_encoder import OnnxEncoder
 for file in {FORMS!r}:
     print(OnnxEncoder({str(exported)!r}, file, 1).encode(["is it?", "", "a text"]).shape)
 """
@@ -482,6 +486,80 @@ def test_encoder_names_what_is_missing(exported: Path, tmp_path: Path, missing: 
     (tmp_path / "copy" / missing).unlink()
     with pytest.raises(FileNotFoundError, match=missing):
         OnnxEncoder(tmp_path / "copy")
+
+
+def benchmark_flags(folder: Path, *models: str) -> list[str]:
+    """Return the flags of a benchmark of models over the set that lies in a folder."""
+    return [
+        *("--models", *models, "--retrieval", "made", "--retrieval-folder", str(folder)),
+        *("--teacher", "", "--reduced-teacher", "", "--sts", "--no-bm25", "--recipe", "made"),
+        *("--speed-documents", "4", "--speed-queries", "4", "--overwrite"),
+    ]
+
+
+def test_forms_are_rows_of_the_benchmark(
+    exported: Path,
+    student: Path,
+    long_texts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In fp32 a form ranks as the torch model does; sizes are its own, weights are counted once."""
+    monkeypatch.setenv("RUNS", str(exported.parents[2]))
+    names = [str(number) for number in range(40)]
+    queries = [" ".join(text.split()[:4]) for text in long_texts[:40]]
+    tables = {
+        "corpus": {"_id": names, "text": long_texts[:40]},
+        "queries": {"_id": names, "text": queries},
+        "qrels": {"query-id": names, "corpus-id": names},
+    }
+    for part, columns in tables.items():
+        (tmp_path / part).mkdir()
+        pq.write_table(pa.table(columns), tmp_path / part / "made.parquet")
+    forms = dict(zip(("onnx", "int8", "openvino"), FORMS, strict=True))
+    given = [f"{label}=export_model/{form}" for label, form in forms.items()]
+    script = load_script("benchmark_hotpotqa").__dict__
+    settings.run(script, benchmark_flags(tmp_path, f"student={student}", *given))
+    results = exported.parents[1] / "benchmark_hotpotqa/final/results.json"
+    rows = {row["label"]: row for row in storage.read_json(results, "")["rows"]}
+    for label, form in forms.items():
+        row = rows[label]
+        assert row["parameters"] == rows["student"]["parameters"]
+        assert row["documents_per_second"] > 0 and row["queries_per_second"] > 0
+        assert row["size_bytes"] > (exported / form).stat().st_size
+        assert ("openvino" if label == "openvino" else "onnxruntime") in row["note"]
+        far = 0.1 if label == "int8" else 1e-9
+        assert row["quality"] == pytest.approx(rows["student"]["quality"], abs=far)
+    assert rows["int8"]["size_bytes"] < rows["onnx"]["size_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("elsewhere/onnx/model.onnx", "model.onnx is no form of an export: .* export_model.py"),
+        ("export_model/onnx/no.onnx", "no.onnx is not there; name a file that its export has"),
+        ("copy/onnx/model.onnx", "cannot load .*model.onnx: .*python export_model.py --overwrite"),
+        ("export_model/openvino/openvino_model.xml", "not installed; run: pip install openvino"),
+    ],
+)
+def test_what_is_no_form_is_refused_with_the_cure(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, message: str
+) -> None:
+    """A file without an export, or without its engine, ends the benchmark in one line."""
+    monkeypatch.setenv("RUNS", str(exported.parents[2]))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    for name in ("elsewhere", "copy"):
+        (tmp_path / name / "onnx").mkdir(parents=True)
+        (tmp_path / name / "onnx/model.onnx").write_bytes(b"no graph")
+    for name in ("export.json", "tokenizer.json"):
+        shutil.copy(exported / name, tmp_path / "copy")
+    reference = place if place.startswith("export_model") else str(tmp_path / place)
+    script = load_script("benchmark_hotpotqa")
+    with pytest.raises(UserError, match=message):
+        settings.override(script.__dict__, benchmark_flags(tmp_path, f"a={reference}"))
+        form = script.find_model("a", reference)
+        script.whole_model(form)
+        encoders.load_encoder(form, "a")
 
 
 def test_rerun_keeps_and_other_settings_are_refused(
@@ -515,6 +593,11 @@ def test_bert_with_a_head_and_prompts(
         np.testing.assert_allclose(encoder.encode(texts), reference.encode(texts), atol=1e-5)
         given = encoder.encode(texts, prompt_name="query")
         np.testing.assert_allclose(given, reference.encode_query(texts), atol=1e-5)
+        row = encoders.load_encoder(final / form)
+        given = row.encode_queries(texts)
+        assert np.einsum("ij,ij->i", given, normalise(reference.encode_query(texts))).min() > 0.9999
+        given = row.encode_documents(texts)
+        assert np.einsum("ij,ij->i", given, normalise(reference.encode(texts))).min() > 0.9999
 
 
 @pytest.mark.parametrize("reader", ["sentence-transformers", "transformers", onnx_export.GRAPH])

@@ -1,6 +1,6 @@
 """An exported student on a CPU, without torch and without transformers.
 
-    from small_modernbert.export.onnx_encoder import OnnxEncoder
+    from small_modernbert.models.onnx_encoder import OnnxEncoder
     encoder = OnnxEncoder("runs/offline/export_model/final", "onnx/model_quantized.onnx", threads=2)
     vectors = encoder.encode(["a text", "another"])
 
@@ -16,6 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 DESCRIPTION = "export.json"
+ENGINES = {".onnx": "onnxruntime", ".xml": "openvino"}  # by the ending of what they run
 TOKENS_PER_BATCH = 2_048  # padding included; what stays in a CPU's cache beats larger batches
 TEXTS_AT_ONCE = 16_384  # tokenised and sorted together, so that memory is flat over any corpus
 
@@ -29,6 +30,7 @@ class OnnxEncoder:
         dimensions: width of the vectors.
         max_tokens: longer texts are cut, special tokens included.
         prompts: beginnings of texts by name, as the model was trained with.
+        default_prompt: name of the one for neither queries nor documents; None for none.
     """
 
     def __init__(self, folder: Path | str, file: str = "onnx/model.onnx", threads: int = 0) -> None:
@@ -50,12 +52,12 @@ class OnnxEncoder:
         self.dimensions: int = description["dimensions"]
         self.max_tokens: int = description["max_tokens"]
         self.prompts: dict[str, str] = description.get("prompts", {})
-        self._default_prompt: str | None = description.get("default_prompt_name")
+        self.default_prompt: str | None = description.get("default_prompt_name")
         self._pad: int = description["pad_token_id"]
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(self.max_tokens)
         self._tokenizer.no_padding()
-        start = _openvino if file.endswith(".xml") else _onnxruntime
+        start = _openvino if ENGINES.get(Path(file).suffix) == "openvino" else _onnxruntime
         self._infer: Infer = start(folder / file, threads)
 
     def encode(
@@ -63,6 +65,7 @@ class OnnxEncoder:
         texts: Sequence[str],
         tokens_per_batch: int = TOKENS_PER_BATCH,
         prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> np.ndarray:
         """Return `(texts, dimensions)` float32 unit vectors, in the order given.
 
@@ -73,8 +76,10 @@ class OnnxEncoder:
             tokens_per_batch: padding included.
             prompt_name: of the prompt in front of each, such as "query"; None for the model's
                 default prompt, if it has one.
+            prompt: the text itself, in place of a named one; "" for none.
         """
-        prompt = self.prompts.get(prompt_name or self._default_prompt or "", "")
+        if prompt is None:
+            prompt = self.prompts.get(prompt_name or self.default_prompt or "", "")
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             window = [prompt + text for text in texts[start : start + TEXTS_AT_ONCE]]
