@@ -153,21 +153,21 @@ def run_tasks(
     from small_modernbert.labelling import label_tasks
 
     plan = label_tasks.Plan(
-        inputs["corpus"],
-        inputs["teacher"],
-        TEACHER_REVISION,
-        QUERY_PROMPT,
-        DOCUMENT_PROMPT,
-        MAX_TOKENS,
-        SPAN_SHARE,
-        ROWS_PER_SHARD,
-        width,
-        PCA_TEXTS,
-        PRECISION,
-        TOKENS_PER_BATCH,
-        outlet,
-        stage.scratch / "labels",
-        stage.scratch,
+        corpus=inputs["corpus"],
+        teacher=inputs["teacher"],
+        revision=TEACHER_REVISION,
+        query_prompt=QUERY_PROMPT,
+        document_prompt=DOCUMENT_PROMPT,
+        max_tokens=MAX_TOKENS,
+        span_share=SPAN_SHARE,
+        shard_rows=ROWS_PER_SHARD,
+        width=width,
+        pca_texts=PCA_TEXTS,
+        precision=PRECISION,
+        tokens_per_batch=TOKENS_PER_BATCH,
+        outlet=outlet,
+        building=stage.scratch / "labels",
+        scratch=stage.scratch,
     )
     return label_tasks.run(executor, stage, plan, TASK_SHARDS)
 

@@ -144,11 +144,11 @@ def _run_here(executor: Executor, folder: Path, array: Array) -> None:
     processes = min(executor.processes or _places(array), array.tasks)
     pipeline = LocalPipelineExecutor([array.step], array.tasks, processes, str(folder / array.name))
     missing = array.missing(folder)
-    task = _Task(pipeline)
+    task = _Task(pipeline, array.on_gpu)
     bar = report.progress(description=array.name, total=len(missing), unit=" tasks")
     with bar, workers.pool(processes) as pool:
         try:
-            for _ in workers.ordered_map(pool, task, missing, ahead=processes):
+            for _ in workers.ordered_map(pool, task, enumerate(missing), ahead=processes):
                 bar.update(1)
         except BaseException:
             # What the others have begun is of no use to a run that ends; they start it afresh.
@@ -172,15 +172,28 @@ class _Task:
     """One task of a pipeline, without what datatrove writes to the terminal; its log has it."""
 
     pipeline: Any
+    on_gpu: bool
 
-    def __call__(self, number: int) -> None:
+    def __call__(self, placed: tuple[int, int]) -> None:
+        """Do a task, given its place among those that are missing, and its number."""
         from loguru import logger as terminal
 
+        place, number = placed
+        if self.on_gpu:
+            _take_gpu(place)
         # Steps add up what they did: a process that does several tasks takes a fresh one for each.
         pipeline = copy.deepcopy(self.pipeline)
         with contextlib.redirect_stderr(io.StringIO()):
             pipeline._run_for_rank(number, local_rank=1)
         terminal.remove()
+
+
+def _take_gpu(place: int) -> None:
+    """Have this process use one GPU for all that it does; its first task says which."""
+    import torch
+
+    if torch.cuda.is_available() and not torch.cuda.is_initialized():
+        torch.cuda.set_device(place % torch.cuda.device_count())
 
 
 def _run_on_ray(executor: Executor, folder: Path, array: Array) -> None:

@@ -72,13 +72,11 @@ class Plan:
         """The file with what the first task decided for all."""
         return self.scratch / "settled.json"
 
-    def open_labeller(self, rank: int) -> Labeller:
+    def open_labeller(self) -> Labeller:
         """Load the teacher in this process, once for all tasks that it does."""
         # The sums of a product depend on the number of threads: as many for any number of workers.
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(1)
-        if torch.cuda.is_available():
-            torch.cuda.set_device(rank % torch.cuda.device_count())
         machine.keep_freed()
         reader, slices = _open(self)
         return Labeller(reader, slices, self, lambda texts: None, self.outlet)
@@ -115,7 +113,7 @@ class FitProjection(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:  # noqa: ANN401  datatrove's
         """Write `settled`, the vectors of the sample and the projection."""
         with self.track_time():
-            self.plan.open_labeller(rank).fit(self.plan.width, self.plan.pca_texts)
+            self.plan.open_labeller().fit(self.plan.width, self.plan.pca_texts)
         yield from ()
 
 
@@ -142,7 +140,7 @@ class LabelSlices(PipelineStep):
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:  # noqa: ANN401  datatrove's
         """Write the shards of run `rank`."""
         split, first, last = self.work[rank]
-        labeller = self.plan.open_labeller(rank)
+        labeller = self.plan.open_labeller()
         with self.track_time():
             projection = labeller.fit(self.plan.width, self.plan.pca_texts)
             labeller.label_slices(split, first, last, projection)

@@ -112,6 +112,24 @@ def test_rows_of_another_corpus_have_another_digest(script: Script, plain: Path)
     assert digest(script("held", "--held-out-rows", "19")) != digest(plain)
 
 
+def test_each_process_has_a_gpu_of_its_own(
+    tmp_path: Path, texts: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is chosen once, by the first task's place among those that are left, not by its number."""
+    chosen: list[int] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: bool(chosen))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    step = prepare(tmp_path, texts, tokenizer)
+    marks = tmp_path / "spills" / "own" / "completions"
+    marks.mkdir(parents=True)
+    (marks / "00000").touch()
+    array = executors.Array("own", step, 3, on_gpu=True)
+    assert executors.Executor("local", 1).run(tmp_path / "spills", array)
+    assert chosen == [0]
+
+
 def prepare(folder: Path, texts: Path, tokenizer: Path) -> corpus_tasks.PrepareParts:
     """Return the step of nine tasks over the texts."""
     source = sources.TextSource(name="own", id=str(texts), texts=("text",), label="source")
