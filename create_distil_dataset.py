@@ -26,6 +26,8 @@ from small_modernbert.runs.errors import UserError
 if TYPE_CHECKING:
     from small_modernbert.data.executors import Executor
     from small_modernbert.data.outlets import Outlet
+    from small_modernbert.labelling.teacher_labels import Slices
+    from small_modernbert.labelling.teacher_reading import Reader
 
 # Inputs
 CORPUS: str = "mlm/create_dataset"  # a stage of this recipe, a folder or a URL
@@ -103,18 +105,13 @@ def label(
         made_by_tasks: what an executor's tasks settled on; None where there were none.
     """
     from small_modernbert.labelling import lengths, teacher_labels
-    from small_modernbert.labelling.teacher_reading import Reader
-    from small_modernbert.models import precision, prompts, teachers
+    from small_modernbert.models import teachers
     from small_modernbert.runs import machine, report, storage
 
     machine.keep_freed()
     record = stage.record
-    teacher = teachers.load_teacher(inputs["teacher"], TEACHER_REVISION or None)
-    named = prompts.prompts_of(teacher, QUERY_PROMPT, DOCUMENT_PROMPT)
-    reader = Reader(teacher, named, max_tokens=MAX_TOKENS)
     slices = teacher_labels.Slices.of(inputs["corpus"], ROWS_PER_SHARD, SPAN_SHARE)
-    dtype = precision.settle(stage, PRECISION, teacher.device, training=False)
-    record.facts |= reader.prepare(dtype, slices.first(), TOKENS_PER_BATCH)
+    reader = open_reader(stage, inputs["teacher"], slices)
     if made_by_tasks is None:
         record.dtype = reader.engine.precision
         # Better now than after hours of labelling; the texts come on top.
@@ -125,7 +122,7 @@ def label(
     with report.progress(description="labelling", total=slices.texts, unit="texts") as bar:
         labeller = teacher_labels.Labeller(reader, slices, stage, bar.update, outlet)
         projection = labeller.fit(width, PCA_TEXTS)
-        reduced = teachers.reduce_teacher(teacher, projection, named)
+        reduced = teachers.reduce_teacher(reader.teacher, projection, reader.prompts)
         teachers.save_teacher(reduced, stage.building / "reduced_teacher")
         facts = labeller.label(projection, record.inputs["teacher"]["digest"])
     record.rows = slices.counts
@@ -137,6 +134,19 @@ def label(
         f"second moment kept, {record.tokens_per_second:,} tokens/s",
         verify=teacher_labels.verify,
     )
+
+
+def open_reader(stage: stages.Stage, place: Path | str, slices: Slices) -> Reader:
+    """Load the teacher of a place, and settle how it reads and in which precision."""
+    from small_modernbert.labelling.teacher_reading import Reader
+    from small_modernbert.models import precision, prompts, teachers
+
+    teacher = teachers.load_teacher(place, TEACHER_REVISION or None)
+    named = prompts.prompts_of(teacher, QUERY_PROMPT, DOCUMENT_PROMPT)
+    reader = Reader(teacher, named, max_tokens=MAX_TOKENS)
+    dtype = precision.settle(stage, PRECISION, teacher.device, training=False)
+    stage.record.facts |= reader.prepare(dtype, slices.first(), TOKENS_PER_BATCH)
+    return reader
 
 
 def run_tasks(

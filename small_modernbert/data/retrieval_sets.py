@@ -161,10 +161,7 @@ def assemble(
     there = document_rows.keys() if not blank else set(documents)
     relevant, counts, judged = _judgements(qrels, query_rows, there, where)
     _check_types(queries["text"], f"{where}, queries")
-    asked = {query: queries["text"][row] for query, row in query_rows.items() if query in relevant}
-    asked = {query: text for query, text in asked.items() if text and not text.isspace()}
-    if not asked:
-        raise UserError(f"{where}: the queries that were judged are blank; {MEND}")
+    asked = _asked(queries["text"], query_rows, relevant, where)
     made = RetrievalSet(
         name=name,
         query_ids=list(asked),
@@ -188,6 +185,17 @@ def assemble(
     made.counts["equal_ids"] = sum(row >= 0 for row in made._equal_ids) - own
     _say(made.counts, where)
     return made
+
+
+def _asked(
+    texts: Sequence[str], rows: Mapping[str, int], relevant: Container[str], where: str
+) -> dict[str, str]:
+    """Return id -> text of the queries that have an answer, without blank ones."""
+    asked = {query: texts[row] for query, row in rows.items() if query in relevant}
+    asked = {query: text for query, text in asked.items() if text and not text.isspace()}
+    if not asked:
+        raise UserError(f"{where}: the queries that were judged are blank; {MEND}")
+    return asked
 
 
 def _documents(

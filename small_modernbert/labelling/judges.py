@@ -193,6 +193,13 @@ def _load_cross_encoder(
             f"judge {name}: it gives {model.num_labels} scores a pair; take one that gives a "
             "single score of relevance: --judge BAAI/bge-reranker-base"
         )
+    return Judge(name, scale, _scorer(model, name, scale, half))
+
+
+def _scorer(
+    model: "CrossEncoder", name: str, scale: Literal["sigmoid", "logit"], half: bool
+) -> Score:
+    """Return the function that scores pairs with a cross-encoder."""
     # English has four to five characters a token; what is longer is truncated in any case.
     longest = int(min(model.max_seq_length or 512, 1e6)) * 5
 
@@ -213,7 +220,7 @@ def _load_cross_encoder(
             return logits
         return (1 / (1 + np.exp(-logits.astype(np.float64)))).astype(np.float32)
 
-    return Judge(name, scale, score)
+    return score
 
 
 def _open_cross_encoder(folder: Path) -> "CrossEncoder":

@@ -191,9 +191,22 @@ def _quality(results: Part) -> Part | None:
     rows = results.get("rows") or []
     if not rows:
         return None
+    where = results.get("machine", {})
+    up = f"nDCG@10, mean of {', '.join(results['averaged'])}"
+    return {
+        "title": "Quality, speed, size",
+        "text": f"Measured on {where.get('processor')}, {where.get('threads')} threads. "
+        "Dotted lines are what has no speed of its own.",
+        "charts": _quality_charts(rows, up),
+        "tables": [_all_rows(rows), *_new_words(rows)],
+        "examples": [],
+    }
+
+
+def _quality_charts(rows: Sequence[Part], up: str) -> list[Part]:
+    """Return quality, whose axis is called `up`, against speed and against size."""
     timed = [row for row in rows if row["documents_per_second"]]
     levels = [(row["label"], row["quality"]) for row in rows if not row["documents_per_second"]]
-    up = f"nDCG@10, mean of {', '.join(results['averaged'])}"
     speed = charts.points(
         [(row["label"], row["documents_per_second"], row["quality"]) for row in timed],
         "documents a second",
@@ -208,8 +221,14 @@ def _quality(results: Part) -> Part | None:
         levels,
         logarithmic=False,
     )
+    return [
+        {"svg": speed, "caption": "quality against speed"},
+        {"svg": size, "caption": "quality against size on disk"},
+    ]
+
+
+def _all_rows(rows: Sequence[Part]) -> Part:
     sets = list(rows[0]["retrieval"])
-    headers = ["model", "quality", "of teacher", *sets, "documents/s", "MB"]
     lines = [
         [
             row["label"],
@@ -221,18 +240,8 @@ def _quality(results: Part) -> Part | None:
         ]
         for row in rows
     ]
-    where = results.get("machine", {})
-    return {
-        "title": "Quality, speed, size",
-        "text": f"Measured on {where.get('processor')}, {where.get('threads')} threads. "
-        "Dotted lines are what has no speed of its own.",
-        "charts": [
-            {"svg": speed, "caption": "quality against speed"},
-            {"svg": size, "caption": "quality against size on disk"},
-        ],
-        "tables": [{"title": "All rows", "headers": headers, "rows": lines}, *_new_words(rows)],
-        "examples": [],
-    }
+    headers = ["model", "quality", "of teacher", *sets, "documents/s", "MB"]
+    return {"title": "All rows", "headers": headers, "rows": lines}
 
 
 def _new_words(rows: Sequence[Part]) -> list[Part]:

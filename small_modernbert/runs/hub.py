@@ -63,13 +63,7 @@ def stream_rows(
                 _knock()
                 # What is taken up after a break must be the very same rows.
                 revision = _settle_revision(id, revision)
-            stream = _open(id, config, split, None if local else revision, columns)
-            if shuffle_seed is not None:
-                stream = stream.shuffle(
-                    seed=shuffle_seed,
-                    buffer_size=SHUFFLE_WINDOW,
-                    max_buffer_input_shards=SHUFFLE_FILES,
-                )
+            stream = _open(id, config, split, None if local else revision, columns, shuffle_seed)
             # The order is the same each time: what was given is passed over.
             for batch in (stream.skip(rows) if rows else stream).iter(batch_size=batch_rows):
                 yield batch
@@ -86,9 +80,14 @@ def stream_rows(
 
 
 def _open(
-    id: str, config: str | None, split: str, revision: str | None, columns: Sequence[str]
+    id: str,
+    config: str | None,
+    split: str,
+    revision: str | None,
+    columns: Sequence[str],
+    shuffle_seed: int | None,
 ) -> Any:  # noqa: ANN401  a streaming dataset; the library is imported only here
-    """Return some columns of a dataset as a stream.
+    """Return some columns of a dataset as a stream; see `stream_rows`.
 
     Raises:
         UserError: it has others.
@@ -109,7 +108,12 @@ def _open(
     # Of Parquet only these are fetched at all; other kinds know no `columns` and say so.
     with suppress(ValueError):
         stream = datasets.load_dataset(id, columns=list(columns), **asked)
-    return stream.select_columns(list(columns))
+    stream = stream.select_columns(list(columns))
+    if shuffle_seed is None:
+        return stream
+    return stream.shuffle(
+        seed=shuffle_seed, buffer_size=SHUFFLE_WINDOW, max_buffer_input_shards=SHUFFLE_FILES
+    )
 
 
 def _knock() -> None:

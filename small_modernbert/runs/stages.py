@@ -209,12 +209,7 @@ class Stage:
         that one has prepared its inputs, or has nothing to train.
         """
         if self._follows:
-            logging.getLogger("small_modernbert").setLevel(logging.ERROR)
-            self.finished = not processes.wait()
-            if not self.finished:
-                stored = storage.read_json(self.folder / "run.json", "run it again")
-                self.record = lineage.Record(self.name, stored["settings"], stored["inputs"])
-                self.record.take_over(stored)
+            self._follow()
             return self
         processes.start()  # from here on the others notice if this process ends
         self._start_logging()
@@ -222,23 +217,7 @@ class Stage:
             self._tidy()  # a kill may have come between the renames and this
             print(f"{self.name}: finished before, kept as it is: {self.final} (--overwrite redoes)")
             return self
-        if self.resumed:
-            logger.info("%s: going on in %s", self.name, self.folder)
-            # Half-written files, ours and those of safetensors, must not get into final/.
-            for pattern in (".*.partial", ".tmp*"):
-                for path in [*self.building.rglob(pattern)]:
-                    storage.remove(path)
-            if self._updates:
-                logger.warning(
-                    "with other libraries than before (%s): the last bits of the result may differ",
-                    ", ".join(self._updates),
-                )
-        else:
-            logger.info("%s: starting in %s", self.name, self.folder)
-            self._tidy()
-            storage.remove(self.building)
-            storage.remove(self.folder / "metrics.jsonl")
-            storage.remove(self.folder / dashboards.FOLDER)
+        self._make_room()
         self.building.mkdir(parents=True, exist_ok=True)
         self.save_record()
         with contextlib.ExitStack() as failed:
@@ -252,6 +231,35 @@ class Stage:
             )
             failed.pop_all()
         return self
+
+    def _follow(self) -> None:
+        """Wait for the process that leads, and take over what it has recorded."""
+        logging.getLogger("small_modernbert").setLevel(logging.ERROR)
+        self.finished = not processes.wait()
+        if not self.finished:
+            stored = storage.read_json(self.folder / "run.json", "run it again")
+            self.record = lineage.Record(self.name, stored["settings"], stored["inputs"])
+            self.record.take_over(stored)
+
+    def _make_room(self) -> None:
+        """Clear away what is of no use to a run that goes on, or that begins."""
+        if not self.resumed:
+            logger.info("%s: starting in %s", self.name, self.folder)
+            self._tidy()
+            storage.remove(self.building)
+            storage.remove(self.folder / "metrics.jsonl")
+            storage.remove(self.folder / dashboards.FOLDER)
+            return
+        logger.info("%s: going on in %s", self.name, self.folder)
+        # Half-written files, ours and those of safetensors, must not get into final/.
+        for pattern in (".*.partial", ".tmp*"):
+            for path in [*self.building.rglob(pattern)]:
+                storage.remove(path)
+        if self._updates:
+            logger.warning(
+                "with other libraries than before (%s): the last bits of the result may differ",
+                ", ".join(self._updates),
+            )
 
     def __exit__(
         self,

@@ -51,22 +51,42 @@ def make_app(searcher: "PassageSearch", weight: float, hosts: list[str]) -> Star
         weight: of BM25 beside a model.
         hosts: names under which it may be asked; another one is refused (DNS rebinding).
     """
-    waiting = asyncio.Semaphore(AT_ONCE)
-    asked: deque[float] = deque(maxlen=A_MINUTE)
+    search = _Search(searcher, weight)
+    return Starlette(
+        routes=[
+            Route("/api/search", search.answer),
+            Route("/api/about", search.about),
+            Route("/health", _health),
+            *(Route(path, _file) for path in FILES),
+        ],
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
+        exception_handlers={404: _missing, 405: _method},
+    )
 
-    async def answer(request: Request) -> Response:
+
+class _Search:
+    """Questions that come in, a few at once and so many a minute."""
+
+    def __init__(self, searcher: "PassageSearch", weight: float) -> None:
+        self.searcher, self.weight = searcher, weight
+        self.waiting = asyncio.Semaphore(AT_ONCE)
+        self.asked: deque[float] = deque(maxlen=A_MINUTE)
+
+    async def answer(self, request: Request) -> Response:
+        """Answer a question, or say why not."""
         question, top_k, problem = _read(request)
         if problem:
             return _refuse(400, problem)
         now = time.monotonic()
-        if len(asked) == A_MINUTE and now - asked[0] < 60:
+        if len(self.asked) == A_MINUTE and now - self.asked[0] < 60:
             return _refuse(429, f"more than {A_MINUTE} questions a minute; wait a little")
-        if waiting.locked():
+        if self.waiting.locked():
             return _refuse(503, f"{AT_ONCE} questions are being answered; ask again")
-        asked.append(now)
-        async with waiting:
+        self.asked.append(now)
+        searcher = self.searcher
+        async with self.waiting:
             try:
-                found = await run_in_threadpool(searcher.find, question, top_k, weight)
+                answers = await run_in_threadpool(searcher.find, question, top_k, self.weight)
             except UserError as error:
                 return _refuse(422, str(error))
         ways = {
@@ -74,45 +94,35 @@ def make_app(searcher: "PassageSearch", weight: float, hosts: list[str]) -> Star
                 {"row": hit.row, "score": round(hit.score, 4), "text": searcher.texts[hit.row]}
                 for hit in hits
             ]
-            for label, hits in found.items()
+            for label, hits in answers.items()
         }
         return JSONResponse({"question": question, "ways": ways}, headers=HEADERS)
 
-    async def about(request: Request) -> Response:
-        del request
+    async def about(self, _: Request) -> Response:
+        """Say what is searched, and by what."""
         facts: dict[str, Any] = {
-            "models": list(searcher.encoders),
-            "passages": len(searcher.texts),
-            "bm25_weight": weight,
-            "no_bm25": searcher.no_words,
+            "models": list(self.searcher.encoders),
+            "passages": len(self.searcher.texts),
+            "bm25_weight": self.weight,
+            "no_bm25": self.searcher.no_words,
         }
         return JSONResponse(facts, headers=HEADERS)
 
-    async def file(request: Request) -> Response:
-        return FileResponse(STATIC / FILES[request.url.path], headers=HEADERS)
 
-    async def health(request: Request) -> Response:
-        del request
-        return PlainTextResponse("ok")
+async def _file(request: Request) -> Response:
+    return FileResponse(STATIC / FILES[request.url.path], headers=HEADERS)
 
-    async def missing(request: Request, error: Exception) -> Response:
-        del error
-        return _refuse(404, f"{request.url.path[:80]} is not here; ask /api/search?q=…")
 
-    async def method(request: Request, error: Exception) -> Response:
-        del error
-        return _refuse(405, f"{request.method} is not answered; use GET")
+async def _health(_: Request) -> Response:
+    return PlainTextResponse("ok")
 
-    return Starlette(
-        routes=[
-            Route("/api/search", answer),
-            Route("/api/about", about),
-            Route("/health", health),
-            *(Route(path, file) for path in FILES),
-        ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
-        exception_handlers={404: missing, 405: method},
-    )
+
+async def _missing(request: Request, _: Exception) -> Response:
+    return _refuse(404, f"{request.url.path[:80]} is not here; ask /api/search?q=…")
+
+
+async def _method(request: Request, _: Exception) -> Response:
+    return _refuse(405, f"{request.method} is not answered; use GET")
 
 
 def _read(request: Request) -> tuple[str, int, str]:

@@ -24,7 +24,7 @@ from small_modernbert.models.prompts import Prompts
 from small_modernbert.models.students import Student
 from small_modernbert.runs.stages import Stage
 from small_modernbert.training import losses
-from small_modernbert.training.batches import Epoch, Mix, plan_epoch
+from small_modernbert.training.batches import Mix, plan_epoch
 
 # Cosine margin for a margin of one logit: rerankers answer with some -10 to 10, so the widest
 # margin asks for 1 and the student's cosines have room for all of them.
@@ -226,23 +226,11 @@ class ContrastiveTask:
         self.weight_by, self.cached_tokens = weight_by, cached_tokens
         lengths = examples.lengths(tokens.lengths)
         keys = examples.row_keys() if distinct else []
-
-        @lru_cache(maxsize=2)
-        def plan(epoch: int) -> Epoch:
-            return plan_epoch(
-                keys,
-                lengths,
-                examples.sources,
-                mix=mix,
-                distinct=distinct,
-                tokens_per_batch=tokens_per_batch,
-                rows_per_batch=rows_per_batch,
-                window_batches=window_batches,
-                seed=seed,
-                epoch=epoch,
-            )
-
-        self.plan = plan
+        rules = {"tokens_per_batch": tokens_per_batch, "rows_per_batch": rows_per_batch}
+        rules |= {"window_batches": window_batches, "seed": seed, "distinct": distinct, "mix": mix}
+        self.plan = lru_cache(maxsize=2)(
+            lambda epoch: plan_epoch(keys, lengths, examples.sources, **rules, epoch=epoch)
+        )
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """Return the batches of one epoch, arrays of row numbers."""
