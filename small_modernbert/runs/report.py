@@ -5,14 +5,15 @@ import functools
 import logging
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from small_modernbert.runs import processes
+from small_modernbert.runs import processes, redaction
 
 SHOW_AFTER_SECONDS = 5.0
 TERMINAL_SECONDS = 0.5  # between two states of a bar
 FILE_SECONDS = 20.0  # between two lines in a log, a pipe, a CI job
+LOG = "small_modernbert"  # the logger of all of ours
 CURSOR_UP = "\x1b[A"
 
 
@@ -100,19 +101,50 @@ def progress(
     )
 
 
+class Redacting(logging.Formatter):
+    """Lines of the log without tokens and passwords."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return redaction.redact(super().format(record))
+
+
 class Console(logging.StreamHandler):
-    """Lines of the log on standard output, without a bar in their midst."""
+    """Lines of the log on standard output, without a bar in their midst.
+
+    Attributes:
+        early: records from before there was a log file, for whoever opens one; None from then on.
+    """
 
     def __init__(self) -> None:
         super().__init__(sys.stdout)
+        self.setFormatter(Redacting("%(message)s"))
+        self.early: list[logging.LogRecord] | None = []
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line; a bar that stands there makes room and comes back below it."""
+        if self.early is not None:
+            self.early.append(record)
         if "tqdm" not in sys.modules or not sys.stdout.isatty():
             super().emit(record)
             return
         with bar_class().external_write_mode(file=_Stderr()):
             super().emit(record)
+
+
+@contextlib.contextmanager
+def console() -> Iterator[None]:
+    """Show the log of a script from its first line on: much is said before a stage has begun."""
+    log, handler = logging.getLogger(LOG), Console()
+    level = log.level
+    if processes.rank() == 0:
+        log.setLevel(logging.INFO)
+        log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def cell(value: Any) -> str:  # noqa: ANN401  numbers, text or None

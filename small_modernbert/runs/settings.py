@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, Literal
 
-from small_modernbert.runs import disk_faults, machine, places, redaction, signals
+from small_modernbert.runs import disk_faults, machine, places, redaction, report, signals
 from small_modernbert.runs.errors import UserError
 
 # Constants that say where and how a run works, never what comes out: they may change between the
@@ -165,7 +165,7 @@ def run(namespace: dict[str, Any], argv: list[str] | None = None) -> None:
     """
     machine.prepare()
     sys.excepthook = _print_redacted
-    with signals.handled(), _ended_in_one_line():
+    with signals.handled(), _ended_in_one_line(), report.console():
         override(namespace, argv)
         places.refuse_urls(namespace)
         typing.cast(Callable[[], None], namespace["main"])()

@@ -295,18 +295,23 @@ class Stage:
             raise told from error
 
     def _start_logging(self) -> None:
-        root = logging.getLogger("small_modernbert")
-        root.setLevel(logging.INFO)
-        root.propagate = False
-        console = report.Console()
-        console.setFormatter(_Redacting("%(message)s"))
-        self._log_handlers = [console]
+        log = logging.getLogger(report.LOG)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+        shown = (handler for handler in log.handlers if isinstance(handler, report.Console))
+        console = next(shown, None)
+        if console is None:
+            console = report.Console()
+            self._log_handlers.append(console)
         if not self.finished:
             file = _LogFile(self.folder / "log.txt", encoding="utf-8")
-            file.setFormatter(_Redacting("%(asctime)s %(message)s"))
+            file.setFormatter(report.Redacting("%(asctime)s %(message)s"))
+            for record in console.early or ():  # what was said of the inputs
+                file.handle(record)
             self._log_handlers.append(file)
+        console.early = None
         for handler in self._log_handlers:
-            root.addHandler(handler)
+            log.addHandler(handler)
 
     @property
     def seconds(self) -> float:
@@ -377,11 +382,6 @@ class Stage:
         """Remove what only an unfinished run has a use for."""
         storage.remove(self.scratch)
         storage.remove(self.checkpoints)
-
-
-class _Redacting(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return redaction.redact(super().format(record))
 
 
 class _LogFile(logging.FileHandler):

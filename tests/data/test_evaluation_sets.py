@@ -502,3 +502,26 @@ def test_other_types_are_read(tmp_path: Path, text: pa.DataType) -> None:
     assert (made.queries, list(made.documents)) == (QUERIES["text"], CORPUS["text"])
     assert made.relevant == {"q1": {"d1": 1}, "q2": {"d2": 1}}
     assert made.counts["irrelevant_judgements"] == 1
+
+
+def test_a_text_of_which_nothing_is_seen_is_blank(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Zero-width spaces, a byte order mark, a NUL: every model gives them a vector all the same."""
+    corpus = {"_id": ["d1", "d2", "d3"], "text": ["rain", "snow", "\u200b\ufeff \x00\n"]}
+    made = evaluation_sets.load_retrieval_set(write(tmp_path, corpus=corpus), "made")
+    assert made.counts["blank_documents"] == 1
+    with caplog.at_level(logging.INFO):
+        assert evaluation_sets.read_texts([tmp_path / "corpus/made.parquet"]) == ["rain", "snow"]
+    assert "1 rows left out" in caplog.text
+
+
+def test_only_what_we_laid_out_comes_again(tmp_path: Path) -> None:
+    """A damaged file of somebody's own is not to be removed: no script of ours makes it."""
+    for folder, again in (("assets", True), ("mine", False)):
+        path = tmp_path / folder / "a.parquet"
+        path.parent.mkdir()
+        path.write_bytes(b"PAR1")
+        with pytest.raises(UserError) as refused:
+            evaluation_sets.read_texts([path])
+        assert ("get_offline_assets" in str(refused.value)) is again

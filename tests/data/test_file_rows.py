@@ -313,3 +313,17 @@ def test_places_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         relative = file_rows.find_files(*map(Path, places), cure="")
         whole = file_rows.find_files(*(tmp_path / place for place in places), cure="")
         assert [file.name for file in relative] == [file.name for file in whole]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "strings.json"])
+def test_half_a_character_is_no_text(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lone surrogate, which JSON can spell and no tokenizer takes, is replaced, and said."""
+    rows = ["moon \ud83c and more", "moon \U0001f315"]
+    rows = rows if name == "strings.json" else [{"text": text} for text in rows]
+    text = "\n".join(map(json.dumps, rows)) if name == "a.jsonl" else json.dumps(rows)
+    with caplog.at_level(logging.INFO):
+        batches = list(file_rows.read_rows(write(tmp_path / name, text), {"text": "text"}, "cure"))
+    assert batches == [{"text": ["moon \ufffd and more", "moon \U0001f315"]}]
+    assert "half a character" in caplog.text

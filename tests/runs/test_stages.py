@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from small_modernbert.runs import lineage, references, signals, stages, storage
+from small_modernbert.runs import lineage, references, report, signals, stages, storage
 from small_modernbert.runs.errors import UserError
 from small_modernbert.runs.stages import Stage
 
@@ -497,3 +498,19 @@ def test_no_secret_in_what_a_stage_writes(
     for word in (secret, other, "typed-in", "plain"):
         assert word not in written
     assert "--hub-token" in written
+
+
+def test_what_is_said_before_a_stage_is_shown_and_stands_in_its_log(
+    open_stage: Open, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files that are left alone are named while the inputs are looked for: not into the void."""
+    with report.console():
+        logging.getLogger("small_modernbert.data").info("test.csv: left alone, hf_%s", "a" * 34)
+        with open_stage() as stage:
+            stage.finish("made")
+    shown, kept = capsys.readouterr().out, (stage.folder / "log.txt").read_text(encoding="utf-8")
+    for text in (shown, kept):
+        assert text.count("test.csv: left alone") == 1 and "hf_aaa" not in text
+    assert shown.count("starting in") == 1
+    handlers = logging.getLogger("small_modernbert").handlers
+    assert not any(isinstance(handler, report.Console) for handler in handlers)
