@@ -88,15 +88,19 @@ stage sts_fine_tuning.py --pairs mined --objective cosine --mine-pairs "$pairs" 
   --held-out-pairs 300 --epochs 1 --evaluate-every 0 \
   --sentence-pairs "$assets/sentence_pairs/mrpc.parquet" "${evaluation[@]}"
 
-# 9  All of them beside the teacher, its reduction, the static twin and BM25. [2.5]
+# 9  The best student as an int8 graph, for a server without torch. [0.3]
+stage export_model.py --variant int8 --no-openvino --probes 16 --speed-texts 0
+
+# 10  All of them beside the teacher, its reduction, the static twin and BM25. [2.8]
 benchmark=(--teacher "$teacher" --max-queries "$queries" --retrieval $sets
   --retrieval-folder "$assets/retrieval" --sts "$assets/sentence_pairs/mrpc.parquet"
   --training-text create_distil_dataset)
 stage benchmark_hotpotqa.py "${benchmark[@]}" \
-  --models distilled=distil_modernbert fast=distil_modernbert@fast sts=sts_fine_tuning \
-  modernbert=distil_modernbert@modernbert --static-twin mlm/init_model_mlm@static/static_twin
+  --models distilled=distil_modernbert "distilled int8=export_model@int8/onnx/model_quantized.onnx" \
+  fast=distil_modernbert@fast sts=sts_fine_tuning modernbert=distil_modernbert@modernbert \
+  --static-twin mlm/init_model_mlm@static/static_twin
 
-# 10  The controls: what the starts are worth, with the small ModernBERT's texts and steps.
+# 11  The controls: what the starts are worth, with the small ModernBERT's texts and steps.
 if [[ $controls ]]; then
   # Carved out of the teacher (GUIDE), then masked-language modelling; from random numbers.
   stage mlm/init_model_mlm.py --init guide --donor "$teacher"
@@ -114,7 +118,7 @@ if [[ $controls ]]; then
     untrained-static=mlm/init_model_mlm@untrained/static_twin
 fi
 
-# 11  All of it on a page; what the stages shared is dropped, its makers would make it again. [0.4]
+# 12  All of it on a page; what the stages shared is dropped, its makers would make it again. [0.4]
 python report.py --recipe "$recipe"
 rm -rf "${RUNS:-runs}/$recipe/.cache"
 
