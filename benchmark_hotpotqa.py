@@ -223,7 +223,9 @@ def add_rows(made: "Benchmark", models: dict[str, Path | str]) -> list[str]:
         What a reader must know of rows that are not there.
     """
     for label, reference in models.items():
-        made.add_model(label, reference, QUERY_PROMPT, DOCUMENT_PROMPT)
+        # A static model has no attention that could read a prompt.
+        prompts = ("", "") if label == "static twin" else (QUERY_PROMPT, DOCUMENT_PROMPT)
+        made.add_model(label, reference, *prompts)
     student = MODELS[0].partition("=")[0] if MODELS else ""
     documents = "reduced teacher" if "reduced teacher" in made.rows else "teacher"
     if student and documents in made.rows:

@@ -38,7 +38,7 @@ TEACHER_REVISION: str = ""  # 40 hex digits pin a hub teacher that is named with
 QUERY_PROMPT: str = ""  # in front of queries where the teacher's folder names none (E5: "query: ")
 DOCUMENT_PROMPT: str = ""  # in front of documents, likewise (E5: "passage: ")
 STUDENT: str = "build_and_save_small_modernbert"  # its vectors' width is the labels'
-DIMENSION: int = 0  # width of the labels; 0 = the student's
+DIMENSION: int = 0  # width of the labels, the teacher's where that is narrower; 0 = the student's
 
 # Labelling
 MAX_TOKENS: int = 0  # texts are cut to so many of the teacher's tokens; 0 = left whole, cut counted
@@ -68,7 +68,7 @@ def main() -> None:
     executor = executors.Executor(EXECUTOR, WORKERS, tuple(SLURM))
     executor.check()
     inputs = find_inputs()
-    width, student_tokens = (DIMENSION, None) if DIMENSION else read_student()
+    width, student_tokens = (narrowed(inputs["teacher"]), None) if DIMENSION else read_student()
     inputs["width"] = f"{width} dimensions"
     with stages.Stage(globals(), inputs) as stage:
         if stage.finished:
@@ -192,6 +192,19 @@ def find_inputs() -> dict[str, Path | str]:
         "corpus": references.need(CORPUS, RECIPE, "corpus", "run: python mlm/create_dataset.py"),
         "teacher": references.locate(TEACHER, RECIPE) or TEACHER,
     }
+
+
+def narrowed(teacher: Path | str) -> int:
+    """Return DIMENSION, or the width of the teacher's vectors where they are narrower."""
+    from small_modernbert.models import loading
+
+    own = loading.read_width(loading.fetch(teacher, TEACHER_REVISION or None))
+    if own < DIMENSION:
+        stages.logger.warning(
+            "DIMENSION is %d, and the teacher's vectors have %d numbers: the labels keep all of "
+            "them", DIMENSION, own,
+        )  # fmt: skip
+    return min(own, DIMENSION)
 
 
 def read_student() -> tuple[int, int]:

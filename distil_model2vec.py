@@ -23,7 +23,7 @@ BASE_MODEL_NAME: str = "GTE_MODERNBERT_BASE"  # or another; owner/name@revision 
 POOLING: Literal["mean", "first", "last", "pooler"] = "mean"  # how an entry's tokens become one
 
 # Model
-PCA_DIMS: int = 256  # width of the vectors; 0 keeps the teacher's, without PCA
+PCA_DIMS: int = 256  # width of the vectors; 0, or more than the teacher's: its own, without PCA
 SIF_COEFFICIENT: float = 1e-4  # a in a / (a + p); smaller turns frequent words down more; 0 = not
 VOCABULARY: str = ""  # file of words to know beside the teacher's tokens, one a line
 QUANTIZE_TO: Literal["float32", "float16", "int8"] = "float32"  # int8 is read by model2vec only

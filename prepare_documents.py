@@ -1,7 +1,7 @@
 """Turn a folder of documents into texts to train on, passages to search, and sets to measure on.
 
 Reads:  DOCUMENTS (files of many kinds, see small_modernbert/data/documents.py), QUERIES where the
-        user has some, TOKENIZER, and a share of general text, so that the rest is not forgotten
+        user has some, TEACHER, and a share of general text, so that the rest is not forgotten
 Writes: runs/<recipe>/prepare_documents/final/: text/own.parquet and text/general.parquet to train
         on; retrieval/ with the sets `mine` and `mine-validation`, of documents that never train;
         passages/ with every passage; documents.md: what became of every file, with examples
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 # Inputs
 DOCUMENTS: str = ""  # a folder, or one file with a document a row
 QUERIES: str = ""  # a file with a column `query`, and `document` (a file's name) where one answers
-TOKENIZER: str = "assets/models/all-MiniLM-L6-v2"  # counts a passage's tokens: stage, folder
+TEACHER: str = "assets/models/all-MiniLM-L6-v2"  # its tokens are counted: stage, folder, hub id
 GENERAL_TEXT: list[str] = ["assets/text/wiki.parquet", "assets/text/papers.parquet"]  # mixed in
 GENERAL_SETS: list[str] = ["squad"]  # copied beside the own sets: what else is the model good for?
 GENERAL_FOLDER: str = "assets/retrieval"  # where those are
 
 # Documents
 MAX_DOCUMENTS: int = 20_000  # beyond it a seeded sample; 0 for all, held in memory
-MAX_TOKENS: int = 224  # of a passage, special tokens included; headings come on top when it trains
+MAX_TOKENS: int = 224  # of a passage, special ones included; headings come on top when it trains
 
 # Texts
 OWN_TEXTS: int = 14_000  # passages and queries to train on; beyond it a seeded choice
@@ -54,6 +54,8 @@ OVERWRITE: bool = False  # redo a finished run
 SEED: int = 42  # of every choice
 
 EXAMPLES, SHOWN_CHARACTERS = 3, 160  # of each kind, and of a text, in documents.md
+STUDENT_LAYERS = 3  # of the teacher's: the recipe's, refused here before anything is labelled
+HEADING_TOKENS = 32  # beside a passage, of what the teacher reads
 COMPARED_PASSAGES = 2_000  # with a general set, to tell a language
 SET_PARTS = ("corpus", "queries", "qrels")  # folders of NanoBEIR's layout
 logger = logging.getLogger("small_modernbert.prepare_documents")
@@ -62,6 +64,7 @@ logger = logging.getLogger("small_modernbert.prepare_documents")
 def main() -> None:
     """Read and cut the documents, keep some apart, make queries, write it all down."""
     inputs = find_inputs()
+    inputs["teacher"], max_tokens = find_teacher()
     with stages.Stage(globals(), inputs=inputs) as stage:
         if stage.finished:
             return
@@ -70,7 +73,7 @@ def main() -> None:
         counts = Counter[str]()
         documents = read_sample(inputs["documents"], counts)
         queries = read_queries(inputs.get("queries"), documents, counts)
-        cut = cut_documents(documents, inputs["tokenizer"])
+        cut = cut_documents(documents, inputs["teacher"], max_tokens)
         pieces = Counter(piece.document for piece in cut)
         parts = own_sets.divide(documents, queries, pieces, HELD_OUT_SHARE, MAX_PASSAGES, SEED)
         held_out = {*parts.validation, *parts.reported}
@@ -122,9 +125,6 @@ def find_inputs() -> dict[str, Path]:
             raise UserError(f"{name.upper()}: {place} is not there; correct --{name}")
         if place:
             inputs[name] = path
-    inputs["tokenizer"] = references.need(TOKENIZER, RECIPE, "TOKENIZER", references.ASSETS)
-    if not (inputs["tokenizer"] / "tokenizer.json").is_file():
-        raise UserError(f"{inputs['tokenizer']} has no tokenizer.json; --tokenizer takes one with")
     for number, text in enumerate(GENERAL_TEXT if GENERAL_TEXTS else [], 1):
         path = references.find_file(text, "GENERAL_TEXT", references.ASSETS)
         if path is None:
@@ -142,6 +142,32 @@ def find_inputs() -> dict[str, Path]:
             if not file.is_file():
                 raise UserError(f"GENERAL_SETS: {file} is not there; {references.ASSETS}")
     return inputs
+
+
+def find_teacher() -> tuple[Path, int]:
+    """Return the teacher's folder, fetched if TEACHER is a hub id, and a passage's most tokens.
+
+    Raises:
+        UserError: it is not there, or no student can be made of some of its layers.
+    """
+    from small_modernbert.models import copying, loading
+
+    references.find_file(TEACHER, "TEACHER", references.ASSETS)
+    folder = references.locate(TEACHER, RECIPE)
+    folder = loading.fetch(TEACHER) if folder is None else folder
+    read = copying.check_teacher(folder, STUDENT_LAYERS)
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            f"TEACHER: {folder} has no tokenizer.json; {loading.FAST.format(folder=folder)}"
+        )
+    if read < 2 * HEADING_TOKENS:
+        raise UserError(f"TEACHER: {folder} reads {read} tokens of a text; name one that reads 128")
+    if read < MAX_TOKENS + HEADING_TOKENS:
+        logger.warning(
+            "the teacher reads %d tokens of a text, so passages have %d at most, not %d",
+            *(read, read - HEADING_TOKENS, MAX_TOKENS),
+        )
+    return folder, min(read - HEADING_TOKENS, MAX_TOKENS)
 
 
 def read_sample(folder: Path, counts: Counter[str]) -> "list[Document]":
@@ -191,14 +217,14 @@ def read_queries(
     return own_sets.read_queries(file, [document.name for document in documents], counts)
 
 
-def cut_documents(documents: "list[Document]", tokenizer: Path) -> "list[Passage]":
-    """Cut all documents to passages."""
+def cut_documents(documents: "list[Document]", teacher: Path, max_tokens: int) -> "list[Passage]":
+    """Cut all documents to passages of so many of the teacher's tokens."""
     from tokenizers import Tokenizer
 
     from small_modernbert.data import passages
     from small_modernbert.data.chunking import Chunker
 
-    chunker = Chunker(Tokenizer.from_file(str(tokenizer / "tokenizer.json")), MAX_TOKENS)
+    chunker = Chunker(Tokenizer.from_file(str(teacher / "tokenizer.json")), max_tokens)
     return [
         piece
         for document in report.progress(documents, description="cutting to passages")

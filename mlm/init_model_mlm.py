@@ -45,12 +45,12 @@ DONOR: str = "answerdotai/ModernBERT-base"  # ModernBERT, BERT or MPNet: stage, 
 DONOR_REVISION: str = ""  # 40 hex digits pin a hub donor
 
 # layers
-LAYERS: list[int] = []  # the donor's, in rising order; none = NUM_LAYERS of them
+LAYERS: list[int] = []  # the donor's, in rising order, -1 the last; none = NUM_LAYERS of them
 NUM_LAYERS: int = 6  # 6 of ModernBERT-base's 22: 0, 4, 8, 12, 16, 20
 LAYER_SPACING: Literal["uniform", "matched"] = (
     "uniform"  # even; or the nearest that attends, globally or locally, as its place here wants
 )
-FFN_UNITS: int = 0  # feed-forward units of each layer that stay; BERT and MPNet only; 0 = all
+FFN_UNITS: float = 0  # feed-forward units of each layer that stay; below 1 a share; 0 = all
 
 # guide
 LAYER_SELECTION: Literal["first", "uniform"] = "first"  # guide: layers that feed the student's
@@ -75,7 +75,8 @@ VARIANT: str = ""  # a second run in the same recipe: ...@<variant>
 OVERWRITE: bool = False  # redo a finished stage
 
 UNIT_TEXTS = 160  # labelled texts that units are judged on
-UNIT_TENSORS = (".intermediate.dense.", ".output.dense.")  # what they read and write with
+# What they read and write with: BERT and its like, ModernBERT.
+UNIT_TENSORS = (".intermediate.dense.", ".output.dense.", ".mlp.Wi.", ".mlp.Wo.")
 
 
 def main() -> None:
@@ -158,12 +159,13 @@ def take_units_out(
     tokens = token_store.store_splits(stage, "labels", texts, student.backend)["train"]
     # The corpus is shuffled: its first texts are a sample.
     sequences = [tokens[row] for row in range(min(UNIT_TEXTS, len(tokens)))]
-    share = ffn_units.keep_units(student.transformer, sequences, FFN_UNITS)
-    stages.logger.info("%d units a layer keep %.1f %% of their say", FFN_UNITS, 100 * share)
+    units = ffn_units.count(student.transformer, FFN_UNITS)
+    share = ffn_units.keep_units(student.transformer, sequences, units)
+    stages.logger.info("%d units a layer keep %.1f %% of their say", units, 100 * share)
     for name, (how, source) in transfer.items():
         touched = any(part in name for part in UNIT_TENSORS) and ".attention." not in name
         if how == "copied" and touched:
-            transfer[name] = ("cut", f"{source}, {FFN_UNITS} of its units")
+            transfer[name] = ("cut", f"{source}, {units} of its units")
 
 
 def start_guided(stage: stages.Stage, inputs: dict[str, Path | str]) -> tuple[Student, Transfer]:

@@ -72,7 +72,7 @@ def distil(
         origin: what it is, for config and card.
         vocabulary: words (or several words each) beside the entries of the teacher's tokenizer;
             as they stand last, Zipf's law counts them among the rarest.
-        pca_dims: width of the result; 0 keeps the teacher's, without PCA.
+        pca_dims: width of the result; 0, or what is not below the teacher's, keeps that.
         sif_coefficient: a in a / (a + p), p from Zipf's law; 0 leaves the vectors unweighted.
         quantize_to: "float32", "float16" or "int8".
         pooling: "mean", "first", "last" or "pooler": how an entry's tokens become one vector.
@@ -82,6 +82,9 @@ def distil(
     """
     name = origin.name
     width = _check(teacher, name, pca_dims, sif_coefficient)
+    if pca_dims > width:
+        logger.warning("PCA_DIMS: %s is %d wide, and so is its static model", name, width)
+        pca_dims = 0
     try:
         with _our_bar_and_no_warnings():
             model = distill_from_model(
@@ -121,10 +124,8 @@ def _check(teacher: SentenceTransformer, name: str, pca_dims: int, sif_coefficie
     width = first.auto_model.config.hidden_size
     if not 0 <= sif_coefficient < 1:
         raise UserError(f"SIF_COEFFICIENT: {sif_coefficient} is not from 0 to below 1; try 1e-4")
-    if not 0 <= pca_dims <= width:
-        raise UserError(
-            f"PCA_DIMS: {pca_dims} is not from 0 to the teacher's width; use at most {width}"
-        )
+    if pca_dims < 0:
+        raise UserError(f"PCA_DIMS: {pca_dims} is below 0; use at most {width}, or 0 for all")
     if any(type(part).__name__ == "Dense" for part in teacher):
         logger.info("%s: its Dense layer plays no part, PCA does", name)
     return width

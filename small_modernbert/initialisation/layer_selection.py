@@ -32,7 +32,7 @@ def choose(
 
     Args:
         model: the donor's transformer.
-        layers: as somebody wants them; none = `number` of them.
+        layers: as somebody wants them, negative ones from the last; none = `number` of them.
         number: of layers.
         spacing: "uniform" spaces them evenly; "matched" takes for each place the nearest layer that
             attends (globally, locally) as the student's pattern does there.
@@ -42,13 +42,14 @@ def choose(
     """
     depth = model.config.num_hidden_layers
     if layers:
-        wrong = [layer for layer in layers if not 0 <= layer < depth]
-        if wrong or sorted(set(layers)) != list(layers):
+        counted = [layer + depth if layer < 0 else layer for layer in layers]
+        wrong = [layer for layer in counted if not 0 <= layer < depth]
+        if wrong or sorted(set(counted)) != counted:
             raise UserError(
                 f"LAYERS {' '.join(map(str, layers))}: the donor has layers 0 to {depth - 1}; give "
                 "some of them in rising order, each once"
             )
-        return list(layers)
+        return counted
     if not 0 < number <= depth:
         raise UserError(
             f"NUM_LAYERS is {number}, and the donor has {depth}; layers are only taken away: "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,11 +63,39 @@ def test_a_cut_model_reloads(teacher_folder: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(states(load(tmp_path)), cut, atol=1e-5, rtol=0)
 
 
-def test_what_cannot_be_cut(
-    teacher_folder: Path, make_student: Callable[..., ModernBertModel]
+def test_gated_units_that_give_nothing_go_unnoticed(
+    make_student: Callable[..., ModernBertModel], tmp_path: Path
 ) -> None:
+    """A ModernBERT's unit goes with its gate; saved, it loads as it is."""
+    model = make_student()
+    width = model.config.intermediate_size
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.mlp.Wi.weight[width + 1 :: 2] = 0  # gates
+    wanted = states(model)
+    ffn_units.keep_units(model, sequences(), width // 2)
+    torch.testing.assert_close(states(model), wanted, atol=1e-4, rtol=0)
+    model.save_pretrained(tmp_path)
+    loaded = ModernBertModel.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(states(loaded), states(model), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "units"),
+    [(0.8333, 1536, 1280), (0.8333, 3072, 2560), (0.01, 96, 8), (40, 96, 40)],
+)
+def test_a_share_is_of_the_donors_own_units(wanted: float, there: int, units: int) -> None:
+    """Five sixths of whatever the donor has, in steps that matrix products take well."""
+    model = SimpleNamespace(config=SimpleNamespace(intermediate_size=there))
+    assert ffn_units.count(model, wanted) == units
+
+
+def test_what_cannot_be_cut(teacher_folder: Path) -> None:
     """Another family, or more units than there are, is refused by name."""
-    with pytest.raises(UserError, match="not out of a modernbert"):
-        ffn_units.keep_units(make_student(), sequences(), 8)
+    with pytest.raises(UserError, match="give a whole number"):
+        ffn_units.count(load(teacher_folder), 40.5)
+    other = SimpleNamespace(config=SimpleNamespace(model_type="albert"))
+    with pytest.raises(UserError, match="not out of a albert"):
+        ffn_units.keep_units(other, sequences(), 8)
     with pytest.raises(UserError, match="FFN_UNITS is 9999"):
         ffn_units.keep_units(load(teacher_folder), sequences(), 9_999)

@@ -58,11 +58,22 @@ def test_spacing(
 
 
 @pytest.mark.parametrize(
+    ("depth", "wanted"), [(3, [0, 1, 2]), (6, [0, 4, 5]), (12, [0, 10, 11]), (22, [0, 20, 21])]
+)
+def test_layers_count_from_the_end_too(make_student: Make, depth: int, wanted: list[int]) -> None:
+    """The first and the last two are so of a donor of any depth."""
+    model = make_student(num_hidden_layers=depth)
+    assert layer_selection.choose(model, [0, -2, -1], 6, "uniform") == wanted
+
+
+@pytest.mark.parametrize(
     ("chosen", "number", "message"),
     [
         ([0, 9], 2, "LAYERS 0 9: the donor has layers 0 to 3"),
         ([2, 0], 2, "in rising order"),
         ([1, 1], 2, "each once"),
+        ([0, -4, -1], 2, "LAYERS 0 -4 -1: .* each once"),
+        ([0, -5], 2, "layers 0 to 3"),
         ([], 5, "--num-layers 4 at most"),
         ([], 0, "NUM_LAYERS is 0"),
     ],

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from miniature import TEACHER, Language, make_miniature_assets
+from miniature import TEACHER, Language, make_miniature_assets, make_teacher
 from script_runner import record_recipe, run
 
 from small_modernbert.data import own_sets, parquet
@@ -14,11 +14,11 @@ from small_modernbert.data.leaks import LeakFilter
 SMALLER = {
     "prepare_documents.py": ["--max-tokens", "48", "--held-out-share", "0.3"],
     "create_distil_dataset.py": ["--dimension", "32", "--pca-texts", "200"],
-    "mlm/init_model_mlm.py": ["--layers", "0", "1", "--ffn-units", "40"],
     "distil_modernbert.py": ["--precision", "fp32", "--held-out-rows", "40"],
     "distil_model2vec.py": ["--pca-dims", "32"],
     "benchmark_hotpotqa.py": ["--speed-documents", "8", "--speed-queries", "8"],
 }
+LAYERS = 4  # of its teacher
 FLAGS = ["--general-sets", "sciq", "--general-texts", "200"]
 
 
@@ -27,6 +27,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return runs/mine after the whole recipe, over 40 made documents."""
     folder = tmp_path_factory.mktemp("mine")
     assets = make_miniature_assets(folder / "assets")
+    words = Language()
+    make_teacher(assets / "models" / TEACHER, words.words, words.topics, layers=LAYERS)
     notes, language = folder / "my notes", Language(5, topics=6, words_per_topic=10)
     notes.mkdir()
     for number in range(40):
@@ -84,6 +86,14 @@ def test_its_search_finds_the_users_passages(world: Path) -> None:
     )
     assert finished.exit_code == 0, finished.output
     assert text.split()[-1] in finished.output
+
+
+def test_the_student_has_the_ends_of_its_teacher(world: Path) -> None:
+    """The first layer and the last two, five sixths of the units, whatever sizes it has."""
+    stage = world / "mlm/init_model_mlm"
+    assert json.loads((stage / "run.json").read_text())["facts"]["donor_layers"] == [0, 2, 3]
+    config = json.loads((stage / "final" / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["intermediate_size"]) == (3, 160)
 
 
 def test_the_teacher_is_the_miniatures(world: Path) -> None:

@@ -209,7 +209,7 @@ def test_modernbert_with_bpe_and_padded_table(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"pca_dims": 49}, "at most 48"),  # wider than the teacher
+        ({"pca_dims": -1}, "at most 48"),
         ({"sif_coefficient": 1.0}, "SIF_COEFFICIENT: 1.0"),
         ({"sif_coefficient": -1e-4}, "SIF_COEFFICIENT"),
     ],
@@ -217,9 +217,14 @@ def test_modernbert_with_bpe_and_padded_table(
 def test_numbers_that_do_not_fit(
     distil: Callable[..., Distilled], changed: dict[str, float], message: str
 ) -> None:
-    """A setting that the teacher cannot have is named with what it can; nothing is adapted."""
+    """A setting that no teacher can have is named with what it can."""
     with pytest.raises(UserError, match=message):
         distil(**changed)
+
+
+def test_a_narrow_teacher_keeps_its_width(distil: Callable[..., Distilled]) -> None:
+    """There are no more dimensions than it has; its card says that none went."""
+    assert distil(pca_dims=49).model.dim == 48
 
 
 def test_static_teacher_is_refused(distil: Callable[..., Distilled], tmp_path: Path) -> None:
