@@ -45,7 +45,7 @@ _PLAIN_FILE = re.compile(rf".*\.({_PLAIN})(\.gz)?", re.IGNORECASE)
 logger = logging.getLogger(__name__)
 
 
-def cure_for(path: Path) -> str:
+def find_cure(path: Path) -> str:
     """Return what to do about a file of no use: only what we laid out ourselves comes again."""
     laid_out = "assets" in path.parts
     return "mend it" + ", or remove it and run: python get_offline_assets.py" * laid_out
@@ -143,7 +143,7 @@ def _store_corpus(paths: Sequence[Path]) -> dict[str, Sequence[Any]]:
             if ("title" in _columns_of(path)) != with_title:
                 raise UserError(
                     f"{path}: one shard has titles and another one none, unlike {paths[0]}; "
-                    f"{cure_for(path)}"
+                    f"{find_cure(path)}"
                 )
             for batch in _batches(path, *COLUMNS["corpus"], NAMES):
                 ids.extend(batch["_id"])
@@ -157,7 +157,7 @@ def _store_corpus(paths: Sequence[Path]) -> dict[str, Sequence[Any]]:
 
 
 def _columns_of(path: Path) -> set[str]:
-    there = file_rows.read_columns(path, cure_for(path))
+    there = file_rows.read_columns(path, find_cure(path))
     names = [name for part in COLUMNS["corpus"] for name in part]
     called = file_rows.name_columns(path, names, there, NAMES)
     return {name for name in names if called[name] in there}
@@ -188,7 +188,7 @@ def read_table(
         if table and rows.keys() != table.keys():
             raise UserError(
                 f"{path} has other columns than the shards before it: {', '.join(rows)}, not "
-                f"{', '.join(table)}; {cure_for(path)}"
+                f"{', '.join(table)}; {find_cure(path)}"
             )
         for column, values in rows.items():
             table.setdefault(column, []).extend(values)
@@ -199,11 +199,11 @@ def _batches(
     path: Path, columns: Sequence[str], optional: Sequence[str], names: Mapping[str, set[str]]
 ) -> Iterator[dict[str, list[Any]]]:
     """Yield the rows of a file, some thousands at a time, as lists by our names of the columns."""
-    there = file_rows.read_columns(path, cure_for(path))
+    there = file_rows.read_columns(path, find_cure(path))
     called = file_rows.name_columns(path, (*columns, *optional), there, names)
     kinds = {called[name]: KINDS.get(name, "text") for name in columns}
     others = [called[name] for name in optional]
-    for batch in file_rows.read_rows(path, kinds, cure_for(path), optional=others):
+    for batch in file_rows.read_rows(path, kinds, find_cure(path), optional=others):
         yield {name: batch[called[name]] for name in (*columns, *optional) if called[name] in batch}
 
 
@@ -215,10 +215,10 @@ def _read_rows(
         for name, cells in batch.items():
             rows.setdefault(name, []).extend(cells)
     if not rows:
-        there = file_rows.read_columns(path, cure_for(path))
+        there = file_rows.read_columns(path, find_cure(path))
         called = file_rows.name_columns(path, (*columns, *optional), there, names)
         if missing := [name for name in columns if called[name] not in there]:
-            raise UserError(f"{path} has no rows, and no column {missing[0]!r}; {cure_for(path)}")
+            raise UserError(f"{path} has no rows, and no column {missing[0]!r}; {find_cure(path)}")
         rows = {name: [] for name in (*columns, *optional) if called[name] in there}
     return rows
 
@@ -255,7 +255,7 @@ def _read_trec(path: Path) -> dict[str, list[Any]] | None:
     if not {"query-id", "corpus-id"} <= columns.keys():
         raise UserError(
             f"{path}: its first line names {', '.join(columns)}; name query-id, corpus-id and "
-            f"score, or leave that line out; {cure_for(path)}"
+            f"score, or leave that line out; {find_cure(path)}"
         )
     return {name: columns[name] for name in ("query-id", "corpus-id", "score") if name in columns}
 

@@ -23,6 +23,7 @@ from small_modernbert.models.packed_encoder import PackedEncoder
 from small_modernbert.models.prompts import Prompts, Role
 from small_modernbert.models.students import Student
 from small_modernbert.models.vectors import normalise, shorten
+from small_modernbert.runs.errors import UserError
 
 NO_PROMPTS = Prompts()
 logger = logging.getLogger(__name__)
@@ -176,8 +177,16 @@ class Watched:
             <set>_ndcg@10 for each set, and retrieval_ndcg@10, their mean; mean_cosine and
             effective_rank of the vectors, see `metrics.collapse`; and at each shorter dimension d
             the headlines as name/d.
+
+        Raises:
+            UserError: a vector holds NaN or infinity.
         """
         vectors = self._encode(encoder, tokenizer, prompts)
+        if not all(np.isfinite(part).all() for part in vectors.values()):
+            raise UserError(
+                "the student gives NaN or infinity: its training has gone astray; lower "
+                "--learning-rate, and begin anew with --overwrite"
+            )
         figures = self._figures(vectors)
         # Held-out texts are distinct; without any, those of a set are the most.
         most = vectors.get("held out", max(vectors.values(), key=len, default=np.zeros((0, 1))))

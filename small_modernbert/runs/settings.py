@@ -9,6 +9,7 @@ import ast
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import shlex
 import sys
@@ -42,6 +43,24 @@ HOUSEKEEPING = frozenset(
     }
 )
 
+# Numbers of ours count, measure or weigh: below 0 they mean nothing, but for these,
+ANY_SIGN = frozenset({"SCORE_RANGE", "MAX_RETRIEVAL_DROP"})
+# and these mean nothing at 0 either, unless that is a script's own value ("as many as suit").
+POSITIVE = frozenset(
+    {
+        "JUDGE_TEMPERATURE",
+        "LEARNING_RATE",
+        "NUM_PERMUTATIONS",
+        "ROWS_PER_BATCH",
+        "ROWS_PER_SHARD",
+        "SCALE",
+        "SEQUENCES_PER_BATCH",
+        "SHARD_ROWS",
+        "TEMPERATURE",
+        "TOKENS_PER_BATCH",
+    }
+)
+LARGEST_SEED = 2**32 - 1  # that numpy, torch and scikit-learn all take
 _TYPES = {"Literal": Literal, "list": list, "int": int, "float": float, "str": str, "bool": bool}
 
 
@@ -133,6 +152,37 @@ def override(namespace: dict[str, Any], argv: list[str] | None = None) -> None:
         namespace.update({name.upper(): value for name, value in vars(group).items()})
 
 
+def check_numbers(namespace: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Refuse numbers that can mean nothing, whatever the script, before it does anything.
+
+    Args:
+        namespace: a script's globals with the flags' values.
+        defaults: the same as they stood in the file.
+
+    Raises:
+        UserError: with the flag, and the value that it has in the file.
+    """
+    names = [constant.name for constant in read_constants(Path(namespace["__file__"]))]
+    for name in (name for name in names if name not in ANY_SIGN):
+        value, own = namespace[name], defaults[name]
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            flag = f"--{name.lower().replace('_', '-')}"
+            given = f"{flag} {own}" if own and not isinstance(own, list) else f"{flag} …"
+            positive = name in POSITIVE and own != 0
+            least = "more than 0" if isinstance(number, float) else f"at least {int(positive)}"
+            if not math.isfinite(number):
+                raise UserError(f"{flag} {number} is no number to work with; give one: {given}")
+            if number < 0 or (positive and number == 0):
+                least = least if positive or isinstance(number, int) else "at least 0"
+                raise UserError(f"{flag} {number} is too small; give {least}: {given}")
+            if name == "SEED" and number > LARGEST_SEED:
+                raise UserError(
+                    f"{flag} {number} is too large; give at most {LARGEST_SEED}: {given}"
+                )
+
+
 def _field(constant: Constant, namespace: dict[str, Any]) -> tuple[str, Any, Any]:
     """Return a constant as a field of a dataclass, with the value that it has now."""
     import tyro
@@ -165,8 +215,10 @@ def run(namespace: dict[str, Any], argv: list[str] | None = None) -> None:
     """
     machine.prepare()
     sys.excepthook = _print_redacted
-    with signals.handled(), _ended_in_one_line(), report.console():
+    with signals.handled(), _ended_in_one_line(), report.console(), machine.memory(namespace):
+        defaults = dict(namespace)
         override(namespace, argv)
+        check_numbers(namespace, defaults)
         places.refuse_urls(namespace)
         typing.cast(Callable[[], None], namespace["main"])()
 

@@ -397,7 +397,8 @@ class _Run:
             if plan.select_by and plan.select_by not in figures:
                 raise UserError(
                     f"SELECT_BY is {plan.select_by!r}, but the evaluation gives: "
-                    + f"{', '.join(figures)}; name one of these: --select-by {next(iter(figures))}"
+                    f"{', '.join(figures) or 'nothing, for there is nothing to measure on'}; "
+                    f"name one of these: --select-by {next(iter(figures), repr(''))}"
                 )
             self.stage.write_metrics(step=progress.step, **figures)
             text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())

@@ -14,6 +14,7 @@ from small_modernbert.evaluation.validation import HeldOutTexts, Watched
 from small_modernbert.models import encoders
 from small_modernbert.models.module_files import Usage
 from small_modernbert.models.students import Student
+from small_modernbert.runs.errors import UserError
 
 NOTHING = HeldOutTexts(TokenStore(np.zeros(0, np.int32), np.zeros(1, np.int64)), np.zeros((0, 8)))
 
@@ -42,3 +43,17 @@ def test_figures_while_training_are_those_of_the_saved_folder(
     plain = watched.measure(student.encoder(), student.backend)
     unlike = plain["effective_rank"] != pytest.approx(figures["effective_rank"])
     assert unlike == ("document" in named)  # it is of the documents
+
+
+def test_a_student_gone_astray_is_said_to_be_so() -> None:
+    """A learning rate far too high gives NaN: no figures of it, and no error of a library."""
+
+    class Diverged:
+        def __len__(self) -> int:
+            return 2
+
+        def encode(self, encoder: object, tokenizer: object) -> np.ndarray:
+            return np.array([[1.0, np.nan], [0.0, 1.0]], dtype=np.float32)
+
+    with pytest.raises(UserError, match="lower --learning-rate"):
+        Watched(Diverged()).measure(None, None)

@@ -324,3 +324,60 @@ def test_run_calls_main_with_flags(namespace: dict[str, Any]) -> None:
     namespace["main"] = broken
     with pytest.raises(ZeroDivisionError):
         settings.run(namespace, [])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--steps", "-1"], "--steps -1 is too small; give at least 0: --steps 3"),
+        (["--rate", "-0.5"], "--rate -0.5 is too small; give at least 0: --rate 0.5"),
+        (["--rate", "nan"], "--rate nan is no number to work with"),
+        (["--rate", "inf"], "--rate inf is no number to work with"),
+        (["--sizes", "4", "-2"], "--sizes -2 is too small; give at least 0: --sizes …"),
+        (["--rows-per-batch", "0"], "--rows-per-batch 0 is too small; give at least 1"),
+        (["--temperature", "0"], "--temperature 0.0 is too small; give more than 0"),
+        (["--seed", str(2**40)], "at most 4294967295: --seed 42"),
+        (["--tokens-per-batch", "0", "--score-range", "-1", "1"], ""),  # 0 as in the file
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(
+    flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the script, it does nothing with them: no width of -5, no loss at temperature 0."""
+    path = tmp_path / "count_toys.py"
+    more = "ROWS_PER_BATCH: int = 8\nTEMPERATURE: float = 0.1\nSEED: int = 42\n"
+    more += "TOKENS_PER_BATCH: int = 0\nSCORE_RANGE: list[float] = []\n"
+    path.write_text(SCRIPT + more, encoding="utf-8")
+    namespace = runpy.run_path(str(path))
+    if not said:
+        settings.run(namespace, flags)
+        return
+    with pytest.raises(SystemExit) as stop:
+        settings.run(namespace, flags)
+    assert stop.value.code == 1 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            "the GPU's memory is used up (CUDA out of memory. Tried to allocate 2.00 GiB); take "
+            "less at once: --tokens-per-batch 8192 --accumulate 2",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "the memory is used up"),
+        (MemoryError(), "the memory is used up"),
+    ],
+)
+def test_memory_that_is_used_up_has_a_cure(
+    namespace: dict[str, Any], error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A batch too large for the GPU ends in one line with the flags that make it smaller."""
+
+    def main() -> None:
+        raise error
+
+    namespace |= {"main": main, "TOKENS_PER_BATCH": 16_384, "ACCUMULATE": 1}
+    with pytest.raises(SystemExit):
+        settings.run(namespace, [])
+    assert capsys.readouterr().err.startswith(f"error: {said}")
