@@ -29,29 +29,10 @@ import pytest
 from small_modernbert.runs import settings
 from small_modernbert.runs.references import ROOT
 
-# What the scripts import; none of it starts a thread pool by being imported.
-PRELOADED = (
-    "torch",
-    "torch._dynamo",  # transformers asks it questions inside functions
-    "optimi",
-    "transformers.models.bert.modeling_bert",
-    "transformers.models.modernbert.modeling_modernbert",
-    "sentence_transformers",
-    "sentence_transformers.models",
-    "datasets",
-    "model2vec",
-    "bm25s",
-    "rensa",
-    "tyro",
-    "pyarrow.parquet",
-    "matplotlib.pyplot",
-    "scipy.stats",
-    "sklearn.decomposition",
-)
 THREADS = 1  # of torch: a kernel's sums depend on it, and two tests may run side by side
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(list(PRELOADED))
+_context.set_forkserver_preload(["tests.preloaded"])
 
 
 @dataclass(frozen=True)
