@@ -16,13 +16,16 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 size=full
 assets=assets
 controls=
-while [[ ${1:-} == --size || ${1:-} == --assets || ${1:-} == --controls ]]; do
+everywhere=()
+while (($#)); do
   case $1 in
-    --size) size=$2; shift ;;
-    --assets) assets=$2; shift ;;
-    --controls) controls=yes ;;
+    --size | --assets)
+      [[ $# -gt 1 ]] || { echo "error: $1 wants a value: --size smoke, --assets DIR" >&2; exit 2; }
+      if [[ $1 == --size ]]; then size=$2; else assets=$2; fi
+      shift 2 ;;
+    --controls) controls=yes; shift ;;
+    *) everywhere+=("$1"); shift ;;
   esac
-  shift
 done
 
 case $size in
@@ -43,7 +46,6 @@ teacher=$assets/models/all-MiniLM-L6-v2
 # BoolQ are for the table alone.
 evaluation=(--retrieval-folder "$assets/retrieval" --validation-sets squad wiki-descriptions)
 stage() { python "$@" --recipe "$recipe" "${everywhere[@]}"; }
-everywhere=("$@")
 begin=$SECONDS
 
 # 1  A blank ModernBERT, narrower than its 384-d teacher, with the teacher's vocabulary. [0.1]

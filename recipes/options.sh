@@ -1,14 +1,16 @@
 # Read by the recipes: --size small|full and --assets DIR; any other flag goes to every stage.
 size=full
 assets=assets
-while [[ ${1:-} == --size || ${1:-} == --assets ]]; do
+everywhere=()
+while (($#)); do
   case $1 in
-    --size) size=$2 ;;
-    --assets) assets=$2 ;;
+    --size | --assets)
+      [[ $# -gt 1 ]] || { echo "error: $1 wants a value: --size small, --assets DIR" >&2; exit 2; }
+      if [[ $1 == --size ]]; then size=$2; else assets=$2; fi
+      shift 2 ;;
+    *) everywhere+=("$1"); shift ;;
   esac
-  shift 2
 done
-everywhere=("$@")
 begin=$SECONDS
 teacher=$assets/models/all-MiniLM-L6-v2
 stage() { python "$@" --recipe "$recipe" "${everywhere[@]}"; }

@@ -230,7 +230,8 @@ def keep_apart(splits: PairSplits, evaluation_texts: dict[str, list[str]]) -> Pa
     STS-B, for one, holds sentences of MRPC.
 
     Raises:
-        UserError: nothing is left to train on, or too little to measure on.
+        UserError: nothing is left to train on, or too little to measure on; or the scores are
+            all equal.
     """
     leaks = LeakFilter()
     leaks.add("the held-out pairs", splits.held_out.texts())
@@ -249,6 +250,15 @@ def keep_apart(splits: PairSplits, evaluation_texts: dict[str, list[str]]) -> Pa
             f"{FEWEST_HELD_OUT} at least (dropped: {dict(dropped) or 'none'}); give more --pairs, "
             "or labels of more texts"
         )
+    for what, scores in (
+        ("train", splits.train.scores[rows]),
+        ("held-out", splits.held_out.scores),
+    ):
+        if len(scores) > 1 and (scores == scores[0]).all():
+            raise UserError(
+                f"all {len(scores):,} {what} pairs have the score {scores[0]:g}: there is no order "
+                "among them to learn or to measure; give other --pairs"
+            )
     for reason, number in sorted(dropped.items()):
         logger.info("%s pairs dropped: %s", f"{number:,}", reason)
     return PairSplits(splits.train.take(rows), splits.held_out, splits.scored_by, dict(dropped))

@@ -128,6 +128,8 @@ def _check(teacher: SentenceTransformer, name: str, pca_dims: int, sif_coefficie
         raise UserError(f"PCA_DIMS: {pca_dims} is below 0; use at most {width}, or 0 for all")
     if any(type(part).__name__ == "Dense" for part in teacher):
         logger.info("%s: its Dense layer plays no part, PCA does", name)
+    if prompts := {role: prompt for role, prompt in teacher.prompts.items() if prompt}:
+        logger.info("%s: its prompts play no part, an entry is read alone: %s", name, prompts)
     return width
 
 

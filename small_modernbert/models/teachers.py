@@ -30,7 +30,7 @@ def _open(folder: Path) -> SentenceTransformer:
     if not hasattr(teacher[0], "auto_model"):
         raise UserError(
             f"{folder} has no transformer to learn from (its first module is a "
-            f"{type(teacher[0]).__name__}); name another one: --teacher"
+            f"{type(teacher[0]).__name__}); take another teacher"
         )
     if (said := compares_by(teacher)) != "cosine":
         logger.warning(

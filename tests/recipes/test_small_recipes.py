@@ -89,6 +89,23 @@ def inputs_of(script: ModuleType, made: list[str]) -> set[str]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("recipe", "flags"),
+    [
+        ("small_v2", ["--overwrite", "--size", "small"]),
+        ("offline", ["--overwrite", "--size", "smoke", "--assets", "elsewhere"]),
+    ],
+)
+def test_flags_of_a_recipe_may_stand_anywhere(
+    recipe: str, flags: list[str], tmp_path: Path
+) -> None:
+    """What is a recipe's own goes to no script, whatever stands before it."""
+    for command in record_recipe(recipe, tmp_path, *flags):
+        assert "--size" not in command and "--assets" not in command
+        assert "report.py" in command or "--overwrite" in command
+        assert command[command.index("--recipe") + 1] in ("small_v2_small", "smoke")
+
+
 @pytest.mark.parametrize("size", ["full", "small"])
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_every_input_was_made_before(system: str, size: str, tmp_path: Path) -> None:

@@ -165,6 +165,22 @@ def test_nothing_left_is_refused() -> None:
         graded_pairs.keep_apart(PairSplits(pairs, pairs, "people"), {})
 
 
+@pytest.mark.parametrize("part", ["train", "held_out"])
+def test_scores_that_are_all_equal_are_refused(part: str) -> None:
+    """There is no order among them: every figure of them would be nan, and no step a better one."""
+    words = ["rain", "snow", "wind", "hail", "fog", "sun", "ice", "dew", "heat", "frost", "storm"]
+    parts = {}
+    for name in ("train", "held_out"):
+        rows = [
+            (f"{name} {word}", f"{word} of {name}", i * (name != part))
+            for i, word in enumerate(words)
+        ]
+        parts[name] = make_pairs(*rows)
+    splits = PairSplits(parts["train"], parts["held_out"], "people")
+    with pytest.raises(UserError, match="have the score 0: there is no order"):
+        graded_pairs.keep_apart(splits, {})
+
+
 def test_bad_rows_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Rows without two texts or a finite score are dropped, counted and the first one is named."""
     path = write_parquet(
