@@ -311,21 +311,28 @@ def copy_general_sets(folder: Path, inputs: dict[str, Path]) -> None:
 
 
 def compare_languages(cut: "list[Passage]", folder: Path) -> None:
-    """Warn where the documents are in another language than the first of GENERAL_SETS."""
+    """Warn where documents are in another language than the first of GENERAL_SETS, or no prose."""
     import random
 
-    from small_modernbert.data import evaluation_sets, own_sets
+    from small_modernbert.data import evaluation_sets, languages
 
     if not GENERAL_SETS:
         return
     general = evaluation_sets.load_retrieval_set(folder, GENERAL_SETS[0])
-    some = random.Random(SEED).sample(cut, min(COMPARED_PASSAGES, len(cut)))
-    ours, theirs = own_sets.common_shares((piece.text for piece in some), general.documents)
-    if ours < own_sets.OTHER_LANGUAGE * theirs:
+    places = random.Random(SEED).sample(range(len(cut)), min(COMPARED_PASSAGES, len(cut)))
+    words = languages.compare((cut[place].text for place in sorted(places)), general.documents)
+    if words.letters < languages.MUCH:
         logger.warning(
-            "the hundred commonest words of %s are %.0f %% of its text and %.0f %% of yours: yours "
-            "is in another language, and the teacher must be made for it (my_domain.sh --teacher)",
-            *(general.name, 100 * theirs, 100 * ours),
+            "%.0f of 100 words of your documents are numbers or signs, and a model of language can "
+            "do little with them: leave tables out, or search them by other means",
+            100 * (1 - words.letters),
+        )
+    elif words.foreign > languages.MUCH:
+        logger.warning(
+            "the hundred commonest words of %s are %.0f %% of its text and %.0f %% of yours, and "
+            "hardly any stand in %.0f %% of yours: that is in another language, which the teacher "
+            "must read (my_domain.sh --teacher), or it is code and no prose",
+            *(general.name, 100 * words.theirs, 100 * words.ours, 100 * words.foreign),
         )
 
 

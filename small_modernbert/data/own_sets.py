@@ -8,12 +8,12 @@ there are any, else headings, else first sentences: made, and no judgement of a 
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from small_modernbert.data import file_rows, passages
 from small_modernbert.data.documents import Document
-from small_modernbert.data.keys import words_key, words_of
+from small_modernbert.data.keys import words_key
 from small_modernbert.data.passages import Passage
 from small_modernbert.data.retrieval_sets import RetrievalSet
 from small_modernbert.runs.errors import UserError
@@ -21,8 +21,6 @@ from small_modernbert.runs.errors import UserError
 REPORTED, VALIDATION = "mine", "mine-validation"
 ENOUGH_QUERIES = 50  # below, a figure says next to nothing
 ENOUGH_DOCUMENTS = 100  # held out: they give about as many queries; a half where there are fewer
-COMMON_WORDS = 100  # that tell a language
-OTHER_LANGUAGE = 0.25  # of the share that they have of texts in their own
 NAMED, MADE = "queries of the user", "made queries"
 
 
@@ -146,22 +144,6 @@ def divide(
         parts[side].extend(names)
         sizes[side] += sum(pieces[name] for name in names)
     return Parts(sorted(training), validation=sorted(parts[1]), reported=sorted(parts[0]))
-
-
-def common_shares(texts: Iterable[str], reference: Iterable[str]) -> tuple[float, float]:
-    """Return how much of some texts the commonest words of others are, and how much of the others.
-
-    Below `OTHER_LANGUAGE` of the second, the first says that they are in another language: English
-    of any field has half of it and more, German a twentieth of English's.
-    """
-    ours = Counter(word for text in texts for word in words_of(text))
-    theirs = Counter(word for text in reference for word in words_of(text))
-    common = [word for word, _ in theirs.most_common(COMMON_WORDS)]
-
-    def share(words: Counter[str]) -> float:
-        return sum(words[word] for word in common) / max(1, words.total())
-
-    return share(ours), share(theirs)
 
 
 def make_set(

@@ -8,7 +8,8 @@ import dataclasses
 
 import numpy as np
 
-from small_modernbert.data.own_sets import ENOUGH_QUERIES, OTHER_LANGUAGE, common_shares
+from small_modernbert.data import languages
+from small_modernbert.data.own_sets import ENOUGH_QUERIES
 from small_modernbert.evaluation.benchmark import TEACHER, WORDS, Benchmark, Row
 
 LOST = 0.8  # a teacher that has less than this share of word matching's nDCG does not know the text
@@ -119,13 +120,14 @@ def _doubt(made: Benchmark, name: str, number: int) -> str:
     doubt = f"Already the teacher alone finds {than} than plain word matching, {ahead}."
     own = next(each for each in made.sets if each.name == name)
     for other in made.sets:
-        ours, theirs = common_shares(own.documents, other.documents)
-        if ours < OTHER_LANGUAGE * theirs and _ndcg(teacher, name) < _ndcg(teacher, other.name):
+        words = languages.compare(own.documents, other.documents)
+        much = words.foreign > languages.MUCH and other is not own
+        if much and _ndcg(teacher, name) < _ndcg(teacher, other.name):
             return (
                 f"{doubt} It has {_ndcg(teacher, other.name):.3f} on {other.name}, whose hundred "
-                f"commonest words are {theirs:.0%} of its text and {ours:.0%} of yours: yours is "
-                "in another language than the teacher's. Try one that was made for it, or for many "
-                "languages: --teacher."
+                f"commonest words are {words.theirs:.0%} of its text and {words.ours:.0%} of "
+                f"yours: {words.foreign:.0%} of yours is in another language than the teacher's, "
+                "or no prose. Try a teacher that was made for it, or for many languages: --teacher."
             )
     return doubt
 
