@@ -13,11 +13,11 @@ Writes: runs/<recipe>/prepare_documents/final/: text/own.parquet and text/genera
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from small_modernbert.runs import references, report, settings, stages, storage
+from small_modernbert.runs import lineage, references, report, settings, stages, storage
 from small_modernbert.runs.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,19 +63,22 @@ logger = logging.getLogger("small_modernbert.prepare_documents")
 
 def main() -> None:
     """Read and cut the documents, keep some apart, make queries, write it all down."""
+    from small_modernbert.data import documents
+
     inputs = find_inputs()
     inputs["teacher"], max_tokens = find_teacher()
-    with stages.Stage(globals(), inputs=inputs) as stage:
+    counts, folder = Counter[str](), inputs["documents"]
+    files = documents.list_files(folder, MAX_DOCUMENTS, SEED, counts)
+    with stages.Stage(globals(), inputs | {"documents": lineage.Chosen(folder, files)}) as stage:
         if stage.finished:
             return
         from small_modernbert.data import own_sets, passages
 
-        counts = Counter[str]()
-        documents = read_sample(inputs["documents"], counts)
-        queries = read_queries(inputs.get("queries"), documents, counts)
-        cut = cut_documents(documents, inputs["teacher"], max_tokens)
+        kept = own_sets.by_sections(read_sample(folder, files, counts))
+        queries = read_queries(inputs.get("queries"), kept, counts)
+        cut = cut_documents(kept, inputs["teacher"], max_tokens)
         pieces = Counter(piece.document for piece in cut)
-        parts = own_sets.divide(documents, queries, pieces, HELD_OUT_SHARE, MAX_PASSAGES, SEED)
+        parts = own_sets.divide(kept, queries, pieces, HELD_OUT_SHARE, MAX_PASSAGES, SEED)
         held_out = {*parts.validation, *parts.reported}
         training = [piece for piece in cut if piece.document not in held_out]
         learned = [query for query in queries if query.document not in held_out]
@@ -91,7 +94,7 @@ def main() -> None:
         sets = write_sets(stage.building / "retrieval", cut, common, queries, parts)
         copy_general_sets(stage.building / "retrieval", inputs)
         compare_languages(cut, stage.building / "retrieval")
-        counts |= {"documents": len(documents), "documents to train on": len(parts.training)}
+        counts |= {"documents": len(kept), "documents to train on": len(parts.training)}
         counts |= {"documents held out": len(held_out), "passages": len(cut)}
         counts |= {f"own texts: {kind}": number for kind, number in made.items()}
         counts["general texts"] = len(general)
@@ -99,7 +102,7 @@ def main() -> None:
         stage.record.rows = dict(counts)
         stage.record.facts = {"queries": {name: kind for name, (_, kind) in sets.items()}}
         stage.finish(
-            f"{len(documents):,} documents → {len(cut):,} passages, {len(rows):,} own texts",
+            f"{len(kept):,} documents → {len(cut):,} passages, {len(rows):,} own texts",
             verify=check,
         )
 
@@ -170,7 +173,7 @@ def find_teacher() -> tuple[Path, int]:
     return folder, min(read - HEADING_TOKENS, MAX_TOKENS)
 
 
-def read_sample(folder: Path, counts: Counter[str]) -> "list[Document]":
+def read_sample(folder: Path, files: Sequence[Path], counts: Counter[str]) -> "list[Document]":
     """Read the documents, beyond MAX_DOCUMENTS a seeded sample of them; in order of their names.
 
     Raises:
@@ -180,7 +183,6 @@ def read_sample(folder: Path, counts: Counter[str]) -> "list[Document]":
 
     from small_modernbert.data import documents
 
-    files = documents.list_files(folder, MAX_DOCUMENTS, SEED, counts)
     kept: list[Document] = []
     rng, seen = random.Random(SEED), 0
     for file in report.progress(files, description="reading documents"):

@@ -45,6 +45,8 @@ while [[ $# -gt 0 ]]; do
   shift
 done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+trap 'echo "stopped there. Mend what it says and run this again; where the folder, the teacher or a" \
+  "flag has changed: --overwrite, which makes all of it again" >&2' ERR
 stage() { python "$@" --recipe "$recipe" "${everywhere[@]}"; }
 begin=$SECONDS
 teacher=${teacher:-$assets/models/all-MiniLM-L6-v2}

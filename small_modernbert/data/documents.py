@@ -14,6 +14,7 @@ import functools
 import importlib.util
 import io
 import logging
+import os
 import random
 import re
 import shlex
@@ -96,11 +97,8 @@ def list_files(folder: Path, most: int, seed: int, counts: Counter[str]) -> list
     Raises:
         UserError: there is none.
     """
-    inside = [folder] if folder.is_file() else sorted(folder.rglob("*"))
     files, converted = [], Counter[str]()
-    for path in inside:
-        if not path.is_file() or any(p.startswith(".") for p in path.relative_to(folder).parts):
-            continue
+    for path in [folder] if folder.is_file() else sorted(_walk(folder, counts)):
         ending = ending_of(path)
         if ending in CONVERTED and not can_convert():
             converted[ending] += 1
@@ -121,6 +119,23 @@ def list_files(folder: Path, most: int, seed: int, counts: Counter[str]) -> list
     return files
 
 
+def _walk(folder: Path, counts: Counter[str]) -> Iterator[Path]:
+    """Yield the files below a folder that are not hidden; links to folders are counted."""
+
+    def refused(error: OSError) -> None:
+        counts["folders that could not be read"] += 1
+        logger.warning("left out: %s", error)
+
+    for place, folders, files in os.walk(folder, onerror=refused):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if links := sum(Path(place, name).is_symlink() for name in folders):
+            counts["links to folders, not followed"] += links
+        for name in files:
+            path = Path(place, name)
+            if not name.startswith(".") and path.is_file():
+                yield path
+
+
 def read_documents(file: Path, folder: Path, counts: Counter[str]) -> Iterator[Document]:
     """Yield the documents of a file; what cannot be read is counted, and told in the log.
 
@@ -130,6 +145,8 @@ def read_documents(file: Path, folder: Path, counts: Counter[str]) -> Iterator[D
         counts: what was left out is added to it, by reason.
     """
     name = file.name if file == folder else file.relative_to(folder).as_posix()
+    # A name may hold bytes that are no UTF-8, and no table could.
+    name = name.encode(errors="surrogateescape").decode(errors="replace")
     try:
         if ending_of(file) in TABLES:
             read = _rows(file, name)
@@ -146,7 +163,7 @@ def read_documents(file: Path, folder: Path, counts: Counter[str]) -> Iterator[D
                 counts["documents without text"] += 1
     except (UserError, OSError, ValueError, LookupError, EOFError, zlib.error) as error:
         counts["files that could not be read"] += 1
-        logger.warning("left out: %s: %s", file, error)
+        logger.warning("left out: %s: %s", name, error)
 
 
 def kinds() -> str:

@@ -180,8 +180,11 @@ def is_message(file: Path) -> bool:
     """Say whether a file is a message of a maildir, where they have no endings."""
     if file.parent.name not in ("cur", "new"):
         return False
-    with file.open("rb") as stream:
-        return _MAILDIR_HEADER.match(stream.read(200)) is not None
+    try:
+        with file.open("rb") as stream:
+            return _MAILDIR_HEADER.match(stream.read(200)) is not None
+    except OSError:
+        return True  # whoever reads it will say why it can't be
 
 
 def split_mailbox(stream: IO[bytes]) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ there are any, else headings, else first sentences: made, and no judgement of a 
 """
 
 import dataclasses
+import logging
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,13 @@ from small_modernbert.data.retrieval_sets import RetrievalSet
 from small_modernbert.runs.errors import UserError
 
 REPORTED, VALIDATION = "mine", "mine-validation"
+LEAST_DOCUMENTS = 3  # for each part one
 ENOUGH_QUERIES = 50  # below, a figure says next to nothing
 ENOUGH_DOCUMENTS = 100  # held out: they give about as many queries; a half where there are fewer
 NAMED, MADE = "queries of the user", "made queries"
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,21 +75,43 @@ def read_queries(path: Path, known: Sequence[str], counts: Counter[str]) -> list
     for name in known:
         for part in {name, name.rpartition("/")[2]}:
             by_part.setdefault(part, []).append(name)
-    queries = []
+    queries, unknown = [], list[str]()
     for batch in file_rows.read_rows(path, {column: "any"}, cure, optional=("document",)):
         answers = batch.get("document") or [None] * len(batch[column])
         for text, answer in zip(batch[column], answers, strict=True):
             if not isinstance(text, str) or not text.strip():
                 counts["blank queries"] += 1
                 continue
-            names = by_part.get(str(answer), []) if answer else []
+            named = str(answer) if answer else ""
+            names = by_part.get(named) or by_part.get(named.rpartition("/")[2], [])
             if answer and len(names) != 1:
                 reason = "no document" if not names else "several documents"
                 counts[f"queries whose answer names {reason}"] += 1
+                unknown.append(named)
             queries.append(UserQuery(text.strip(), names[0] if len(names) == 1 else ""))
     if not queries:
         raise UserError(f"{path} holds no query; {cure}")
+    if unknown:
+        logger.warning(
+            "%d of %d queries name no document, or several (%s): they train, and measure nothing; "
+            "name a file by its path below the folder",
+            *(len(unknown), len(queries), ", ".join(map(repr, unknown[:3]))),
+        )
     return queries
+
+
+def by_sections(documents: Sequence[Document]) -> Sequence[Document]:
+    """Return the documents, and the sections of each in their place where they are too few.
+
+    A book in one file has chapters that can be kept apart.
+    """
+    if len(documents) >= LEAST_DOCUMENTS:
+        return documents
+    return [
+        dataclasses.replace(document, name=f"{document.name}#{number}", sections=(section,))
+        for document in documents
+        for number, section in enumerate(document.sections, 1)
+    ]
 
 
 def divide(
@@ -116,11 +143,11 @@ def divide(
     for document in documents:
         words = " ".join(section.text for section in document.sections)
         groups.setdefault(document.thread or words_key(words), []).append(document.name)
-    if len(groups) < 3:
+    if len(groups) < LEAST_DOCUMENTS:
         raise UserError(
             f"{len(groups)} distinct documents (of mail: threads) cannot be divided into some to "
             "train on and some to measure on; name a folder of three at least (a hundred for a "
-            "figure that says something): --documents"
+            "figure that says something), or put headings into a long file: --documents"
         )
     order = list(groups.values())
     random.Random(seed).shuffle(order)

@@ -4,6 +4,7 @@ import dataclasses
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -180,7 +181,40 @@ def check_output(final: Path, record: dict[str, Any], cure: str) -> None:
         )
 
 
-def digest_input(path: Path | str) -> str:
+@dataclass(frozen=True)
+class Chosen:
+    """A folder of which some files are read, and the others are none of a stage's business.
+
+    Attributes:
+        folder: where.
+        files: that are read.
+    """
+
+    folder: Path
+    files: Sequence[Path]
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def digest(self) -> str:
+        """Return one digest over the files' names and contents; one that cannot be read has none.
+
+        Whoever reads it next will say so.
+        """
+        contents = {}
+        for file in self.files:
+            name = file.name if file == self.folder else file.relative_to(self.folder).as_posix()
+            try:
+                contents[name] = storage.sha256_file(file)
+            except OSError as error:
+                contents[name] = str(error.errno)
+        return storage.digest_json(contents)
+
+
+Input = Path | str | Chosen
+
+
+def digest_input(path: Input) -> str:
     """Return the digest by which a stage remembers an input.
 
     For another stage's final/ it is the digest recorded in that stage's run.json, after a look
@@ -192,6 +226,8 @@ def digest_input(path: Path | str) -> str:
     """
     if isinstance(path, str):
         return path
+    if isinstance(path, Chosen):
+        return path.digest()
     if places.is_remote(path):
         return places.fingerprint(path)
     if path.name == "final":

@@ -64,7 +64,7 @@ class Stage:
     """
 
     def __init__(
-        self, namespace: dict[str, Any], inputs: dict[str, Path | str] | None = None
+        self, namespace: dict[str, Any], inputs: dict[str, lineage.Input] | None = None
     ) -> None:
         """Open the stage of the script whose `globals()` are given.
 
@@ -104,7 +104,7 @@ class Stage:
             self._lock.close()
             raise
 
-    def _open(self, namespace: dict[str, Any], inputs: dict[str, Path | str]) -> None:
+    def _open(self, namespace: dict[str, Any], inputs: dict[str, lineage.Input]) -> None:
         storage.recover(self.final)
         self._report_to: list[str] = namespace.get("REPORT_TO", [])
         self._dashboards: dashboards.Dashboards | None = None

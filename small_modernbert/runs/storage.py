@@ -31,7 +31,8 @@ def sha256_file(path: Path) -> str:
 def digest_json(value: Any) -> str:  # noqa: ANN401  anything that JSON can carry
     """Return a sha256 over the canonical JSON form of `value`: equal values, equal digests."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    # A file's name may hold bytes that are no UTF-8.
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def list_files(folder: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """Folders of documents: headings, mailboxes, rows, and what is left out said."""
 
 import gzip
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -118,6 +119,36 @@ def test_a_cut_archive_costs_itself_alone(tmp_path: Path) -> None:
     read_back, counts = read(tmp_path)
     assert [document.name for document in read_back] == ["b.md"]
     assert counts == {"files that could not be read": 1}
+
+
+def test_odd_names_and_links(tmp_path: Path) -> None:
+    """Names of any bytes are read; links to folders (a circle maybe) are counted; pipes are none."""
+    (tmp_path / "a b\n'ü\".md").write_text("# One\nText.\n")
+    (tmp_path / "bad\udcff.md").write_text("# Two\nText.\n")
+    (tmp_path / "gone.md").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "circle").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe.md")
+    read_back, counts = read(tmp_path)
+    assert [document.name for document in read_back] == ["a b\n'ü\".md", "bad\ufffd.md"]
+    assert counts == {"links to folders, not followed": 1}
+
+
+def test_a_folder_that_may_not_be_read_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are read."""
+    (tmp_path / "a.md").write_text("# One\nText.\n")
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(place: object) -> object:
+        if str(place).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    read_back, counts = read(tmp_path)
+    assert (len(read_back), counts) == (1, {"folders that could not be read": 1})
 
 
 def test_a_sample_is_seeded_and_said(tmp_path: Path) -> None:

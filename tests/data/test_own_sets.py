@@ -88,11 +88,24 @@ def test_documents_that_users_asked_for_are_held_out_first() -> None:
     assert {"7.md", "13.md"} <= {*parts.reported, *parts.validation}
 
 
-def test_queries_name_documents_by_path_or_last_part(tmp_path: Path) -> None:
+def test_a_file_alone_is_divided_at_its_headings() -> None:
+    """A book's chapters can be kept apart; where there are files enough they stay whole."""
+    chapters = tuple(Section(f"Chapter {n}", f"Text of {n}.") for n in range(6))
+    book = Document("book.md", "Book", chapters)
+    cut = own_sets.by_sections([book])
+    assert [each.name for each in cut] == [f"book.md#{n}" for n in range(1, 7)]
+    assert {each.title for each in cut} == {"Book"}
+    assert own_sets.by_sections([book] * 3) == [book] * 3
+
+
+def test_queries_name_documents_by_path_or_last_part(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """What cannot be told apart, or is not there, is counted and its query kept as text."""
     file = tmp_path / "asked.csv"
     file.write_text(
-        "query,document\nwhere?,b/x.md\nwhen?,y.md\nwho?,x.md\nwhat?,z.md\n ,y.md\nfree,\n"
+        "query,document\nwhere?,b/x.md\nwhen?,/home/me/notes/y.md\nwho?,x.md\nwhat?,z.md\n"
+        " ,y.md\nfree,\n"
     )
     counts = Counter[str]()
     queries = own_sets.read_queries(file, ["a/x.md", "b/x.md", "a/y.md"], counts)
@@ -108,6 +121,7 @@ def test_queries_name_documents_by_path_or_last_part(tmp_path: Path) -> None:
         "queries whose answer names no document": 1,
         "blank queries": 1,
     }
+    assert "2 of 5 queries name no document, or several ('x.md', 'z.md')" in caplog.text
 
 
 LONG = "It follows that much water flows under the bridge of the town every day of the year."

@@ -514,3 +514,15 @@ def test_what_is_said_before_a_stage_is_shown_and_stands_in_its_log(
     assert shown.count("starting in") == 1
     handlers = logging.getLogger("small_modernbert").handlers
     assert not any(isinstance(handler, report.Console) for handler in handlers)
+
+
+def test_only_chosen_files_make_an_input(tmp_path: Path) -> None:
+    """What is read, under which name: other files, and those that went meanwhile, are no failure."""
+    files = [tmp_path / "a.md", tmp_path / "gone.md"]
+    files[0].write_text("Text.")
+    chosen = lineage.Chosen(tmp_path, files)
+    before = lineage.digest_input(chosen)
+    (tmp_path / "photo.jpg").write_bytes(b"JPG")
+    assert (str(chosen), lineage.digest_input(chosen)) == (str(tmp_path), before)
+    files[0].write_text("Other text.")
+    assert lineage.digest_input(chosen) != before
