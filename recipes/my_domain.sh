@@ -13,7 +13,7 @@
 # A teacher is a BERT, MPNet, RoBERTa, XLM-RoBERTa or ModernBERT of three layers at least, with mean
 # or CLS pooling. Other flags go to prepare_documents.py. Killed? Run it again: finished stages are kept, the one
 # that was cut goes on. Minutes in brackets: about, by the rates of `make run` on 2 quiet cores.
-set -eo pipefail  # no -u: bash before 4.4 (macOS) takes an empty array for an unset one
+set -Eeo pipefail  # no -u: bash before 4.4 (macOS) takes an empty array for an unset one
 
 if [[ $# == 0 || $1 == -* ]]; then
   echo "error: name your folder first: bash recipes/my_domain.sh ~/notes" >&2

@@ -122,7 +122,7 @@ def test_a_cut_archive_costs_itself_alone(tmp_path: Path) -> None:
 
 
 def test_odd_names_and_links(tmp_path: Path) -> None:
-    """Names of any bytes are read; links to folders (a circle maybe) are counted; pipes are none."""
+    """Names of any bytes are read; links to folders (circles, maybe) are counted."""
     (tmp_path / "a b\n'ü\".md").write_text("# One\nText.\n")
     (tmp_path / "bad\udcff.md").write_text("# Two\nText.\n")
     (tmp_path / "gone.md").symlink_to(tmp_path / "nowhere")

@@ -517,7 +517,7 @@ def test_what_is_said_before_a_stage_is_shown_and_stands_in_its_log(
 
 
 def test_only_chosen_files_make_an_input(tmp_path: Path) -> None:
-    """What is read, under which name: other files, and those that went meanwhile, are no failure."""
+    """What is read, under which name; other files, and those that went meanwhile, do no harm."""
     files = [tmp_path / "a.md", tmp_path / "gone.md"]
     files[0].write_text("Text.")
     chosen = lineage.Chosen(tmp_path, files)
