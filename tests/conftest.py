@@ -4,6 +4,7 @@ Everything is made in process; pytest-socket keeps the network away. Heavy impor
 fixtures, so that a test that needs no model does not pay for them.
 """
 
+import gc
 import os
 import runpy
 import signal
@@ -42,6 +43,12 @@ RECIPE: str = "toys"  # the folder
 VARIANT: str = ""  # another folder
 OVERWRITE: bool = False  # redo
 '''
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the tests have imported, a million objects, out of each search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
