@@ -44,7 +44,7 @@ HOUSEKEEPING = frozenset(
 )
 
 # Numbers of ours count, measure or weigh: below 0 they mean nothing, but for these,
-ANY_SIGN = frozenset({"SCORE_RANGE", "MAX_RETRIEVAL_DROP"})
+ANY_SIGN = frozenset({"LAYERS", "SCORE_RANGE", "MAX_RETRIEVAL_DROP"})
 # and these mean nothing at 0 either, unless that is a script's own value ("as many as suit").
 POSITIVE = frozenset(
     {
