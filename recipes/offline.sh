@@ -3,8 +3,8 @@
 #
 #   bash recipes/offline.sh                    what `make run` does
 #   bash recipes/offline.sh --size smoke       the same stages, small, in runs/smoke
-#   bash recipes/offline.sh --size afternoon   the same with 2.5 times the text, in runs/afternoon: three
-#                                              quarters of an hour by reckoning; not run to the end yet
+#   bash recipes/offline.sh --size afternoon   the same with 2.5 times the text, in runs/afternoon: some
+#                                              three quarters of an hour; better for the fast student
 #   bash recipes/offline.sh --controls         and then the controls: other starts, the same steps
 #   bash recipes/offline.sh --overwrite        redo everything; any other flag also goes to every stage
 #
