@@ -82,9 +82,10 @@ def check_recipe(words: list[str]) -> None:
     """Check that a recipe exists and knows the flags that are its own."""
     recipe = ROOT / words[0]
     assert recipe.is_file()
+    read = recipe.read_text(encoding="utf-8")
     for flag in (word for word in words[1:] if word.startswith("--")):
-        known = flag == "--overwrite" or f"== {flag} " in recipe.read_text(encoding="utf-8")
-        assert known, flag
+        pattern = rf"^ *(--[a-z-]+ \| )*{flag}( \| --[a-z-]+)*\)"  # a label of its `case`
+        assert flag == "--overwrite" or re.search(pattern, read, re.MULTILINE), flag
 
 
 def check_script(words: list[str]) -> None:
