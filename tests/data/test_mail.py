@@ -2,22 +2,13 @@
 
 import gzip
 import mailbox
-from collections import Counter
 from email.message import EmailMessage
 from pathlib import Path
 
 import pytest
+from test_documents import read
 
 from small_modernbert.data import documents, mail
-
-
-def read(folder: Path) -> tuple[list[documents.Document], Counter[str]]:
-    """Return all documents of a folder, and what was left out."""
-    counts = Counter[str]()
-    files = documents.list_files(folder, 0, 1, counts)
-    return [
-        document for file in files for document in documents.read_documents(file, folder, counts)
-    ], counts
 
 
 def words_of(folder: Path, written: str) -> str:
