@@ -15,8 +15,8 @@ TEACHER, STUDENT = "teacher", "our student after make run"
 # Rows of the record that rows.py has no more.
 PAST = """A Dense layer on top, fitted to 4,000 labels by ridge regression before the first step, in
 place of the teacher's PCA layer. It was the default until 2026-11-26, and its code is gone."""
-NO_ROWS = """And MarginMSE on a judge's logits against their sigmoid: no neural cross-encoder can be
-had without a hub, and a bi-encoder judge gives cosines, of which there is no logit."""
+NO_ROWS = """MarginMSE on a judge's logits against their sigmoid: no neural cross-encoder can be had
+without a hub, and a bi-encoder judge gives cosines, of which there is no logit."""
 HEADERS = (
     "row", "SQuAD", "descriptions", "of the teacher's", "SciQ", "BoolQ", "of the teacher's ",
     "MRPC", "documents/s", "without embeddings", "start, s", "training, s", "steps",
@@ -77,8 +77,8 @@ def write(folder: Path, record: Sequence[dict[str, Any]], rows: Sequence[Row]) -
     parts.append(_new_words([lines[row.name] for row in known], teacher))
     if STUDENT in lines:
         parts.append(_with_words(lines[STUDENT], teacher))
-    if missing := [row.name for row in rows if row.name not in lines]:
-        parts.append(f"## Not run\n\n{'; '.join(missing)}.\n\n{NO_ROWS}\n")
+    missing = "".join(f"{row.name}.\n\n" for row in rows if row.name not in lines)
+    parts.append(f"## Not run\n\n{missing}{NO_ROWS}\n")
     storage.write_text(folder / "EXPERIMENTS.md", "\n".join(parts))
     # Seeds would be written over one another.
     drawn = [lines[row.name] for row in known if row.question != SEEDS]
