@@ -5,18 +5,22 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rows import SEEDS, Row
+from rows import DEPTH, PEERS, SEEDS, Row
 
 from small_modernbert.runs import report, storage
 
 SELECTION, REPORTED = ("squad", "wiki-descriptions"), ("sciq", "boolq")
-LOWEST = 55  # per cent that the plot shows; what is lower stands at its edge with its figure
+LOWEST = 75  # per cent that the plot shows
 TEACHER, STUDENT = "teacher", "our student after make run"
 # Rows of the record that rows.py has no more.
 PAST = """A Dense layer on top, fitted to 4,000 labels by ridge regression before the first step, in
 place of the teacher's PCA layer. It was the default until 2026-11-26, and its code is gone."""
 NO_ROWS = """MarginMSE on a judge's logits against their sigmoid: no neural cross-encoder can be had
 without a hub, and a bi-encoder judge gives cosines, of which there is no logit."""
+PLOT = f"""![Quality on the selection sets and speed: ours, peers, layers, units](experiments.png)
+
+Rows below {LOWEST} % are in the tables alone.
+"""
 HEADERS = (
     "row", "SQuAD", "descriptions", "of the teacher's", "SciQ", "BoolQ", "of the teacher's ",
     "MRPC", "documents/s", "without embeddings", "start, s", "training, s", "steps",
@@ -61,7 +65,7 @@ def write(folder: Path, record: Sequence[dict[str, Any]], rows: Sequence[Row]) -
         return
     teacher = lines[TEACHER]
     budget = teacher["flags"]["seconds"]
-    parts = [INTRODUCTION.format(budget=budget), "![Quality and speed](experiments.png)\n"]
+    parts = [INTRODUCTION.format(budget=budget), PLOT]
     past = [line for name, line in lines.items() if name not in {row.name for row in rows}]
     for question in dict.fromkeys(row.question for row in known):
         here = [row for row in known if row.question == question]
@@ -80,8 +84,8 @@ def write(folder: Path, record: Sequence[dict[str, Any]], rows: Sequence[Row]) -
     missing = "".join(f"{row.name}.\n\n" for row in rows if row.name not in lines)
     parts.append(f"## Not run\n\n{missing}{NO_ROWS}\n")
     storage.write_text(folder / "EXPERIMENTS.md", "\n".join(parts))
-    # Seeds would be written over one another.
-    drawn = [lines[row.name] for row in known if row.question != SEEDS]
+    # Rows that differ in little would be written over one another.
+    drawn = [lines[row.name] for row in known if row.question in (PEERS, DEPTH)]
     _plot(drawn, teacher, folder / "experiments.png")
 
 
@@ -183,29 +187,10 @@ def _with_words(student: dict[str, Any], teacher: dict[str, Any]) -> str:
 
 
 def _plot(lines: Sequence[dict[str, Any]], teacher: dict[str, Any], path: Path) -> None:
-    """Draw the shares on selection and reported sets against speed, a number each row."""
-    import matplotlib
+    """Draw the shares on the selection sets against speed, labelled at the points."""
+    from small_modernbert.evaluation import charts
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(13, 8), layout="constrained", sharex=True)
-    titles = ("SQuAD and descriptions (selected on)", "SciQ and BoolQ (reported)")
-    for panel, sets, title in zip(panels, (SELECTION, REPORTED), titles, strict=True):
-        for number, line in enumerate(lines, start=1):
-            percent = 100 * share(line, teacher, sets)
-            place = (line["pace"], max(percent, LOWEST))
-            label = f"{number}  {line['name']}" if panel is panels[0] else None
-            panel.scatter(*place, color=f"C{number % 10}", label=label)
-            name = f"{number}" if percent >= LOWEST else f"{number}: {percent:.0f} %"
-            # By turns to each side, so that neighbours do not write over one another.
-            offset = (6, 3) if number % 2 else (-14, -9)
-            panel.annotate(name, place, offset, textcoords="offset points", fontsize="small")
-        panel.set(title=title, xlabel="documents per second, times the teacher's", xscale="log")
-        panel.xaxis.set_major_formatter("{x:g}")
-        panel.xaxis.set_minor_formatter("")
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("nDCG@10, % of the teacher's")
-    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    shares = [(line, 100 * share(line, teacher, SELECTION)) for line in lines]
+    points = [(line["name"], line["pace"], kept) for line, kept in shares if kept >= LOWEST]
+    across, up = "documents per second, times the teacher's", "nDCG@10, % of the teacher's"
+    charts.save_points(path, points, across, up, size=(9, 0.2 * len(points) + 0.8))

@@ -55,7 +55,7 @@ def points(
 
     Points at the same place are rings around each other, and keep a label each.
     """
-    return _svg(_points(labelled, across, up, levels, logarithmic))
+    return _svg(_points(labelled, across, up, levels, logarithmic, SIZE))
 
 
 def save_points(
@@ -64,11 +64,11 @@ def save_points(
     across: str,
     up: str,
     levels: Sequence[tuple[str, float]] = (),
+    size: tuple[float, float] = SIZE,
 ) -> None:
-    """Write such points as a picture."""
-    _points(labelled, across, up, levels, logarithmic=True).savefig(
-        path, dpi=180, facecolor="white"
-    )
+    """Write such points as a picture of so many inches."""
+    figure = _points(labelled, across, up, levels, True, size)
+    figure.savefig(path, dpi=180, facecolor="white")
 
 
 def _points(
@@ -77,8 +77,9 @@ def _points(
     up: str,
     levels: Sequence[tuple[str, float]],
     logarithmic: bool,
+    size: tuple[float, float],
 ) -> "Figure":
-    figure, axes = _figure(across, up)
+    figure, axes = _figure(across, up, size)
     ends = []
     for number, (label, x, y) in enumerate(labelled):
         colour = COLOURS[number % len(COLOURS)]
@@ -99,7 +100,7 @@ def _points(
 
 def bars(values: Mapping[str, float], across: str) -> str:
     """Return horizontal bars, the first on top, with their numbers."""
-    figure, axes = _figure(across, "", height=max(1.6, 0.3 * len(values) + 0.8))
+    figure, axes = _figure(across, "", (SIZE[0], max(1.6, 0.3 * len(values) + 0.8)))
     names = list(values)[::-1]
     numbers = [values[name] for name in names]
     axes.barh(names, numbers, color=COLOURS[0], height=0.7)
@@ -180,6 +181,8 @@ def _label_at_right(axes: "Axes", ends: Sequence[tuple[float, float, str, str]])
     to_axes = axes.transData + axes.transAxes.inverted()
     left, right = axes.get_xlim()
     spots = [to_axes.transform((right if np.isnan(x) else x, y)).tolist() for x, y, _, _ in ends]
+    # To the left end of the label, or it would run through it and its neighbours.
+    line = {"arrowstyle": "-", "linewidth": 0.5, "alpha": 0.6, "relpos": (0, 0.5)}
     places = spread([spot[1] for spot in spots], gap=1.25 * LABEL / height * axes.figure.dpi / 72)
     for (x, _, label, colour), spot, place in zip(ends, spots, places, strict=True):
         axes.annotate(
@@ -192,19 +195,19 @@ def _label_at_right(axes: "Axes", ends: Sequence[tuple[float, float, str, str]])
             fontsize=LABEL,
             color=colour,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.6},
+            arrowprops=line | {"color": colour},
         )
     axes.set_xlim(left, right)
 
 
-def _figure(across: str, up: str, height: float = SIZE[1]) -> "tuple[Figure, Axes]":
+def _figure(across: str, up: str, size: tuple[float, float] = SIZE) -> "tuple[Figure, Axes]":
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.fonttype"] = "none"
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(SIZE[0], height), layout="constrained", facecolor="none")
+    figure = Figure(figsize=size, layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
     axes.set_xlabel(across, color=INK, fontsize=LABEL + 1)
     axes.set_ylabel(up, color=INK, fontsize=LABEL + 1)
