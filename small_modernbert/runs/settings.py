@@ -171,11 +171,11 @@ def check_numbers(namespace: dict[str, Any], defaults: dict[str, Any]) -> None:
             flag = f"--{name.lower().replace('_', '-')}"
             given = f"{flag} {own}" if own and not isinstance(own, list) else f"{flag} …"
             positive = name in POSITIVE and own != 0
-            least = "more than 0" if isinstance(number, float) else f"at least {int(positive)}"
+            above = positive and isinstance(number, float)
+            least = "more than 0" if above else f"at least {int(positive)}"
             if not math.isfinite(number):
                 raise UserError(f"{flag} {number} is no number to work with; give one: {given}")
             if number < 0 or (positive and number == 0):
-                least = least if positive or isinstance(number, int) else "at least 0"
                 raise UserError(f"{flag} {number} is too small; give {least}: {given}")
             if name == "SEED" and number > LARGEST_SEED:
                 raise UserError(

@@ -234,7 +234,7 @@ class Stage:
 
     def _follow(self) -> None:
         """Wait for the process that leads, and take over what it has recorded."""
-        logging.getLogger("small_modernbert").setLevel(logging.ERROR)
+        logging.getLogger(report.LOG).setLevel(logging.ERROR)
         self.finished = not processes.wait()
         if not self.finished:
             stored = storage.read_json(self.folder / "run.json", "run it again")
@@ -288,7 +288,7 @@ class Stage:
                 self.save_record()
         self._lock.close()
         for handler in self._log_handlers:
-            logging.getLogger("small_modernbert").removeHandler(handler)
+            logging.getLogger(report.LOG).removeHandler(handler)
             with contextlib.suppress(OSError):
                 handler.close()
         if told is not None:
